@@ -1,0 +1,83 @@
+"""What a job costs in bytes, files and time: pure arithmetic, checked before anything is queued."""
+
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamfluence.errors import BudgetError
+
+_PER_EXAMPLE = 8 + 3 * 4 + 1 + 8  # example_id, loss, grad_norm, self_influence, flags, group
+_FILES_PER_PARTITION = 17  # seven arrays of one object and one zarr.json each, the group's, two receipts
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job needs.
+
+    Attributes:
+        disk_bytes, files: Under the run directory, all checkpoints.
+        peak_bytes: Resident memory of one worker.
+        passes: How often the training data is read from end to end.
+        seconds: With the workers the plan assumed.
+    """
+
+    disk_bytes: int
+    files: int
+    peak_bytes: int
+    passes: int
+    seconds: float
+
+    def table(self) -> dict[str, Any]:
+        """Return the cost as JSON-able numbers."""
+        return asdict(self)
+
+
+def disk_bytes(count: int, row_bytes: int, checkpoints: int) -> int:
+    """Return the bytes that ``count`` rows and what is stored beside them take at all checkpoints."""
+    return count * (row_bytes + _PER_EXAMPLE) * checkpoints
+
+
+def file_count(partitions: int, checkpoints: int) -> int:
+    """Return how many files the rows of one example set take at all checkpoints."""
+    return partitions * _FILES_PER_PARTITION * checkpoints
+
+
+def refuse_what_does_not_fit(cost: Cost, run_path: str, memory: int | None) -> None:
+    """Raise BudgetError when the cost exceeds the free disk space or the memory one worker may use."""
+    if memory is not None and cost.peak_bytes > memory:
+        raise BudgetError(
+            f"one worker needs {cost.peak_bytes / 2**20:.0f} MiB, but --memory allows "
+            f"{memory / 2**20:.0f} MiB; raise --memory, or lower compute.batch_size or projection.width"
+        )
+    free = free_bytes(run_path)
+    if free is not None and cost.disk_bytes > free:
+        raise BudgetError(
+            f"the run needs {cost.disk_bytes / 2**30:.2f} GiB, but {run_path} has {free / 2**30:.2f} GiB "
+            f"free; lower rows.bytes, or put the run in another place"
+        )
+
+
+def free_bytes(run_path: str) -> int | None:
+    """Return the free bytes where a run will lie; None for an object store."""
+    if "://" in run_path:
+        return None
+    folder = Path(run_path).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of ``4GiB``, ``512 MB``, ``1.5g`` or ``1000``; K, M, G and T are binary
+    unless they end in a plain ``B``, as in ``kB``.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)\s*", text.lower())
+    if not match or (match[3] == "i" or (match[3] == "ib" and not match[2])):
+        raise ValueError(f"{text!r} is no size in bytes, such as 4GiB")
+    base = 1000 if match[2] and match[3] == "b" else 1024
+    return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))

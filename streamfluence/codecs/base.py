@@ -1,0 +1,87 @@
+"""Contract of a codec: how one whitened row is stored in a given number of bytes.
+
+``plan`` decides once, from the energies of the coordinates, what is kept and
+with how many bits; its arrays are saved with the sketch. Training rows go
+through ``encode``; queries stay float32 and go through ``query``, so that
+
+    scores = codec.query(queries) @ codec.decode(encoded).T
+
+estimates ``queries @ rows.T``. Laws: zero rows survive; non-finite rows are
+refused; ``decode(encode(rows))`` is within ``tolerance`` of ``query(rows)``.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamfluence.linalg import State
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Stored form of a block of rows.
+
+    Attributes:
+        codes: Shape ``(example, code)``; uint8 when packed, else the codec's dtype.
+        scale: Shape ``(example, band)``, the codec's ``scale_dtype``; width 0 when the codec needs none.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+
+class Codec:
+    """Base of every codec; built from the arrays that ``plan`` returned.
+
+    Attributes:
+        stored: Number of coordinates that are stored.
+        stored_bytes: Bytes of one row, codes and scales together.
+        tolerance: Bound on ``|decode(encode(x)) - query(x)|_2 / |query(x)|_2``, typical rows; 0 when exact.
+        codes_dtype, scale_dtype: numpy names of what is stored, e.g. ``uint8``, ``uint16``.
+        scale_logical_dtype: What the scale's bits mean, e.g. ``bfloat16``.
+    """
+
+    @classmethod
+    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int, **options) -> State:
+        """Return the arrays that define the codec.
+
+        Args:
+            energies: e_j >= 0 of each coordinate of the whitened row, shape ``(feature,)``, float64.
+            row_bytes: Budget of one row, scales included; None stores everything.
+            seed: Decides rotations.
+
+        Raises:
+            BudgetError: If nothing useful fits in ``row_bytes``.
+        """
+        raise NotImplementedError
+
+    def __init__(self, arrays: State) -> None:
+        raise NotImplementedError
+
+    def to(self, device) -> "Codec":
+        """Return the codec with its arrays on ``device``."""
+        raise NotImplementedError
+
+    def encode(self, rows: Tensor) -> Encoded:
+        """Return the stored form of ``rows``, shape ``(example, feature)`` float32; runs on their device.
+
+        Raises:
+            ValueError: If a row is not finite.
+        """
+        raise NotImplementedError
+
+    def decode(self, encoded: Encoded, out: Tensor | None = None) -> Tensor:
+        """Return float32 ``(example, stored)``, written into ``out`` when given."""
+        raise NotImplementedError
+
+    def query(self, rows: Tensor) -> Tensor:
+        """Return queries in stored coordinates, shape ``(query, stored)``, float32."""
+        raise NotImplementedError
+
+    def product(self, queries: Tensor, encoded: Encoded, out: Tensor | None = None) -> Tensor:
+        """Return ``decode(encoded) @ queries.T``, shape ``(example, query)``; members may do it faster."""
+        raise NotImplementedError
+
+    def facts(self) -> dict:
+        """Return what a record should say (JSON-able), e.g. how many directions have how many bits."""
+        return {}

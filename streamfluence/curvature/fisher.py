@@ -1,0 +1,10 @@
+"""Empirical Fisher matrix: the second moment of the loss gradients themselves."""
+
+from streamfluence.curvature._gram import Gram
+
+
+class Fisher(Gram):
+    """H = (1/n) sum_i g_i g_i^T with g_i the gradient of example i's loss."""
+
+    source = "loss"
+    default_scale = 0.1

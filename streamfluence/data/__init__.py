@@ -1,0 +1,51 @@
+"""Readers of training and query sets: a job's table opens one of them by name."""
+
+import inspect
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamfluence.errors import InputError
+from streamfluence.registry import member, names
+
+if TYPE_CHECKING:
+    from streamfluence.data.base import Reader
+
+
+def open_reader(
+    table: Mapping[str, Any], root: Path, ignore: Collection[str] = ("measurement",)
+) -> "Reader":
+    """Open the reader that ``table["reader"]`` names with the table's other entries as options.
+
+    Args:
+        table: ``[train]`` or ``[queries.NAME]`` of a job.
+        root: The job's folder, against which relative paths resolve.
+        ignore: Entries of the table that are not the reader's.
+
+    Raises:
+        InputError: If the reader, an option or a required option is unknown, wrong or missing.
+    """
+    if not isinstance(table, Mapping) or "reader" not in table:
+        raise InputError(
+            f"a data set needs reader = NAME; there are: {', '.join(names('data'))} (got {table!r})"
+        )
+    name = table["reader"]
+    reader = member("data", name)
+    options = {key: value for key, value in table.items() if key != "reader" and key not in ignore}
+    _check_options(name, reader, options)
+    return reader(root=Path(root), **options)
+
+
+def _check_options(name: str, reader: type, options: Mapping[str, Any]) -> None:
+    parameters = dict(inspect.signature(reader).parameters)
+    parameters.pop("root", None)
+    known = ", ".join(parameters)
+    unknown = [key for key in options if key not in parameters]
+    if unknown:
+        raise InputError(
+            f"reader {name!r} has no option {', '.join(map(repr, unknown))}; it knows: {known}"
+        )
+    required = [key for key, each in parameters.items() if each.default is inspect.Parameter.empty]
+    missing = [key for key in required if key not in options]
+    if missing:
+        raise InputError(f"reader {name!r} needs {', '.join(missing)}; it knows: {known}")

@@ -1,0 +1,52 @@
+"""Contract of a reader: a data set of numbered examples that can be read in any order.
+
+Laws: reads compose (``read(0, 5)`` then ``read(5, 9)`` equals ``read(0, 9)``);
+``identity`` changes when the bytes do; a read touches nothing but its own rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Batch = Any  # a mapping, tuple or list of arrays with a leading example axis
+
+
+class Reader:
+    """Base of every reader.
+
+    Args of ``__init__``: ``root`` (the job's folder, against which relative paths
+    resolve) and the reader's own options by keyword.
+    """
+
+    def count(self) -> int:
+        """Return the number of examples."""
+        raise NotImplementedError
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Return examples ``start`` to ``stop``; every array has a leading example axis."""
+        raise NotImplementedError
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """Return the examples of these rows, in this order."""
+        raise NotImplementedError
+
+    def identity(self) -> Mapping:
+        """Return a JSON-able description that changes when the bytes or their order change."""
+        raise NotImplementedError
+
+    def preview(self, row: int) -> str | None:
+        """Return one short line that shows the example to a person, or None."""
+        return None
+
+    def example_ids(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the user's own int64 ids of these rows, or None when there is no id field."""
+        return None
+
+    def groups(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the int64 group of each of these rows, or None when no group field is named."""
+        return None
+
+    def group_name(self, group: int) -> str:
+        """Return what a person calls this group."""
+        return str(group)

@@ -1,0 +1,299 @@
+"""The job a user writes, resolved into the manifest that decides every number of a run.
+
+A job is TOML. Unknown keys are refused with the nearest known one. What only
+decides how the work is executed (workers, device, memory) stays out of the
+manifest, so that a run may be continued on another machine.
+"""
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from streamfluence.errors import InputError
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which parameters take part: all trainable ones but those that match ``exclude``."""
+
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """How the curvature is sketched from a sample.
+
+    Attributes:
+        examples: Sample size, drawn over the whole training set.
+        probes: Output-space probes an example, ``exact`` for all columns, or ``auto``.
+        seed: Decides the sample, the probes, the random projections and rotations.
+    """
+
+    examples: int = 4096
+    probes: int | Literal["auto", "exact"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Which linear map makes features of gradients; ``width`` features over all layers."""
+
+    name: str = "spectral"
+    width: int | Auto = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Which matrix stands for the Hessian.
+
+    Attributes:
+        blocks: ``layer`` for one block a layer, ``joint`` for one over everything.
+        damping: In the unit of the eigenvalues, or ``auto``: the weight decay when it is given
+            (plus 1 / (learning_rate * steps) when those are), else a multiple of each block's mean.
+        weight_decay: The L2 coefficient the model was trained with.
+        learning_rate, steps, momentum: Of training that was stopped early with SGD.
+    """
+
+    name: str = "gauss_newton"
+    blocks: Literal["layer", "joint"] = "layer"
+    damping: float | Auto = "auto"
+    weight_decay: float | None = None
+    learning_rate: float | None = None
+    steps: int | None = None
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How one training example's row is stored.
+
+    Attributes:
+        bytes: Of one row, scales included; 0 stores every coordinate (float codecs).
+        width, bits: Ask ``bands`` for a fixed number of directions and bits.
+        compressor: Lossless codec behind the rows; ``auto`` is none for packed codes.
+        max_non_finite: Share of rows that may be NaN or infinite before the run fails.
+    """
+
+    bytes: int = 256
+    codec: str = "bands"
+    width: int | None = None
+    bits: int | None = None
+    compressor: str = "auto"
+    max_non_finite: float = 0.001
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is read out of the scores."""
+
+    readouts: tuple[str, ...] = ("top_k", "self_influence")
+    top_k: int = 100
+    subsets: str | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the work is cut and run. Only batch_size, partition_examples, precision and threads decide bits."""
+
+    batch_size: int = 64
+    partition_examples: int | Auto = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    threads: int = 1
+    executor: str = "processes"
+    workers: int | Auto = "auto"
+    dask: str | None = None
+    device: str = "auto"
+    memory: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the user means it: every default filled in, nothing looked up yet.
+
+    Attributes:
+        root: Folder against which its relative paths resolve.
+        train, queries: Tables of data readers; a query table also has ``measurement``.
+    """
+
+    root: Path
+    task: str
+    checkpoints: tuple[str, ...]
+    train: Mapping[str, Any]
+    queries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checkpoint_weights: tuple[float, ...] | None = None
+    model: Model = Model()
+    sketch: Sketch = Sketch()
+    projection: Projection = Projection()
+    curvature: Curvature = Curvature()
+    rows: Rows = Rows()
+    score: Score = Score()
+    compute: Compute = Compute()
+
+
+def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
+    """Read a job file; ``overrides`` maps dotted keys (``rows.bytes``) to values laid over it.
+
+    Raises:
+        InputError: If the file is missing or not TOML, a key is unknown or missing, or a value
+            has the wrong type or range.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"job {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"job {path} is not valid TOML: {error}") from error
+    for key, value in (overrides or {}).items():
+        _override(table, key, value)
+    return parse_job(table, path.parent.resolve())
+
+
+def parse_job(table: Mapping[str, Any], root: Path) -> Job:
+    """Return the job of one parsed table; see ``load_job``."""
+    job = _build(Job, {"root": root, **table}, "job")
+    _validate(job)
+    return job
+
+
+def decisive(job: Job) -> dict[str, Any]:
+    """Return the part of a job that decides numbers, as JSON-able tables."""
+    compute = asdict(job.compute)
+    return {
+        "task": job.task,
+        "root": str(job.root),
+        "model": _plain(asdict(job.model)),
+        "sketch": asdict(job.sketch),
+        "projection": _plain(asdict(job.projection)),
+        "curvature": asdict(job.curvature),
+        "rows": asdict(job.rows),
+        "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
+    }
+
+
+def _validate(job: Job) -> None:
+    positive = {
+        "sketch.examples": job.sketch.examples,
+        "compute.batch_size": job.compute.batch_size,
+        "compute.threads": job.compute.threads,
+        "score.top_k": job.score.top_k,
+    }
+    optional = {
+        "sketch.probes": job.sketch.probes,
+        "projection.width": job.projection.width,
+        "compute.partition_examples": job.compute.partition_examples,
+        "compute.workers": job.compute.workers,
+        "rows.width": job.rows.width,
+        "rows.bits": job.rows.bits,
+    }
+    positive |= {key: value for key, value in optional.items() if isinstance(value, int)}
+    for key, value in positive.items():
+        if value < 1:
+            raise InputError(f"{key} = {value}; it must be at least 1")
+    if job.rows.bytes < 0:
+        raise InputError(f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything")
+    if isinstance(job.curvature.damping, float) and not job.curvature.damping > 0:
+        raise InputError(f"curvature.damping = {job.curvature.damping}; it must be positive")
+    if not job.checkpoints:
+        raise InputError("checkpoints is empty; name at least one")
+    if job.checkpoint_weights is not None and len(job.checkpoint_weights) != len(job.checkpoints):
+        raise InputError(
+            f"{len(job.checkpoint_weights)} checkpoint_weights for {len(job.checkpoints)} checkpoints"
+        )
+    batch, partition = job.compute.batch_size, job.compute.partition_examples
+    if isinstance(partition, int) and partition % batch:
+        raise InputError(
+            f"compute.partition_examples = {partition} is not a multiple of compute.batch_size = {batch}; "
+            f"a partition is a whole number of batches, e.g. {-(-partition // batch) * batch}"
+        )
+    for name in job.queries:
+        if not name.replace("-", "").replace("_", "").isalnum() or name == "train":
+            raise InputError(f"query set {name!r}: use letters, digits, - and _, and not the name 'train'")
+
+
+def _build(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    """Build a frozen dataclass from a table, refusing what it does not know."""
+    known = {f.name: f for f in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(known)}"
+            raise InputError(f"{where} has no key {key!r}{hint}")
+    required = [f.name for f in known.values() if _required(f)]
+    missing = [name for name in required if name not in table]
+    if missing:
+        raise InputError(f"{where} lacks {', '.join(repr(name) for name in missing)}")
+    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in table.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as the annotated type, or raise with both named."""
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} must be a table, got {value!r}")
+        return _build(typing.cast(type, hint), value, where.removeprefix("job."))
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(typing.get_args(hint), value, where)
+    if origin is Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif origin is tuple:
+        values = [value] if isinstance(value, str) else value
+        if isinstance(values, (list, tuple)):
+            return tuple(_convert(typing.get_args(hint)[0], item, where) for item in values)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Any or origin is not None or (
+        isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    ):
+        return value
+    raise InputError(f"{where.removeprefix('job.')} = {value!r}; expected {_describe(hint)}")
+
+
+def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    for choice in choices:
+        if choice is types.NoneType:
+            if value is None:
+                return None
+            continue
+        try:
+            return _convert(choice, value, where)
+        except InputError:
+            continue
+    expected = " or ".join(_describe(choice) for choice in choices if choice is not types.NoneType)
+    raise InputError(f"{where.removeprefix('job.')} = {value!r}; expected {expected}")
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(hint))
+    return {int: "a whole number", float: "a number", str: "a string"}.get(hint, "another type")
+
+
+def _required(f: Any) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _override(table: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise InputError(f"cannot set {key}: {parent} is not a table")
+    table[last] = value
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples as lists, so that a manifest equals itself after a round trip through JSON."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,77 @@
+"""Contract of a projection: a linear map from an example's gradient to a short feature vector.
+
+Laws: linear; same seed, same features on any device and in any batch split;
+where ``unbiased`` is claimed, E<Px, Py> = <x, y> over seeds for every block shape.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamfluence.capture.base import Block, Uses
+from streamfluence.linalg import State
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of consecutive features that belong together: one layer, or everything."""
+
+    name: str
+    width: int
+
+
+class Projection:
+    """Base of every projection.
+
+    Life: ``__init__`` -> (fitted members only: ``empty``, ``update`` per batch, ``merge``,
+    ``fit``) -> ``load`` with what ``fit`` returned -> ``parts``, ``apply``.
+    Members that are not fitted are ready after ``__init__``.
+
+    Args:
+        blocks: The blocks of the model, in order.
+        width: Number of features wanted over all blocks; fewer when the model has fewer parameters.
+        seed: Decides every random choice.
+    """
+
+    fitted = False
+    unbiased = False
+
+    def __init__(self, blocks: Sequence[Block], width: int, seed: int) -> None:
+        self.blocks, self.width, self.seed = tuple(blocks), width, seed
+
+    def empty(self) -> State:
+        """Return the state of no examples (float64 sums)."""
+        return {}
+
+    def update(self, state: State, uses: Uses, weight: float) -> State:
+        """Return ``state`` plus one batch of probe gradients, each counted ``weight`` times."""
+        return state
+
+    def merge(self, a: State, b: State) -> State:
+        """Return the state of both parts together."""
+        return {}
+
+    def fit(self, state: State, examples: int) -> State:
+        """Return the arrays that ``load`` needs, from a state summed over ``examples`` examples."""
+        return {}
+
+    def load(self, arrays: State) -> None:
+        """Make the projection ready to apply."""
+
+    def to(self, device) -> "Projection":
+        """Return the projection with its arrays on ``device``."""
+        return self
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The features in order, cut into parts; widths sum to the row width."""
+        raise NotImplementedError
+
+    def apply(self, uses: Uses) -> Tensor:
+        """Return features, shape ``(example, feature)``, float32."""
+        raise NotImplementedError
+
+    def facts(self) -> dict:
+        """Return what a record should say of the fit (JSON-able), e.g. the share of energy kept."""
+        return {}

@@ -1,0 +1,69 @@
+"""Contract of a readout: what is kept of a block of scores, in memory that does not grow with the examples.
+
+``chunk`` turns one block into a small state, ``combine`` is associative (states
+are combined in the order of the examples), ``finalize`` turns the last state
+into the result. What has one value per example goes through ``per_example``
+and is stored with its partition, never merged in memory.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ScoreBlock:
+    """Scores of consecutive examples, with what is known of each.
+
+    Attributes:
+        start: Global row of the first example.
+        scores: Shape ``(example, query)``, float32; 0 where not ``valid``.
+        valid: Shape ``(example,)``, bool; False for rows that were not finite.
+        self_influence, loss: Shape ``(example,)``, float32.
+        group: Shape ``(example,)``, int64, or None when the data set names no groups.
+
+    The arrays are reused for the next block: keep copies, never views.
+    """
+
+    start: int
+    scores: np.ndarray
+    valid: np.ndarray
+    self_influence: np.ndarray
+    loss: np.ndarray
+    group: np.ndarray | None
+
+
+class Readout:
+    """Base of every readout; options arrive as keyword arguments of ``__init__``."""
+
+    needs_scores = True
+
+    def chunk(self, block: ScoreBlock) -> Arrays:
+        """Return the state of one block; {} when there is none."""
+        return {}
+
+    def combine(self, a: Arrays, b: Arrays) -> Arrays:
+        """Return the state of both; ``a`` lies before ``b`` in the order of examples."""
+        return {}
+
+    def fold(self, state: Arrays, block: ScoreBlock) -> Arrays:
+        """Return ``combine(state, chunk(block))``, perhaps faster; ``{}`` is the state of nothing.
+
+        ``block`` lies after everything in ``state``, whose arrays may be overwritten.
+        """
+        chunk = self.chunk(block)
+        return self.combine(state, chunk) if state else chunk
+
+    def finalize(self, state: Arrays) -> Arrays:
+        """Return the result."""
+        return state
+
+    def per_example(self, block: ScoreBlock) -> Arrays:
+        """Return arrays with a leading example axis, stored with the partition; {} when there are none."""
+        return {}
+
+    def result_bytes(self, n_examples: int, n_queries: int) -> int:
+        """Return the bytes on disk of everything this readout stores."""
+        raise NotImplementedError

@@ -1,0 +1,43 @@
+"""Find the members of a family: one file a member, or an installed plug-in.
+
+The member ``top_k`` of the family ``readouts`` is the class ``TopK`` in
+``streamfluence/readouts/top_k.py``, or what the entry point ``top_k`` of the
+group ``streamfluence.readouts`` loads. Names are listed without importing members.
+"""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+from typing import Any
+
+from streamfluence.errors import InputError
+
+
+def names(family: str) -> list[str]:
+    """Return the sorted names of a family's members, plug-ins included."""
+    package = import_module(f"streamfluence.{family}")
+    own = {m.name for m in iter_modules(package.__path__) if _is_member(m.name)}
+    return sorted(own | {point.name for point in _plugins(family)})
+
+
+def member(family: str, name: str) -> Any:
+    """Return the class of one member.
+
+    Raises:
+        InputError: If the family has no such member; the message lists those it has.
+    """
+    if name not in names(family):
+        raise InputError(f"no {family} member is called {name!r}; there are: {', '.join(names(family))}")
+    for point in _plugins(family):
+        if point.name == name:
+            return point.load()
+    module = import_module(f"streamfluence.{family}.{name}")
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")))
+
+
+def _is_member(name: str) -> bool:
+    return name != "base" and not name.startswith("_")
+
+
+def _plugins(family: str):
+    return entry_points(group=f"streamfluence.{family}")

@@ -1,0 +1,212 @@
+"""The user's side of a job: a model, how to run it on a batch, and what its outputs mean.
+
+A task is a Python file, or ``package.module:name`` for an object with the same
+attributes. It is the only code that is loaded, only from where the user names
+it, and its hash is part of the run's manifest.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.likelihood import LIKELIHOODS, Likelihood
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded task.
+
+    Attributes:
+        name: What the job calls it.
+        digest: sha256 of its source.
+        likelihood: None when the task gives only ``loss``; there is then no output Hessian.
+    """
+
+    name: str
+    digest: str
+    likelihood: Likelihood | None
+    _model: Callable[..., Any]
+    _forward: Callable[..., Any] | None
+    _loss: Callable[..., Any] | None
+    _measurements: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    train: Callable[..., Any] | None = None
+
+    def model(self, checkpoint: Path) -> nn.Module:
+        """Return the model of one checkpoint, checked: a module whose parameters are all finite."""
+        if not checkpoint.exists():
+            raise InputError(f"checkpoint {checkpoint} does not exist; check `checkpoints` in the job")
+        model = self._call("model", self._model, str(checkpoint))
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"{self.name}: model() must return a torch nn.Module, got {type(model).__name__}"
+            )
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"checkpoint {checkpoint}: {name} holds NaN or infinite values; every score would "
+                    f"be NaN, so use a checkpoint from before training diverged"
+                )
+        return model
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """Run the model; with a likelihood return ``(outputs, targets)``, else the losses."""
+        if self._forward is None:
+            assert self._loss is not None
+            return self._call("loss", self._loss, model, batch)
+        returned = self._call("forward", self._forward, model, batch)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and _tensors(returned)):
+            raise InputError(f"{self.name}: forward() must return (outputs, targets), two tensors")
+        return returned
+
+    def check(self, returned: Any, examples: int) -> None:
+        """Raise InputError when what ``forward`` returned fits neither the batch nor the likelihood."""
+        leading = returned if isinstance(returned, Tensor) else returned[0]
+        if leading.dim() == 0 or len(leading) != examples:
+            raise InputError(
+                f"{self.name}: a batch of {examples} examples gave {tuple(leading.shape)}; the first "
+                f"axis must count examples (return one loss an example, not their mean)"
+            )
+        if self.likelihood is not None:
+            self.likelihood.check(*returned)
+        elif leading.dim() != 1:
+            raise InputError(f"{self.name}: loss() must return shape (example,), not {tuple(leading.shape)}")
+
+    def loss(self, returned: Any) -> Tensor:
+        """Return the loss of each example from what ``forward`` returned, shape ``(example,)``."""
+        return returned if self.likelihood is None else self.likelihood.loss(*returned)
+
+    def measure(self, name: str, returned: Any) -> Tensor:
+        """Return a query's measurement, oriented so that *lower is better*, shape ``(example,)``.
+
+        ``loss`` is the loss; ``margin`` its log-odds with the sign turned; any other
+        name is the task's own function of ``(outputs, targets)``.
+        """
+        if name == "loss":
+            return self.loss(returned)
+        if self.likelihood is None:
+            raise InputError(f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()")
+        if name == "margin":
+            return -self.likelihood.margin(*returned)
+        if name not in self._measurements:
+            known = ", ".join(["loss", "margin", *self._measurements])
+            raise InputError(f"{self.name} has no measurement {name!r}; there are: {known}")
+        measured = self._call(name, self._measurements[name], *returned)
+        if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
+            raise InputError(f"{self.name}: measurement {name!r} must return shape (example,)")
+        return measured
+
+    def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the user's code; what it raises becomes one clear sentence."""
+        try:
+            return function(*arguments)
+        except StreamfluenceError:
+            raise
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:400]
+            raise InputError(f"{self.name}: {what}() failed: {type(error).__name__}: {text}") from error
+
+
+def load_task(spec: str, root: Path) -> Task:
+    """Load a task named by a job in folder ``root``.
+
+    Raises:
+        InputError: If it cannot be imported, or lacks what a task must have.
+    """
+    namespace, source = _load(spec, root)
+    model, forward = getattr(namespace, "model", None), getattr(namespace, "forward", None)
+    loss = getattr(namespace, "loss", None)
+    if not callable(model):
+        raise InputError(f"task {spec} defines no model(checkpoint)")
+    named = getattr(namespace, "likelihood", None)
+    if named is None and not callable(loss):
+        raise InputError(
+            f"task {spec} defines neither likelihood = 'categorical' | 'bernoulli' | 'gaussian' "
+            f"(with forward) nor loss(model, batch)"
+        )
+    if named is not None and not callable(forward):
+        raise InputError(f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)")
+    return Task(
+        name=Path(spec).name,
+        digest=hashlib.sha256(source).hexdigest(),
+        likelihood=None if named is None else _likelihood(spec, named, namespace),
+        _model=model,
+        _forward=forward if named is not None else None,
+        _loss=loss,
+        _measurements=getattr(namespace, "measurements", {}),
+        train=getattr(namespace, "train", None),
+    )
+
+
+def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
+    if isinstance(named, Likelihood):
+        return named
+    if named not in LIKELIHOODS:
+        raise InputError(f"task {spec}: likelihood {named!r} is none of {', '.join(LIKELIHOODS)}")
+    wanted = {"categorical": ("reduction", "ignore_index"), "gaussian": ("reduction", "variance")}
+    options = wanted.get(named, ("reduction",))
+    given = {name: getattr(namespace, name) for name in options if hasattr(namespace, name)}
+    return LIKELIHOODS[named](**given)
+
+
+def _load(spec: str, root: Path) -> tuple[Any, bytes]:
+    """Return the namespace that holds the task and the bytes of all source it brought along."""
+    if spec.endswith(".py"):
+        path = (root / spec).resolve()
+        if not path.is_file():
+            raise InputError(f"task file {path} does not exist; check `task` in the job")
+        return _load_file(path)
+    module_name, _, attribute = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        namespace = getattr(module, attribute) if attribute else module
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"task {spec!r} cannot be imported: {error}") from error
+    return namespace, Path(module.__file__ or "").read_bytes()
+
+
+_neighbours: dict[str, ModuleType] = {}  # modules that the last task file imported from its folder
+
+
+def _load_file(path: Path) -> tuple[ModuleType, bytes]:
+    """Execute a task file with its folder importable; its source includes the neighbours it imports."""
+    name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    # Two tasks in one process may both import a neighbour called `train`.
+    for neighbour in _neighbours:
+        sys.modules.pop(neighbour, None)
+    _neighbours.clear()
+    before = set(sys.modules)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        loader.loader.exec_module(module)
+    except StreamfluenceError:
+        raise
+    except Exception as error:
+        raise InputError(f"task file {path} fails to load: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    for imported in sorted(set(sys.modules) - before - {name}):
+        file = getattr(sys.modules[imported], "__file__", None)
+        if file and Path(file).resolve().parent == path.parent:
+            _neighbours[imported] = sys.modules[imported]
+    sources = [path, *(Path(str(neighbour.__file__)) for neighbour in _neighbours.values())]
+    return module, b"\0".join(source.read_bytes() for source in sources)
+
+
+def _tensors(values: tuple) -> bool:
+    return all(isinstance(value, Tensor) for value in values)

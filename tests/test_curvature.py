@@ -1,0 +1,114 @@
+"""Laws of every curvature, and the dense formulas they must equal."""
+
+import numpy as np
+import pytest
+import torch
+
+from streamfluence.errors import InputError
+from streamfluence.registry import member, names
+
+WIDTHS = [5, 1, 4]
+
+
+def random_rows(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, sum(WIDTHS), generator=generator, dtype=torch.float64)
+
+
+def sketch(name, rows, damping):
+    curvature = member("curvature", name)()
+    state = curvature.update(curvature.empty(WIDTHS), rows)
+    return curvature, state, curvature.factor(state, len(rows), damping)
+
+
+def dense_matrix(name, rows, damping):
+    """The damped matrix, written as loops over examples and blocks."""
+    if name == "identity":
+        return np.eye(rows.shape[1])
+    matrix, start = np.zeros((rows.shape[1],) * 2), 0
+    for width in WIDTHS:
+        span = slice(start, start + width)
+        for row in rows.numpy():
+            matrix[span, span] += np.outer(row[span], row[span]) / len(rows)
+        start += width
+    return matrix + damping * np.eye(rows.shape[1])
+
+
+@pytest.mark.parametrize("name", names("curvature"))
+@pytest.mark.parametrize("cut", [0, 1, 50, 103])
+def test_merge_of_parts_equals_the_whole(name, cut):
+    rows, curvature = random_rows(103), member("curvature", name)()
+    parts = (curvature.update(curvature.empty(WIDTHS), part) for part in (rows[:cut], rows[cut:]))
+    whole = curvature.update(curvature.empty(WIDTHS), rows)
+    torch.testing.assert_close(curvature.merge(*parts), whole)
+
+
+@pytest.mark.parametrize("name", names("curvature"))
+@pytest.mark.parametrize("count", [3, 200])
+def test_solve_equals_the_dense_inverse(name, count):
+    rows = random_rows(count)
+    _, _, factor = sketch(name, rows, 0.3)
+    expected = random_rows(7, seed=1).numpy() @ np.linalg.inv(dense_matrix(name, rows, 0.3))
+    np.testing.assert_allclose(factor.solve(random_rows(7, seed=1)), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", names("curvature"))
+def test_inner_products_of_whitened_rows_are_solved_products(name):
+    rows = random_rows(50)
+    _, _, factor = sketch(name, rows, 0.1)
+    a, b = random_rows(4, seed=2), random_rows(6, seed=3)
+    expected = a.numpy() @ np.linalg.inv(dense_matrix(name, rows, 0.1)) @ b.numpy().T
+    np.testing.assert_allclose(factor.whiten(a) @ factor.whiten(b).T, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in names("curvature") if n != "identity"])
+@pytest.mark.parametrize("damping", [1e-3, 0.5])
+def test_redamped_queries_score_as_if_rows_were_whitened_with_the_other_damping(name, damping):
+    rows = random_rows(50)
+    _, _, factor = sketch(name, rows, 0.1)
+    queries, examples = random_rows(4, seed=2), random_rows(6, seed=3)
+    expected = queries.numpy() @ np.linalg.inv(dense_matrix(name, rows, damping)) @ examples.numpy().T
+    redamped = factor.redamp(factor.whiten(queries), damping)
+    np.testing.assert_allclose(redamped @ factor.whiten(examples).T, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
+def test_default_damping_is_relative_to_the_mean_eigenvalue_of_each_block(name):
+    rows = random_rows(80) * torch.tensor([1.0] * 5 + [100.0] + [0.01] * 4, dtype=torch.float64)
+    curvature, _, factor = sketch(name, rows, None)
+    start = 0
+    for width in WIDTHS:
+        block = rows[:, start : start + width]
+        mean = float((block**2).sum() / len(rows) / width)
+        expected = torch.full((width,), curvature.default_scale * mean, dtype=torch.float64)
+        torch.testing.assert_close(factor.damping[start : start + width], expected)
+        start += width
+
+
+@pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
+def test_energies_are_the_second_moments_of_whitened_curvature_rows(name):
+    rows = random_rows(60)
+    curvature, state, factor = sketch(name, rows, 0.2)
+    measured = (factor.whiten(rows) ** 2).mean(0)
+    torch.testing.assert_close(curvature.energies(state, factor, 60), measured)
+
+
+def test_without_curvature_energies_are_the_second_moments_of_the_rows():
+    rows = random_rows(60)
+    curvature, state, factor = sketch("identity", rows, None)
+    torch.testing.assert_close(curvature.energies(state, factor, 60), (rows**2).mean(0))
+    torch.testing.assert_close(factor.whiten(rows), rows)
+
+
+def test_effective_dimension_counts_directions_above_the_damping():
+    rows = torch.diag(torch.tensor([10.0] * 5 + [1e-6] + [1e-6] * 4, dtype=torch.float64))
+    _, _, factor = sketch("gauss_newton", rows, 0.01)
+    first, second, third = factor.effective_dimension()
+    assert first == pytest.approx(5 * 10 / (10 + 0.01))
+    assert second < 1e-6 and third < 1e-6
+
+
+def test_a_block_without_any_gradient_has_no_relative_damping():
+    rows = torch.zeros(10, sum(WIDTHS))
+    with pytest.raises(InputError, match="set curvature.damping"):
+        sketch("gauss_newton", rows, None)
