@@ -1,0 +1,64 @@
+"""A finished or running run as Python objects: ranked examples, lazy score and row arrays."""
+
+from typing import Any
+
+from streamfluence.stages.score import lazy_rows, lazy_scores
+from streamfluence.stages.status import status
+from streamfluence.stages.top import top
+from streamfluence.store import RunStore
+
+
+def open(path: str) -> "Run":
+    """Open the run at ``path``, a folder or the address of one in an object store.
+
+    Raises:
+        InputError: If there is no run, or it was written in an unknown format.
+    """
+    return Run(path)
+
+
+class Run:
+    """One run, read only.
+
+    Args:
+        path: Folder or address of the run.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = str(path)
+        self._store = RunStore.open(self.path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Everything that decides a number of this run."""
+        return self._store.manifest
+
+    def status(self) -> dict[str, Any]:
+        """Return what is done and what is missing."""
+        return status(self.path)
+
+    def top(self, query: int | str, k: int = 10, name: str | None = None) -> dict[str, Any]:
+        """Return the examples that help and hurt a query most; see ``streamfluence top``."""
+        return top(self.path, str(query), k=k, name=name)
+
+    def scores(self, queries: str | None = None, damping: float | None = None) -> Any:
+        """Return all scores as a lazy Dask array, shape ``(example, query)``, float32.
+
+        Nothing is computed until asked for; each block of examples is one task. Quarantined
+        rows are NaN. The sign: positive helps (see README).
+
+        Args:
+            queries: Name of the query set; not needed when there is only one.
+            damping: Another damping than the rows were whitened with.
+        """
+        return lazy_scores(self.path, queries, damping)
+
+    def rows(self, example_set: str = "train", checkpoint: int = 0) -> Any:
+        """Return the stored rows as a lazy Dask array of decoded float32, ``(example, coordinate)``.
+
+        Inner products of queries in the same coordinates with these rows are the scores times n.
+        """
+        return lazy_rows(self.path, example_set, checkpoint)
+
+    def __repr__(self) -> str:
+        return f"Run({self.path!r})"

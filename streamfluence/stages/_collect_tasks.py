@@ -1,0 +1,144 @@
+"""The work unit of collect: the rows of some partitions of one example set at one checkpoint.
+
+Reading runs ahead in one thread, committing behind in another; in between a
+batch goes to the device, and only finished bytes come back from it.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamfluence.codecs.base import Encoded
+from streamfluence.data import input_digest, prefetch
+from streamfluence.features.gradient import Gradient
+from streamfluence.layout import Span, collect_stage, cut
+from streamfluence.stages._session import Directions, Session, directions, session
+
+QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
+
+
+def collect(
+    run_path: str, device: str, example_set: str, checkpoint: int, first: int, stop: int
+) -> dict[str, int]:
+    """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
+    opened = session(run_path, device)
+    made = directions(run_path, device, checkpoint)
+    facts = opened.table(example_set)
+    stage = collect_stage(example_set, checkpoint)
+    size = facts["partition_examples"]
+    done = {"examples": 0, "non_finite": 0}
+    pending: Future | None = None
+    with ThreadPoolExecutor(1) as committer:
+        for partition in range(first, stop):
+            span = Span(partition * size, min((partition + 1) * size, facts["count"]))
+            arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
+            if pending is not None:
+                pending.result()  # at most one partition waits to be written
+            pending = committer.submit(_commit, opened, stage, partition, span, arrays, notes)
+            done["examples"] += len(span)
+            done["non_finite"] += notes["non_finite"]
+    if pending is not None:
+        pending.result()
+    return done
+
+
+@dataclass
+class _Columns:
+    """Arrays of one partition, batch by batch."""
+
+    pieces: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, **arrays: Any) -> None:
+        for name, array in arrays.items():
+            if array is not None:
+                self.pieces.setdefault(name, []).append(array)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return whole arrays on the host; device tensors cross here, once a partition."""
+        return {name: _whole(pieces) for name, pieces in self.pieces.items()}
+
+
+def partition_arrays(
+    opened: Session, made: Directions, example_set: str, checkpoint: int, span: Span
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays of one partition and the facts for its receipt."""
+    started, columns, digest = time.monotonic(), _Columns(), 0
+    gradient = opened.gradient(checkpoint, made.projection)
+    measurement = opened.table(example_set)["measurement"]
+    for part, host_batch in _read(opened, example_set, span):
+        digest = input_digest(host_batch, digest)
+        columns.add(**_rows(made, gradient, opened.batch(host_batch), measurement, example_set))
+        columns.add(**_identities(opened, example_set, part))
+    arrays = columns.finish()
+    notes = {
+        "input_crc32c": digest,
+        "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return arrays, notes
+
+
+def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span, Any]]:
+    """Yield the batches of a partition, read one ahead of the computation."""
+    reader = opened.reader(example_set)
+    parts = list(cut(span, opened.manifest["compute"]["batch_size"]))
+    return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
+
+
+def _rows(
+    made: Directions, gradient: Gradient, batch: Any, measurement: str, example_set: str
+) -> dict[str, Tensor]:
+    """Return what is stored of one batch, still on the device."""
+    measured = gradient.measure(batch, measurement)
+    finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
+    rows = torch.where(finite[:, None], measured.rows, 0.0)
+    whitened = made.factor.whiten(rows)
+    # Stored sums over queries and thresholds are taken in float32, so a square that overflows is no row.
+    self_influence = whitened.square().sum(1)
+    finite &= torch.isfinite(self_influence)
+    whitened = torch.where(finite[:, None], whitened, 0.0)
+    stored = {
+        "flags": (~finite).to(torch.uint8) * QUARANTINED,
+        "loss": measured.value,
+        "grad_norm": rows.square().sum(1).sqrt(),
+        "self_influence": torch.where(finite, self_influence, 0.0),
+    }
+    if example_set == "train":
+        encoded: Encoded = made.codec.encode(whitened)
+        return {"rows": encoded.codes, "scale": encoded.scale, **stored}
+    return {"rows": whitened, **stored}
+
+
+def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]:
+    reader = opened.reader(example_set)
+    ids = reader.example_ids(part.start, part.stop)
+    return {
+        "example_id": np.arange(part.start, part.stop) if ids is None else ids,
+        "group": reader.groups(part.start, part.stop),
+    }
+
+
+def _commit(
+    opened: Session,
+    stage: str,
+    partition: int,
+    span: Span,
+    arrays: dict[str, np.ndarray],
+    notes: dict[str, Any],
+) -> None:
+    compressor = opened.manifest["rows"]["compressor"]
+    opened.store.commit(
+        stage, partition, arrays, {"stage": stage}, notes, {"rows": compressor}, span=span
+    )
+
+
+def _whole(pieces: list[Any]) -> np.ndarray:
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(pieces).cpu().numpy()
+    return np.concatenate(pieces)

@@ -1,0 +1,111 @@
+"""How a stage's tasks are run: which executor, how many workers, on which device.
+
+None of this decides a number, except the threads of one worker, which the manifest pins.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.executors.base import Executor, Task
+from streamfluence.registry import member
+
+
+class Progress(Protocol):
+    """What a stage tells whoever watches."""
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+    def advance(self, amount: int) -> None: ...
+    def message(self, text: str) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+    def advance(self, amount: int) -> None: ...
+    def message(self, text: str) -> None: ...
+    def finish(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how tasks run.
+
+    Attributes:
+        executor: Member of the family ``executors``.
+        workers: Processes, or ``auto``: one a CPU, or one for all of a CUDA device.
+        dask: Address of a running scheduler.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        memory: Bytes one worker may use, or None.
+    """
+
+    executor: str = "processes"
+    workers: int | str = "auto"
+    dask: str | None = None
+    device: str = "auto"
+    memory: int | None = None
+
+    def resolved_device(self) -> str:
+        """Return the torch device to use.
+
+        Raises:
+            InputError: If CUDA is asked for where there is none.
+        """
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise InputError(f"device {self.device!r} is no torch device; use cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {self.device!r} was asked for, but torch sees no CUDA device here")
+        return self.device
+
+    def worker_count(self, tasks: int) -> int:
+        """Return how many processes to start for this many tasks."""
+        if self.workers != "auto":
+            return int(self.workers)
+        if self.resolved_device() != "cpu":
+            return 1
+        return max(1, min(len(os.sched_getaffinity(0)), tasks))
+
+    def open(self, tasks: int, threads: int) -> Executor:
+        """Return the executor for a stage of ``tasks`` tasks; use it as a context manager."""
+        if self.dask or self.executor == "dask":
+            return member("executors", "dask")(
+                address=self.dask,
+                workers=self.worker_count(tasks),
+                threads=threads,
+                memory=self.memory,
+            )
+        workers = self.worker_count(tasks)
+        if self.executor == "serial" or (workers == 1 and self.executor == "processes"):
+            return member("executors", "serial")(threads=threads)
+        return member("executors", self.executor)(workers=workers, threads=threads)
+
+
+def run_all(
+    executor: Executor,
+    function: Callable[..., Any],
+    tasks: Iterable[Task],
+    done: Callable[[Task, Any], None] = lambda task, result: None,
+) -> list[Any]:
+    """Run every task and return the results in order; raise the first failure once all have ended.
+
+    What succeeded is committed by then, so a repeated command goes on from there.
+    """
+    tasks = list(tasks)
+    outcome = executor.run(function, tasks, done)
+    if outcome.failures:
+        task, error = min(outcome.failures.items(), key=lambda item: tasks.index(item[0]))
+        rest = f" (and {len(outcome.failures) - 1} more tasks failed)" if len(outcome.failures) > 1 else ""
+        if isinstance(error, StreamfluenceError):
+            raise type(error)(f"{error}{rest}") from error
+        raise error
+    return [outcome.results[task] for task in tasks]

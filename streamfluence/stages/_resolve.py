@@ -1,0 +1,135 @@
+"""Turn a job into the manifest of a run: look everything up once, and pin it by digest.
+
+Digesting a large data set is slow, so an identity is kept under the run by the
+cheap signature (sizes and times) it was taken at; only a changed signature is
+digested again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from streamfluence.data import open_reader
+from streamfluence.data.base import Reader
+from streamfluence.errors import InputError
+from streamfluence.layout import FORMAT_VERSION, default_partition_examples
+from streamfluence.manifest import Job, decisive
+from streamfluence.store import RunStore, open_storage
+from streamfluence.task import load_task
+
+_QUERY_KEYS = ("measurement",)
+
+
+def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
+    """Create the run of a job, or open it when it exists and agrees.
+
+    Args:
+        digest: False pins the data by its cheap signature only, for a run that is thrown away.
+
+    Raises:
+        InputError: If an input is missing, or the run was made from another job or other data.
+    """
+    storage = open_storage(run_path)
+    task = load_task(job.task, job.root)
+    reader = open_reader(dict(job.train), job.root)
+    count = reader.count()
+    if count == 0:
+        raise InputError(f"the training set {dict(job.train)} holds no examples")
+    weights = job.checkpoint_weights or [1.0 / len(job.checkpoints)] * len(job.checkpoints)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **decisive(job),
+        "task_digest": task.digest,
+        "checkpoints": [checkpoint_facts(job.root, path) for path in expand(job)],
+        "checkpoint_weights": list(weights),
+        "train": {
+            "table": _plain(job.train),
+            "count": count,
+            "partition_examples": _partition_examples(job, count),
+            "identity": identity(storage, reader, job.train, digest),
+        },
+    }
+    store = RunStore.create(run_path, manifest)
+    for name, table in job.queries.items():
+        add_query_set(store, job, name, table)
+    return store
+
+
+def add_query_set(store: RunStore, job: Job, name: str, table: Mapping[str, Any]) -> None:
+    """Pin one query set under the run; the same set again is no change, another is refused."""
+    data = {key: value for key, value in table.items() if key not in _QUERY_KEYS}
+    reader = open_reader(dict(data), job.root)
+    count = reader.count()
+    if count == 0:
+        raise InputError(f"the query set {name!r} holds no examples")
+    document = {
+        "table": _plain(data),
+        "measurement": table.get("measurement", "loss"),
+        "count": count,
+        "partition_examples": _partition_examples(job, count),
+        "identity": identity(store.storage, reader, data),
+    }
+    path = f"queries/{name}.json"
+    if not store.has(path):
+        store.create_document(path, document)
+    elif store.read_document(path) != _plain(document):
+        raise InputError(
+            f"query set {name!r} of {store.url} was made from other data or another measurement; give "
+            f"the new set another name, or use a new run folder"
+        )
+
+
+def identity(
+    storage: Any, reader: Reader, table: Mapping[str, Any], digest: bool = True
+) -> dict[str, Any]:
+    """Return the reader's identity, from the run's cache when its files are untouched since."""
+    signature = json.dumps([_plain(table), reader.stat_signature()], sort_keys=True)
+    path = f"identities/{hashlib.sha256(signature.encode()).hexdigest()[:32]}.json"
+    with suppress(FileNotFoundError):
+        return json.loads(storage.read(path))
+    found = _plain(reader.identity()) if digest else {"signature": signature}
+    storage.create(path, json.dumps(found, sort_keys=True).encode())
+    return found
+
+
+def expand(job: Job) -> list[str]:
+    """Return the job's checkpoint paths with globs expanded, in the order given."""
+    paths: list[str] = []
+    for pattern in job.checkpoints:
+        if any(character in pattern for character in "*?["):
+            found = sorted(str(path.relative_to(job.root)) for path in job.root.glob(pattern))
+            if not found:
+                raise InputError(f"checkpoints: nothing matches {pattern!r} under {job.root}")
+            paths += found
+        else:
+            paths.append(pattern)
+    return paths
+
+
+def checkpoint_facts(root: Path, name: str) -> dict[str, Any]:
+    """Return path and sha256 of a checkpoint file, or of every file of a checkpoint folder."""
+    path = root / name
+    if not path.exists():
+        raise InputError(f"checkpoint {path} does not exist; check `checkpoints` in the job")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(os.fsencode(file.relative_to(path.parent)))
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return {"path": name, "sha256": digest.hexdigest()}
+
+
+def _partition_examples(job: Job, count: int) -> int:
+    wanted = job.compute.partition_examples
+    if wanted == "auto":
+        return default_partition_examples(count, job.compute.batch_size)
+    return wanted
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,237 @@
+"""What one worker process holds of a run: opened once, used by every task it gets.
+
+A task carries no objects, only the run's path, a device and a few integers;
+everything else is looked up here and kept for the next task.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from streamfluence.capture import Capture
+from streamfluence.codecs.base import Codec
+from streamfluence.curvature.base import Curvature, Factor
+from streamfluence.data import map_batch, open_reader, to_tensors
+from streamfluence.data.base import Reader
+from streamfluence.errors import InputError
+from streamfluence.features.gradient import Gradient
+from streamfluence.linalg import State
+from streamfluence.projections.base import Projection
+from streamfluence.registry import member
+from streamfluence.stages import _resolve
+from streamfluence.stages._sets import plan_stage, set_facts
+from streamfluence.store import RunStore
+from streamfluence.task import Task, load_task
+
+
+class Session:
+    """An opened run on one device.
+
+    Raises:
+        InputError: If the task, the data or a checkpoint changed since the run was made.
+    """
+
+    def __init__(self, run_path: str, device: str) -> None:
+        self.store = RunStore.open(run_path)
+        self.manifest: dict[str, Any] = self.store.manifest
+        self.root = Path(self.manifest["root"])
+        self.device = torch.device(device)
+        self.task = self._task()
+        self._readers: dict[str, Reader] = {}
+        self._models: dict[int, nn.Module] = {}
+        self._captures: dict[int, Capture] = {}
+
+    def table(self, example_set: str) -> dict[str, Any]:
+        """Return the pinned facts of an example set: table, count, partition_examples, measurement."""
+        return set_facts(self.store, example_set)
+
+    def reader(self, example_set: str) -> Reader:
+        """Return the reader of an example set, after checking that its data is what the run pinned."""
+        if example_set not in self._readers:
+            facts = self.table(example_set)
+            reader = open_reader(dict(facts["table"]), self.root)
+            found = _resolve.identity(self.store.storage, reader, facts["table"])
+            if found != facts["identity"]:
+                raise InputError(
+                    f"the data of {example_set!r} changed since {self.store.url} was made: "
+                    f"{_difference(facts['identity'], found)}; restore it, or use a new run folder"
+                )
+            self._readers[example_set] = reader
+        return self._readers[example_set]
+
+    def batch(self, host_batch: Any) -> Any:
+        """Return a batch as tensors on the device; pinned and copied without waiting on CUDA."""
+        tensors = to_tensors(host_batch)
+        if self.device.type == "cpu":
+            return tensors
+        return map_batch(lambda t: t.pin_memory().to(self.device, non_blocking=True), tensors)
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """Run the task's forward at the run's precision, and check what it returns."""
+        half = self.manifest["compute"]["precision"] == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            returned = self.task.forward(model, batch)
+        examples = len(_first_leaf(batch))
+        self.task.check(returned, examples)
+        return returned
+
+    def capture(self, checkpoint: int) -> Capture:
+        """Return the capture planned on one checkpoint's model."""
+        if checkpoint not in self._captures:
+            self._captures.clear()
+            model = self.model(checkpoint)
+            rows = self.reader("train").read(0, min(3, self.table("train")["count"]))
+            exclude = tuple(self.manifest["model"]["exclude"])
+            capture = Capture(model, self.forward, self.batch(rows), exclude)
+            self._captures[checkpoint] = capture
+        return self._captures[checkpoint]
+
+    def projection(self, checkpoint: int) -> Projection:
+        """Return the run's projection, not fitted yet."""
+        wanted = self.manifest["projection"]
+        kind = member("projections", wanted["name"])
+        try:
+            return kind(
+                self.capture(checkpoint).blocks,
+                self.width(),
+                self.manifest["sketch"]["seed"],
+                **wanted["options"],
+            )
+        except TypeError as error:
+            raise InputError(f"projection {wanted['name']}: {error}; check projection.options") from error
+
+    def width(self) -> int:
+        """Return how many features are wanted: as asked, or eight a byte of the row, at least 1,024."""
+        width, row_bytes = self.manifest["projection"]["width"], self.manifest["rows"]["bytes"]
+        return min(max(1024, 8 * row_bytes), 8192) if width == "auto" else width
+
+    def curvature(self) -> Curvature:
+        """Return the run's curvature; without a likelihood Gauss-Newton falls back to the Fisher."""
+        return member("curvature", self.curvature_name())()
+
+    def curvature_name(self) -> str:
+        """Return the curvature in use, which differs from the asked one only for a bare loss."""
+        asked = self.manifest["curvature"]["name"]
+        return "fisher" if asked == "gauss_newton" and self.task.likelihood is None else asked
+
+    def gradient(self, checkpoint: int, projection: Projection | None) -> Gradient:
+        """Return the feature that measures gradients at one checkpoint."""
+        return Gradient(self.task, self.capture(checkpoint), projection)
+
+    def checkpoint_count(self) -> int:
+        return len(self.manifest["checkpoints"])
+
+    def model(self, checkpoint: int) -> nn.Module:
+        """Return the model of one checkpoint on the device; only one is kept at a time."""
+        if checkpoint not in self._models:
+            self._models.clear()
+            self._models[checkpoint] = self._load_model(checkpoint)
+        return self._models[checkpoint]
+
+    def _load_model(self, checkpoint: int) -> nn.Module:
+        pinned = self.manifest["checkpoints"][checkpoint]
+        found = _resolve.checkpoint_facts(self.root, pinned["path"])
+        if found != pinned:
+            raise InputError(
+                f"checkpoint {self.root / pinned['path']} changed since {self.store.url} was made; "
+                f"restore it, or use a new run folder"
+            )
+        return self.task.model(self.root / pinned["path"]).to(self.device)
+
+    def _task(self) -> Task:
+        task = load_task(self.manifest["task"], self.root)
+        if task.digest != self.manifest["task_digest"]:
+            raise InputError(
+                f"task {self.manifest['task']} changed since {self.store.url} was made; its rows would "
+                f"not match those already stored, so restore it or use a new run folder"
+            )
+        return task
+
+
+@lru_cache(maxsize=2)
+def session(run_path: str, device: str) -> Session:
+    """Return this process's session of a run, opened on first use."""
+    return Session(run_path, device)
+
+
+class Directions:
+    """What the sketch decided for one checkpoint, ready to make rows of gradients on a device.
+
+    Attributes:
+        projection: Fitted and loaded.
+        factor: Eigenvectors, eigenvalues and damping of the curvature in feature space.
+        codec: How a training row is stored.
+    """
+
+    def __init__(self, opened: Session, checkpoint: int) -> None:
+        arrays, facts = load_state(opened.store, plan_stage(checkpoint), 0)
+        self.facts = facts
+        self.projection = opened.projection(checkpoint)
+        self.projection.load(select(arrays, "projection"))
+        self.projection = self.projection.to(opened.device)
+        self.factor = load_factor(arrays).to(opened.device)
+        kind = member("codecs", opened.manifest["rows"]["codec"])
+        self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
+
+
+@lru_cache(maxsize=2)
+def directions(run_path: str, device: str, checkpoint: int) -> Directions:
+    """Return the directions of one checkpoint, loaded once a process."""
+    return Directions(session(run_path, device), checkpoint)
+
+
+def load_factor(arrays: State) -> Factor:
+    """Return the curvature factor among the arrays of a sketch plan."""
+    vectors = select(arrays, "vectors")
+    ordered = tuple(vectors[key] for key in sorted(vectors, key=int))
+    return Factor(ordered, arrays["values"], arrays["damping"])
+
+
+def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:
+    """Return codec and factor of one checkpoint without opening the model; scoring needs no more."""
+    arrays, _ = load_state(store, plan_stage(checkpoint), 0)
+    return member("codecs", store.manifest["rows"]["codec"])(select(arrays, "codec")), load_factor(arrays)
+
+
+def save_state(store: RunStore, stage: str, partition: int, state: State, facts: dict[str, Any]) -> None:
+    """Commit a state with its facts as attributes."""
+    arrays = {key: value.cpu().numpy() for key, value in state.items()}
+    store.commit(stage, partition, arrays, {"facts": facts})
+
+
+def load_state(store: RunStore, stage: str, partition: int) -> tuple[State, dict[str, Any]]:
+    """Return a committed state, verified, and its facts."""
+    receipt = store.receipt(stage, partition)
+    assert receipt is not None, f"{stage} is not there: its step runs before this one"
+    state = {name: torch.from_numpy(array) for name, array in store.read_all(receipt).items()}
+    return state, store.read_attributes(receipt)["facts"]
+
+
+def select(state: State, prefix: str) -> State:
+    """Return the entries under ``prefix/``, without it."""
+    cut = len(prefix) + 1
+    return {key[cut:]: value for key, value in state.items() if key.startswith(prefix + "/")}
+
+
+def _first_leaf(batch: Any) -> Any:
+    leaves: list[Any] = []
+    map_batch(lambda leaf: leaves.append(leaf) or leaf, batch)
+    return leaves[0]
+
+
+def _difference(pinned: Any, found: Any) -> str:
+    """Return one short line on the first thing that differs between two identities."""
+    if isinstance(pinned, dict) and isinstance(found, dict):
+        for key in sorted({*pinned, *found}):
+            if pinned.get(key) != found.get(key):
+                inner = _difference(pinned.get(key), found.get(key))
+                return inner if isinstance(pinned.get(key), (dict, list)) else f"{key}: {inner}"
+    if isinstance(pinned, list) and isinstance(found, list):
+        for one, other in zip(pinned, found, strict=False):
+            if one != other:
+                return _difference(one, other)
+        return f"{len(pinned)} entries then, {len(found)} now"
+    return f"{pinned!r} then, {found!r} now"

@@ -1,0 +1,227 @@
+"""The work units of the sketch: each reads a few states or one part of the sample, and commits one state.
+
+fit (sample) -> basis (merge) [-> refine (sample) -> directions (merge)] -> gram (sample) -> plan (merge)
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from streamfluence.capture.base import Uses
+from streamfluence.curvature.base import Factor
+from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.linalg import State
+from streamfluence.projections.base import Projection
+from streamfluence.registry import member
+from streamfluence.stages import _damping
+from streamfluence.stages._sample import sample_batches, sample_rows, sample_tasks
+from streamfluence.stages._session import (
+    Session,
+    load_state,
+    save_state,
+    select,
+    session,
+)
+from streamfluence.stages._sets import plan_stage
+
+EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum
+PROBES_PER_DIRECTION = 20  # examples x probes a direction; fewer leave noise in small eigenvalues
+MOST_PROBES = 16
+
+
+def coverage(run_path: str, device: str, checkpoint: int) -> None:
+    """Prove on the first batch that the captured gradients are autograd's, and commit the facts."""
+    opened = session(run_path, device)
+    capture = opened.capture(checkpoint)
+    batch = opened.batch(opened.reader("train").read(0, min(8, opened.table("train")["count"])))
+    capture.check(batch, opened.task.loss)
+    facts = {
+        "announcements": list(capture.announcements),
+        "blocks": [
+            {"name": b.name, "parameters": list(b.parameters), "size": b.size} for b in capture.blocks
+        ],
+    }
+    save_state(opened.store, f"sketch/{checkpoint}/coverage", 0, {}, facts)
+
+
+def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
+    """Feed one part of the sample to the projection's fit."""
+    opened = session(run_path, device)
+    projection = opened.projection(checkpoint)
+    _accumulate(opened, checkpoint, task, "fit", projection.empty(), projection.update)
+
+
+def basis(run_path: str, device: str, checkpoint: int) -> None:
+    """Merge the parts of the fit and choose the candidate directions."""
+    opened = session(run_path, device)
+    projection = opened.projection(checkpoint)
+    state, examples = _merged(opened, checkpoint, "fit", projection.merge)
+    save_state(opened.store, f"sketch/{checkpoint}/basis", 0, projection.fit(state, examples), {})
+
+
+def refine(run_path: str, device: str, checkpoint: int, task: int) -> None:
+    """Measure the energy of the candidate directions on one part of the sample."""
+    opened = session(run_path, device)
+    projection = _loaded(opened, checkpoint, "basis")
+    _accumulate(opened, checkpoint, task, "refine", projection.refine_empty(), projection.refine_update)
+
+
+def choose(run_path: str, device: str, checkpoint: int) -> None:
+    """Merge the measured energies and keep the directions with most of it."""
+    opened = session(run_path, device)
+    projection = _loaded(opened, checkpoint, "basis")
+    state, examples = _merged(opened, checkpoint, "refine", projection.merge)
+    save_state(opened.store, f"sketch/{checkpoint}/directions", 0, projection.refine(state, examples), {})
+
+
+def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
+    """Accumulate the curvature in feature space over one part of the sample."""
+    opened = session(run_path, device)
+    projection = ready_projection(opened, checkpoint)
+    curvature = opened.curvature()
+
+    def update(state: State, uses: Uses, weight: float) -> State:
+        return curvature.update(state, projection.apply(uses), weight)
+
+    state = curvature.empty(_widths(opened, projection))
+    _accumulate(opened, checkpoint, task, "gram", state, update, curvature.source)
+
+
+def plan(run_path: str, device: str, checkpoint: int) -> None:
+    """Factor the curvature, settle the damping and the codec, and commit what collect needs."""
+    opened = session(run_path, device)
+    projection = ready_projection(opened, checkpoint).to("cpu")
+    curvature, manifest = opened.curvature(), opened.manifest
+    state, examples = _merged(opened, checkpoint, "gram", curvature.merge)
+    damping, rule = _damping.resolve(manifest["curvature"], opened.curvature_name(), curvature)
+    factor = curvature.factor(state, examples, damping)
+    energies = curvature.energies(state, factor, examples)
+    codec_kind = member("codecs", manifest["rows"]["codec"])
+    codec_arrays = codec_kind.plan(
+        energies, manifest["rows"]["bytes"] or None, manifest["sketch"]["seed"], **_codec_options(opened)
+    )
+    arrays = {f"codec/{key}": value for key, value in codec_arrays.items()}
+    arrays |= {f"projection/{key}": value for key, value in _projection_arrays(opened, checkpoint).items()}
+    arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
+    arrays |= {"values": factor.values, "damping": factor.damping, "energies": energies}
+    facts = {
+        "curvature": opened.curvature_name(),
+        "damping_rule": rule,
+        "sample_examples": examples,
+        "vectors": load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]["vectors"],
+        "projection": projection.facts(),
+        "codec": codec_kind(codec_arrays).facts(),
+        "blocks": _block_facts(opened, projection, factor),
+    }
+    save_state(opened.store, plan_stage(checkpoint), 0, arrays, facts)
+
+
+def ready_projection(opened: Session, checkpoint: int) -> Projection:
+    """Return the projection of one checkpoint with everything its fit decided."""
+    projection = opened.projection(checkpoint)
+    if projection.fitted:
+        projection.load(_projection_arrays(opened, checkpoint))
+    return projection.to(opened.device)
+
+
+def _projection_arrays(opened: Session, checkpoint: int) -> State:
+    projection = opened.projection(checkpoint)
+    if not projection.fitted:
+        return {}
+    last = "directions" if getattr(projection, "passes", 1) == 2 else "basis"
+    return load_state(opened.store, f"sketch/{checkpoint}/{last}", 0)[0]
+
+
+def _loaded(opened: Session, checkpoint: int, stage: str) -> Any:
+    projection = opened.projection(checkpoint)
+    projection.load(load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)[0])
+    return projection.to(opened.device)
+
+
+def _accumulate(
+    opened: Session,
+    checkpoint: int,
+    task: int,
+    stage: str,
+    state: State,
+    update: Callable[[State, Uses, float], State],
+    source: str | None = None,
+) -> None:
+    """Run ``update`` over one task's probes (or losses) and commit the state with its example count."""
+    source = source or opened.curvature().source or "loss"
+    gradient, examples, vectors = opened.gradient(checkpoint, None), 0, "loss gradients"
+    for ids, batch in sample_batches(opened, checkpoint, task):
+        examples += len(ids)
+        number = 0
+        for uses, weight in _vectors(opened, gradient, source, ids, batch):
+            state, number = update(state, uses, weight), number + 1
+        if source == "probes":
+            vectors = f"{number} exact columns" if weight == 1.0 else f"{number} probes an example"
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
+                f"{task} of its sample, though the losses are finite; check the model's precision"
+            )
+    save_state(opened.store, f"sketch/{checkpoint}/{stage}", task, state, {"examples": examples, "vectors": vectors})
+
+
+def _vectors(
+    opened: Session, gradient: Any, source: str, ids: torch.Tensor, batch: Any
+) -> Iterator[tuple[Uses, float]]:
+    if source == "loss":
+        return gradient.loss_uses(batch)
+    seed = opened.manifest["sketch"]["seed"]
+    return gradient.probe_uses(batch, ids, seed, lambda columns: probe_count(opened, columns))
+
+
+def probe_count(opened: Session, columns: int) -> int | None:
+    """Return how many probes an example gets; None for the exact columns."""
+    wanted = opened.manifest["sketch"]["probes"]
+    if wanted == "exact" or (wanted == "auto" and columns <= EXACT_COLUMNS):
+        return None
+    if wanted != "auto":
+        return wanted
+    needed = PROBES_PER_DIRECTION * opened.width() / len(sample_rows(opened))
+    return min(max(1, round(needed)), MOST_PROBES)
+
+
+def _merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:
+    """Return the parts of one pass merged in their fixed order, and the examples they hold."""
+    state, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)
+    examples = facts["examples"]
+    for task in range(1, sample_tasks(opened)):
+        part, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", task)
+        state, examples = merge(state, part), examples + facts["examples"]
+    return state, examples
+
+
+def _widths(opened: Session, projection: Projection) -> list[int]:
+    widths = [part.width for part in projection.parts]
+    return [sum(widths)] if opened.manifest["curvature"]["blocks"] == "joint" else widths
+
+
+def _codec_options(opened: Session) -> dict[str, Any]:
+    rows = opened.manifest["rows"]
+    options = {key: rows[key] for key in ("width", "bits") if rows[key] is not None}
+    if options and rows["codec"] != "bands":
+        raise InputError(f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows['codec']!r}")
+    return options
+
+
+def _block_facts(opened: Session, projection: Projection, factor: Factor) -> list[dict[str, Any]]:
+    """Return width, damping and effective dimension of every curvature block."""
+    if not factor.vectors:
+        return []
+    joint = opened.manifest["curvature"]["blocks"] == "joint"
+    names = ["joint"] if joint else [part.name for part in projection.parts]
+    widths = [len(basis) for basis in factor.vectors]
+    dampings = [float(block[0]) for block in factor.damping.split(widths)]
+    means = [float(block.mean()) for block in factor.values.split(widths)]
+    return [
+        {"name": n, "width": w, "damping": d, "mean_eigenvalue": m, "effective_dimension": e}
+        for n, w, d, m, e in zip(
+            names, widths, dampings, means, factor.effective_dimension(), strict=True
+        )
+    ]

@@ -1,0 +1,122 @@
+"""Write the rows of every example set at every checkpoint, partition by partition."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from streamfluence.errors import IncompleteError, InputError, NonFiniteError
+from streamfluence.layout import Span, collect_stage
+from streamfluence.stages import _collect_tasks as work
+from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._session import Session, session
+from streamfluence.stages._sets import partition_count, plan_stage, query_sets
+
+GROUP = 4  # partitions a task: the next is computed while the last is written
+
+
+def collect(
+    run_path: str,
+    example_sets: list[str] | None = None,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+    worker: tuple[int, int] | None = None,
+    partition: int | None = None,
+) -> dict[str, Any]:
+    """Collect what is missing; return counts.
+
+    Args:
+        example_sets: ``train`` and names of query sets; None takes all.
+        worker: ``(i, N)``: only the partitions whose number is i modulo N.
+        partition: Only this partition, of each set and checkpoint.
+
+    Raises:
+        IncompleteError: If the sketch is not there yet.
+        NonFiniteError: If more rows than ``rows.max_non_finite`` are NaN or infinite.
+    """
+    execution, progress = execution or Execution(), progress or Silent()
+    device = execution.resolved_device()
+    opened = session(run_path, device)
+    _require_sketch(opened)
+    chosen = example_sets or ["train", *query_sets(opened.store)]
+    missing = [
+        (example_set, checkpoint, number)
+        for example_set in chosen
+        for checkpoint in range(opened.checkpoint_count())
+        for number in _mine(opened, example_set, checkpoint, worker, partition)
+    ]
+    if missing:
+        examples = sum(len(_span(opened, s, number)) for s, _, number in missing)
+        with execution.open(len(missing), opened.manifest["compute"]["threads"]) as executor:
+            group = max(1, min(GROUP, len(missing) // (4 * execution.worker_count(len(missing)))))
+            tasks = [(run_path, device, *task) for task in _tasks(missing, group)]
+            progress.start("collect", examples, "examples")
+            run_all(executor, work.collect, tasks, lambda _, done: progress.advance(done["examples"]))
+            progress.finish()
+    return {"collected": len(missing), "sets": {s: _check(opened, s) for s in chosen}}
+
+
+def _span(opened: Session, example_set: str, number: int) -> Span:
+    facts = opened.table(example_set)
+    size = facts["partition_examples"]
+    return Span(number * size, min((number + 1) * size, facts["count"]))
+
+
+def _mine(
+    opened: Session,
+    example_set: str,
+    checkpoint: int,
+    worker: tuple[int, int] | None,
+    partition: int | None,
+) -> list[int]:
+    count = partition_count(opened.store, example_set)
+    missing = opened.store.missing(collect_stage(example_set, checkpoint), count)
+    if partition is not None:
+        if not 0 <= partition < count:
+            raise InputError(f"--partition {partition}: {example_set} has partitions 0 to {count - 1}")
+        return [number for number in missing if number == partition]
+    if worker is not None:
+        index, workers = worker
+        if not 0 <= index < workers:
+            raise InputError(f"--worker {index}/{workers}: i must be 0 to N - 1")
+        return [number for number in missing if number % workers == index]
+    return missing
+
+
+def _tasks(missing: list[tuple[str, int, int]], group: int) -> Iterator[tuple[str, int, int, int]]:
+    """Yield ``(set, checkpoint, first, stop)`` for runs of consecutive missing partitions."""
+    start = 0
+    for i in range(1, len(missing) + 1):
+        example_set, checkpoint, first = missing[start]
+        if i - start < group and i < len(missing) and missing[i] == (example_set, checkpoint, first + i - start):
+            continue
+        yield example_set, checkpoint, first, first + i - start
+        start = i
+
+
+def _require_sketch(opened: Session) -> None:
+    for checkpoint in range(opened.checkpoint_count()):
+        if not opened.store.receipts(plan_stage(checkpoint)):
+            raise IncompleteError(
+                f"{opened.store.url}: checkpoint {checkpoint} has no sketch yet, and rows are stored in "
+                f"the directions it chooses; run `streamfluence sketch` first"
+            )
+
+
+def _check(opened: Session, example_set: str) -> dict[str, Any]:
+    """Return coverage and quarantine counts of one set, refusing too many non-finite rows."""
+    count, limit = opened.table(example_set)["count"], opened.manifest["rows"]["max_non_finite"]
+    total, bad, present, where = 0, 0, 0, []
+    for checkpoint in range(opened.checkpoint_count()):
+        for number, receipt in opened.store.receipts(collect_stage(example_set, checkpoint)).items():
+            facts = receipt.facts
+            present += 1
+            total += len(receipt.span)
+            bad += facts["non_finite"]
+            where += [number] if facts["non_finite"] else []
+    if bad > limit * total:
+        raise NonFiniteError(
+            f"{bad:,} of {total:,} rows of {example_set!r} are NaN or infinite, more than "
+            f"rows.max_non_finite = {limit:g} (partitions {sorted(set(where))[:8]}); they are quarantined, "
+            f"so repair the data or the model, or raise the limit"
+        )
+    wanted = partition_count(opened.store, example_set) * opened.checkpoint_count()
+    return {"examples": count, "partitions": present, "of": wanted, "non_finite": bad}

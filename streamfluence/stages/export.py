@@ -1,0 +1,117 @@
+"""Write ranked examples of every query to CSV, JSON lines or Parquet, each saying what its numbers are."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamfluence.errors import InputError, StorageError
+from streamfluence.layout import collect_stage
+from streamfluence.stages._record import record
+from streamfluence.stages._sets import partition_count, set_facts
+from streamfluence.stages.top import finished, parse_query
+from streamfluence.store import RunStore, array_names
+
+FIELDS = ("query", "query_id", "side", "rank", "row", "id", "score", "loss", "self_influence")
+
+
+def export(run_path: str, output: str, format: str | None = None, name: str | None = None) -> dict[str, Any]:
+    """Write the top_k result of one score; return where and how many lines.
+
+    Args:
+        output: File to write. It must not exist.
+        format: ``csv``, ``jsonl`` or ``parquet``; by default the file's suffix.
+        name: Of the scores, when the run has several.
+
+    The record (meaning, sign, unit, method, damping, coverage) is the comment lines ahead of a CSV,
+    the first line of JSON lines, and the schema metadata of Parquet.
+    """
+    store, path = RunStore.open(run_path), Path(output)
+    kind = format or path.suffix.lstrip(".")
+    if kind not in _WRITERS:
+        raise InputError(f"format {kind!r} is none of {', '.join(_WRITERS)}; give --format")
+    if path.exists():
+        raise InputError(f"{path} exists already; remove it or name another file")
+    label, _ = parse_query(store, "0", name)
+    header = record(store, label) if finished(store, label) else {}
+    lines = list(_lines(store, label))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        _WRITERS[kind](partial, header, lines)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    return {"output": str(path), "format": kind, "lines": len(lines), "record": header}
+
+
+def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
+    """Yield one dictionary a listed example."""
+    receipt = finished(store, label)
+    spec = store.read_document(f"scores/{label}/score.json")
+    if "top_k.positive_rows" not in array_names(receipt):
+        raise InputError(f"scores {label!r} have no top_k to export; add it to score.readouts")
+    query_ids = _ids(store, spec["queries"], np.arange(set_facts(store, spec["queries"])["count"]))
+    for side in ("positive", "negative"):
+        arrays = {
+            key: store.read(receipt, f"top_k.{side}_{key}")
+            for key in ("rows", "scores", "loss", "self_influence")
+        }
+        rows = arrays["rows"]
+        ids = dict(zip(np.unique(rows[rows >= 0]), _ids(store, "train", np.unique(rows[rows >= 0])), strict=True))
+        for query, rank in zip(*np.nonzero(rows >= 0), strict=True):
+            row = rows[query, rank]
+            yield {
+                "query": int(query),
+                "query_id": int(query_ids[query]),
+                "side": "helps" if side == "positive" else "hurts",
+                "rank": int(rank) + 1,
+                "row": int(row),
+                "id": int(ids[row]),
+                "score": float(arrays["scores"][query, rank]),
+                "loss": float(arrays["loss"][query, rank]),
+                "self_influence": float(arrays["self_influence"][query, rank]),
+            }
+
+
+def _ids(store: RunStore, example_set: str, rows: np.ndarray) -> np.ndarray:
+    """Return the stored ids of sorted rows, reading each partition once."""
+    size = set_facts(store, example_set)["partition_examples"]
+    ids = np.full(len(rows), -1, np.int64)
+    for partition in range(partition_count(store, example_set)):
+        low, high = np.searchsorted(rows, [partition * size, (partition + 1) * size])
+        receipt = store.receipt(collect_stage(example_set, 0), partition) if low < high else None
+        if receipt is not None:
+            ids[low:high] = store.read(receipt, "example_id")[rows[low:high] - partition * size]
+    return ids
+
+
+def _write_csv(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        for key, value in header.items():
+            stream.write(f"# {key}: {json.dumps(value)}\n")
+        writer = csv.DictWriter(stream, FIELDS)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _write_jsonl(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps({"record": header}) + "\n")
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _write_parquet(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise InputError("Parquet needs pyarrow: pip install 'streamfluence[parquet]'") from error
+    columns = {field: [line[field] for line in lines] for field in FIELDS}
+    table = pa.table(columns).replace_schema_metadata({"streamfluence": json.dumps(header)})
+    parquet.write_table(table, path)
+
+
+_WRITERS = {"csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet}

@@ -1,0 +1,35 @@
+"""Recompute exactly what is damaged: set the damaged partitions aside, then do what is missing."""
+
+from dataclasses import asdict
+from typing import Any
+
+from streamfluence.stages._execution import Execution, Progress
+from streamfluence.stages._sets import plan_stage
+from streamfluence.stages.collect import collect
+from streamfluence.stages.score import rescore
+from streamfluence.stages.sketch import sketch
+from streamfluence.store import RunStore
+
+
+def repair(
+    run_path: str, execution: Execution | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Verify every byte, recompute the partitions that are damaged, and remove what nothing refers to.
+
+    Partitions that are merely missing stay missing, unless a stage that had finished lost them.
+    """
+    store = RunStore.open(run_path)
+    problems = [asdict(problem) for problem in store.verify()]
+    damaged = sorted({(p["stage"], p["partition"]) for p in problems})
+    for stage, partition in damaged:
+        store.discard(stage, partition)
+    stages = {stage.split("/")[0] for stage, _ in damaged}
+    if "sketch" in stages:
+        sketch(run_path, execution, progress)
+    for stage, partition in damaged:
+        if stage.startswith("collect/") and store.receipts(plan_stage(int(stage.rsplit("/", 1)[1]))):
+            collect(run_path, [stage.split("/")[1]], execution, progress, partition=partition)
+    if stages & {"score", "scores"}:
+        rescore(run_path, sorted({stage.split("/")[1] for stage, _ in damaged if stage[:5] == "score"}))
+    store.collect_garbage()
+    return {"run": run_path, "repaired": [{"stage": s, "partition": p} for s, p in damaged]}

@@ -1,0 +1,69 @@
+"""Do everything of a job that is missing: sketch, collect, score. Safe to repeat at any point."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
+from streamfluence.errors import InputError
+from streamfluence.manifest import Job, load_job
+from streamfluence.stages._execution import Execution, Progress, Silent
+from streamfluence.stages._resolve import open_run
+from streamfluence.stages.collect import collect
+from streamfluence.stages.score import score
+from streamfluence.stages.sketch import sketch
+from streamfluence.stages.status import status
+
+
+def run(
+    job_path: str | Path,
+    run_path: str,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a job to its end and return what was made.
+
+    Raises:
+        StreamfluenceError: Of the stage that failed; everything committed before stays.
+    """
+    progress = progress or Silent()
+    job = load_job(Path(job_path), overrides)
+    execution = execution_of(job)
+    store = open_run(job, run_path)
+    if not status(run_path)["complete"]:
+        needed = disk_bytes(store.manifest["train"]["count"], job.rows.bytes, len(job.checkpoints))
+        refuse_what_does_not_fit(Cost(needed, 0, 0, 0, 0.0), run_path, None)
+    sketched = sketch(run_path, execution, progress)
+    for facts in sketched["checkpoints"]:
+        for announcement in facts["coverage"]["announcements"]:
+            progress.message(announcement)
+    collected = collect(run_path, None, execution, progress)
+    scores: list[dict[str, Any]] = []
+    if job.queries:
+        options = {
+            "readouts": list(job.score.readouts),
+            "top_k": job.score.top_k,
+            "subsets": job.score.subsets,
+        }
+        made = score(run_path, sorted(job.queries), execution=execution, progress=progress, **options)
+        scores = made["scores"]
+    return {"run": run_path, "sets": collected["sets"], "scores": scores}
+
+
+def execution_of(job: Job) -> Execution:
+    """Return how a job wants its tasks to be run."""
+    compute = job.compute
+    return Execution(
+        executor=compute.executor,
+        workers=compute.workers,
+        dask=compute.dask,
+        device=compute.device,
+        memory=None if compute.memory is None else _memory(compute.memory),
+    )
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise InputError(f"compute.memory: {error}") from error

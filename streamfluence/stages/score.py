@@ -1,0 +1,211 @@
+"""Scores of a query set against every stored row: one pass, read out as asked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dask.array as da
+from dask import delayed
+
+from streamfluence.errors import IncompleteError, InputError
+from streamfluence.layout import collect_stage
+from streamfluence.manifest import Score
+from streamfluence.stages import _score_tasks as work
+from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._sets import partition_count, query_sets, set_facts
+from streamfluence.store import RunStore
+
+TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
+
+MEANING = (
+    "score = predicted increase of the query's measurement if the example were removed from training; "
+    "positive: the example helps the query, negative: it hurts; 1/n included"
+)
+
+
+def score(
+    run_path: str,
+    queries: list[str] | None = None,
+    damping: float | None = None,
+    readouts: list[str] | None = None,
+    top_k: int | None = None,
+    subsets: str | None = None,
+    name: str | None = None,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+    allow_incomplete: bool = False,
+) -> dict[str, Any]:
+    """Score query sets against the training rows; what is already there is not done again.
+
+    Args:
+        queries: Names of query sets; None takes all.
+        damping: Another damping than the rows were whitened with; rows are not touched.
+        readouts, top_k, subsets: What to keep; when none is given, as these scores were made before.
+        name: Of the result; by default the query set's, with the damping when it is another one.
+        allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
+
+    Returns:
+        ``{"scores": [facts of each result]}``.
+
+    Raises:
+        IncompleteError: If rows are missing.
+        InputError: If the name was given to other settings before.
+    """
+    execution, progress = execution or Execution(), progress or Silent()
+    given = {"readouts": tuple(readouts or ()), "top_k": top_k, "subsets": subsets}
+    given = {key: value for key, value in given.items() if value}
+    store = RunStore.open(run_path)
+    chosen = queries or query_sets(store)
+    if not chosen:
+        raise InputError(f"{run_path} has no query set; add [queries.NAME] to the job and run it again")
+    if name is not None and len(chosen) > 1:
+        raise InputError(f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries")
+    done = []
+    for example_set in chosen:
+        label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
+        spec = _spec(store, example_set, Score(**given), damping, allow_incomplete)
+        if not given and store.has(_path(label)):
+            spec["readouts"] = store.read_document(_path(label))["readouts"]
+        _pin(store, label, spec)
+        _execute(store, run_path, label, spec, execution, progress)
+        done.append({"name": label, **_facts(store, label, spec)})
+    return {"scores": done}
+
+
+def rescore(run_path: str, labels: list[str]) -> None:
+    """Do what is missing of scores that were asked for before."""
+    store = RunStore.open(run_path)
+    for label in labels:
+        _execute(store, run_path, label, store.read_document(_path(label)), Execution(), Silent())
+
+
+def _path(label: str) -> str:
+    return f"scores/{label}/score.json"
+
+
+def _spec(
+    store: RunStore, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
+) -> dict[str, Any]:
+    """Return everything that decides a result, after checking that its rows are there."""
+    if example_set not in query_sets(store):
+        known = ", ".join(query_sets(store)) or "none"
+        raise InputError(f"{store.url} has no query set {example_set!r}; there are: {known}")
+    if damping is not None and not damping > 0:
+        raise InputError(f"damping = {damping}; it must be positive")
+    for checkpoint in range(len(store.manifest["checkpoints"])):
+        _require(store, example_set, checkpoint)
+    missing = sorted(
+        {
+            partition
+            for checkpoint in range(len(store.manifest["checkpoints"]))
+            for partition in store.missing(
+                collect_stage("train", checkpoint), partition_count(store, "train")
+            )
+        }
+    )
+    if missing and not allow_incomplete:
+        _refuse(store, "train", missing)
+    facts = store.read_document(f"queries/{example_set}.json")
+    present = sorted(set(range(partition_count(store, "train"))) - set(missing))
+    size = max(1, TASK_ROWS // store.manifest["train"]["partition_examples"])
+    return {
+        "queries": example_set,
+        "measurement": facts["measurement"],
+        "damping": damping,
+        "readouts": {readout: _options(readout, options) for readout in options.readouts},
+        "tasks": [present[i : i + size] for i in range(0, len(present), size)],
+        "missing_partitions": missing,
+        "meaning": MEANING,
+        "unit": f"{facts['measurement']} of one query, per training example",
+    }
+
+
+def _options(readout: str, options: Score) -> dict[str, Any]:
+    if readout == "subset_sum":
+        if options.subsets is None:
+            raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
+        return {"subsets": options.subsets}
+    return {"k": options.top_k} if readout in ("top_k", "self_influence") else {}
+
+
+def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    if not store.has(_path(label)):
+        store.create_document(_path(label), dict(spec))
+    elif store.read_document(_path(label)) != spec:
+        raise InputError(
+            f"scores named {label!r} were made with other settings; give these another --name"
+        )
+
+
+def _execute(
+    store: RunStore,
+    run_path: str,
+    label: str,
+    spec: Mapping[str, Any],
+    execution: Execution,
+    progress: Progress,
+) -> None:
+    missing = store.missing(f"score/{label}", len(spec["tasks"]))
+    if missing:
+        with execution.open(len(missing), store.manifest["compute"]["threads"]) as executor:
+            progress.start(f"score {label}", len(missing), "tasks")
+            tasks = [(run_path, label, task) for task in missing]
+            run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
+            progress.finish()
+    if not store.receipts(f"scores/{label}"):
+        work.merge(run_path, label)
+
+
+def _facts(store: RunStore, label: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    counts = store.receipts(f"scores/{label}")[0].facts
+    said = ("queries", "measurement", "damping", "missing_partitions", "unit")
+    return {**{key: spec[key] for key in said}, **counts}
+
+
+def _require(store: RunStore, example_set: str, checkpoint: int) -> None:
+    missing = store.missing(
+        collect_stage(example_set, checkpoint), partition_count(store, example_set)
+    )
+    if missing:
+        _refuse(store, example_set, missing)
+
+
+def _refuse(store: RunStore, example_set: str, missing: list[int]) -> None:
+    listed = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+    raise IncompleteError(
+        f"{store.url}: {len(missing)} of {partition_count(store, example_set)} partitions of "
+        f"{example_set!r} are missing ({listed}); a missing row is not a zero, so run "
+        f"`streamfluence collect` first"
+    )
+
+
+def lazy_scores(run_path: str, queries: str | None, damping: float | None) -> da.Array:
+    """Return scores as a lazy Dask array, one block a partition of rows; see ``Run.scores``."""
+    store = RunStore.open(run_path)
+    sets = query_sets(store)
+    if queries is None and len(sets) != 1:
+        raise InputError(f"{run_path} has query sets {', '.join(sets) or 'none'}; name one")
+    example_set = queries or sets[0]
+    _spec(store, example_set, Score(), damping, allow_incomplete=False)
+    width = store.read_document(f"queries/{example_set}.json")["count"]
+    return _lazy(store, (width,), work.partition_scores, run_path, example_set, damping)
+
+
+def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
+    """Return decoded rows as a lazy Dask array, one block a partition; see ``Run.rows``."""
+    store = RunStore.open(run_path)
+    width = work.row_width(store, example_set, checkpoint)
+    return _lazy(store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set)
+
+
+def _lazy(store: RunStore, trailing: tuple[int, ...], function: Any, *arguments: Any, of: str = "train"):
+    facts = set_facts(store, of)
+    size, count = facts["partition_examples"], facts["count"]
+    blocks = [
+        da.from_delayed(
+            delayed(function)(*arguments, partition),
+            shape=(min(size, count - partition * size), *trailing),
+            dtype="float32",
+        )
+        for partition in range(partition_count(store, of))
+    ]
+    return da.concatenate(blocks)

@@ -1,0 +1,272 @@
+"""Bad input: one clear sentence, the documented exit code, and nothing committed is lost."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from small_job import JOB, TASK, write_job
+
+from streamfluence.cli import main
+from streamfluence.store import RunStore
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_job(tmp_path, n=80)
+    return tmp_path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def run_job(folder, *arguments):
+    return invoke("run", folder / "job.toml", *arguments)
+
+
+def refused(result, code, *words):
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def rewrite(folder, name, **changes):
+    """Write one shard again with some fields changed (None removes a field)."""
+    fields = dict(np.load(folder / name))
+    fields.update({key: value for key, value in changes.items() if value is not None})
+    for key in [key for key, value in changes.items() if value is None]:
+        del fields[key]
+    np.savez(folder / name, **fields)
+
+
+def edit(folder, name, old, new):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+def test_a_missing_job_is_a_usage_error(tmp_path):
+    assert invoke("run", tmp_path / "none.toml").exit_code == 2
+
+
+def test_a_glob_that_matches_no_shard_is_refused(folder):
+    edit(folder, "job.toml", "train-*.npz", "nothing-*.npz")
+    refused(run_job(folder), 2, "nothing-*.npz")
+
+
+def test_a_truncated_shard_is_refused_by_name(folder):
+    shard = folder / "train-1.npz"
+    shard.write_bytes(shard.read_bytes()[:200])
+    refused(run_job(folder), 2, "train-1.npz")
+
+
+def test_a_shard_with_other_fields_is_refused_by_name(folder):
+    rewrite(folder, "train-1.npz", y=None, z=np.zeros(54))
+    refused(run_job(folder), 2, "train-1.npz")
+
+
+def test_a_shard_with_other_shapes_is_refused_by_name(folder):
+    rewrite(folder, "train-1.npz", x=np.zeros((54, 9), np.float32))
+    refused(run_job(folder), 2, "train-1.npz", "9")
+
+
+def test_zero_examples_are_refused(folder):
+    for name in ("train-0.npz", "train-1.npz"):
+        rewrite(folder, name, x=np.zeros((0, 6), np.float32), y=np.zeros(0, np.int64))
+    refused(run_job(folder), 2, "no examples")
+
+
+def test_one_example_is_enough(tmp_path):
+    write_job(tmp_path, n=80)
+    rewrite(tmp_path, "train-0.npz", x=np.zeros((0, 6), np.float32), y=np.zeros(0, np.int64))
+    rewrite(tmp_path, "train-1.npz", x=np.ones((1, 6), np.float32), y=np.zeros(1, np.int64))
+    assert run_job(tmp_path).exit_code == 0
+    result = invoke("top", tmp_path / "run", "test/0", "--json")
+    assert [row["row"] for row in json.loads(result.stdout)["helps"]] == [0]
+
+
+def test_queries_of_another_shape_are_refused(folder):
+    rewrite(folder, "test.npz", x=np.zeros((7, 4), np.float32))
+    refused(run_job(folder), 2, "forward() failed")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(folder):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "model.pt")
+    refused(run_job(folder), 2, "model() failed")
+
+
+def test_nan_weights_are_refused_by_name(folder):
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["2.weight"][0, 0] = float("nan")
+    torch.save(state, folder / "model.pt")
+    refused(run_job(folder), 2, "2.weight")
+
+
+def test_a_model_in_training_mode_is_refused(folder):
+    edit(folder, "task.py", "return module.eval()", "return module.train()")
+    refused(run_job(folder), 2, "eval()")
+
+
+def test_a_likelihood_that_does_not_fit_the_outputs_is_refused(folder):
+    edit(folder, "task.py", '"categorical"', '"gaussian"')
+    refused(run_job(folder), 2, "gaussian", "(16, 3)")
+
+
+def test_few_nan_examples_are_quarantined_and_counted_and_many_end_with_5(folder):
+    x = np.load(folder / "train-1.npz")["x"].copy()
+    x[3, 0] = np.nan
+    rewrite(folder, "train-1.npz", x=x)
+    refused(run_job(folder), 5, "1 of 80 rows")
+    assert run_job(folder, folder / "tolerant", "--set", "rows.max_non_finite=0.1").exit_code == 0
+    found = json.loads(invoke("top", folder / "tolerant", "test/0", "-k", 79, "--json").stdout)
+    bad = np.load(folder / "train-0.npz")["x"].shape[0] + 3
+    assert bad not in [row["row"] for row in found["helps"]]
+    assert len(found["helps"]) == 79
+    assert found["record"]["non_finite_examples"] == 1
+
+
+def test_nan_queries_are_refused(folder):
+    x = np.load(folder / "test.npz")["x"].copy()
+    x[2] = np.inf
+    rewrite(folder, "test.npz", x=x)
+    refused(run_job(folder), 5)
+
+
+def committed_rows(folder):
+    store = RunStore.open(str(folder / "run"))
+    return {p: store.read(r, "rows").tobytes() for p, r in store.receipts("collect/train/0").items()}
+
+
+def test_changed_data_under_a_run_is_refused_and_costs_nothing(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    x = np.load(folder / "train-0.npz")["x"].copy()
+    x[0, 0] += 1
+    rewrite(folder, "train-0.npz", x=x)
+    refused(run_job(folder), 2, "train")
+    assert committed_rows(folder) == before
+
+
+def test_a_job_that_contradicts_the_manifest_is_refused_with_the_key(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    refused(run_job(folder, "--bytes", "128"), 2, "rows.bytes", "256", "128")
+    assert committed_rows(folder) == before
+
+
+def test_a_changed_task_under_a_run_is_refused(folder):
+    assert run_job(folder).exit_code == 0
+    (folder / "task.py").write_text(TASK + "\n# another task\n")
+    refused(run_job(folder), 2, "task")
+    refused(invoke("collect", folder / "run"), 2, "task")
+
+
+def objects(folder, partition):
+    """The stored rows object of one partition."""
+    store = RunStore.open(str(folder / "run"))
+    receipt = store.receipt("collect/train/0", partition)
+    return [
+        folder / "run" / receipt.path / name
+        for name in receipt.objects
+        if name.startswith("rows/") and not name.endswith("zarr.json")
+    ]
+
+
+def test_a_flipped_bit_is_found_named_and_repaired(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    (shard,) = objects(folder, 1)
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(data)
+    refused(invoke("verify", folder / "run", "--full"), 3, "collect/train/0", "partition 1")
+    refused(invoke("score", folder / "run", "--name", "again"), 3, "partition 1")
+    assert invoke("repair", folder / "run").exit_code == 0
+    assert invoke("verify", folder / "run", "--full").exit_code == 0
+    assert committed_rows(folder) == before
+
+
+def test_two_swapped_shards_are_found(folder):
+    assert run_job(folder).exit_code == 0
+    (one,), (other,) = objects(folder, 0), objects(folder, 1)
+    first, second = one.read_bytes(), other.read_bytes()
+    for path, data in ((one, second), (other, first)):
+        path.chmod(0o644)
+        path.write_bytes(data)
+    refused(invoke("score", folder / "run", "--name", "again"), 3)
+    assert invoke("repair", folder / "run").exit_code == 0
+    assert invoke("score", folder / "run", "--name", "again").exit_code == 0
+
+
+def test_an_unknown_format_version_is_refused(folder):
+    assert run_job(folder).exit_code == 0
+    path = folder / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.chmod(0o644)
+    path.write_text(json.dumps({**manifest, "format_version": 99}))
+    for command in (["status"], ["top"], ["verify"]):
+        arguments = [*command, folder / "run", *(["0"] if command == ["top"] else [])]
+        refused(invoke(*arguments), 2, "99")
+
+
+def test_missing_partitions_are_listed_with_exit_4(folder):
+    assert run_job(folder).exit_code == 0
+    RunStore.open(str(folder / "run")).discard("collect/train/0", 1)
+    refused(invoke("score", folder / "run", "--name", "again"), 4, "1 of 3", "(1)")
+    status = json.loads(invoke("status", folder / "run", "--json").stdout)
+    assert status["sets"][0]["missing"] == [1]
+    assert run_job(folder).exit_code == 0
+
+
+def test_rows_before_a_sketch_are_refused_with_exit_4(folder):
+    from streamfluence.manifest import load_job
+    from streamfluence.stages._resolve import open_run
+
+    open_run(load_job(folder / "job.toml"), str(folder / "run"))
+    refused(invoke("collect", folder / "run"), 4, "streamfluence sketch")
+
+
+def test_a_query_that_does_not_exist_is_refused(folder):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("top", folder / "run", "test/7"), 2, "0 to 6")
+    refused(invoke("top", folder / "run", "nope/0"), 2, "test")
+    refused(invoke("top", folder / "run", "first"), 2, "INDEX")
+
+
+def command(folder, *arguments):
+    return [sys.executable, "-m", "streamfluence", "run", str(folder / "job.toml"), *arguments]
+
+
+def test_a_full_disk_ends_with_74_and_the_next_run_finishes(folder):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # noqa: E731
+    told = subprocess.run(command(folder), preexec_fn=limit, capture_output=True, text=True)
+    assert told.returncode == 74, told.stderr
+    assert "Traceback" not in told.stderr
+    assert run_job(folder).exit_code == 0
+
+
+def test_sigterm_ends_within_10_seconds_with_75_and_the_next_run_finishes(tmp_path):
+    slow = TASK.replace("return module(batch", "import time; time.sleep(0.5); return module(batch")
+    write_job(tmp_path, n=300, job=JOB)
+    (tmp_path / "task.py").write_text(slow)
+    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "manifest.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    assert process.wait(timeout=30) == 75, process.stderr.read()
+    assert time.monotonic() - started < 10
+    assert "Traceback" not in process.stderr.read()

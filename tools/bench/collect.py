@@ -1,0 +1,153 @@
+"""Collect against plain training steps: examples per second, same model, batches, process and run.
+
+    python tools/bench/collect.py [--model transformer resnet] [--device cuda] [--precision bf16]
+
+The collect side is the stage's own code on a real run: read, capture, project, whiten, quantise.
+The plain side reads the same batches and runs forward and backward (all weight gradients). The
+two alternate; the figure is the median of the pairwise ratios. JSON on stdout.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import torch
+from _models import RESNET, TRANSFORMER
+
+from streamfluence.data import prefetch
+from streamfluence.layout import Span, cut
+from streamfluence.manifest import load_job
+from streamfluence.stages._collect_tasks import partition_arrays
+from streamfluence.stages._resolve import open_run
+from streamfluence.stages._session import directions, session
+from streamfluence.stages.run import execution_of
+from streamfluence.stages.sketch import sketch
+from streamfluence.task import load_task
+
+JOB = """
+task = "task.py"
+checkpoints = ["model.pt"]
+[train]
+reader = "arrays"
+path = "train.npz"
+[sketch]
+examples = {sample}
+probes = 1
+[curvature]
+damping = 1e-3
+[rows]
+bytes = {row_bytes}
+[compute]
+batch_size = {batch}
+executor = "serial"
+precision = "{precision}"
+device = "{device}"
+threads = {threads}
+"""
+
+
+def make(folder: Path, model: str, count: int) -> None:
+    """Write task, random weights and random data of one model."""
+    generator = np.random.default_rng(0)
+    if model == "transformer":
+        fields = {"tokens": generator.integers(0, 256, (count, 129))}
+    else:
+        images = generator.normal(size=(count, 3, 32, 32)).astype(np.float32)
+        fields = {"image": images, "label": generator.integers(0, 10, count)}
+    np.savez(folder / "train.npz", **fields)
+    (folder / "task.py").write_text(TRANSFORMER if model == "transformer" else RESNET)
+    task = load_task("task.py", folder)
+    torch.manual_seed(0)
+    net = task._model.__globals__["Transformer" if model == "transformer" else "ResNet9"]()
+    torch.save(net.state_dict(), folder / "model.pt")
+
+
+def plain(opened, net, span: Span, size: int, half: bool) -> None:
+    """Read the batches of ``span`` and run forward and backward with all weight gradients."""
+    reader = opened.reader("train")
+    for batch in prefetch(reader.read(p.start, p.stop) for p in cut(span, size)):
+        with torch.autocast(opened.device.type, torch.bfloat16, enabled=half):
+            returned = opened.task.forward(net, opened.batch(batch))
+        opened.task.loss(returned).sum().backward()
+        net.zero_grad(set_to_none=True)
+
+
+def seconds(function, device: str) -> float:
+    """Return how long a call takes, the device's queue included."""
+    started = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure(model: str, options: argparse.Namespace) -> dict:
+    """Return the figures of one model."""
+    batch = options.batch or {"transformer": 8, "resnet": 32}[model]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        span = Span(0, batch * options.batches)
+        make(folder, model, max(len(span), options.sample))
+        text = JOB.format(
+            sample=options.sample, row_bytes=options.bytes, batch=batch,
+            precision=options.precision, device=options.device, threads=options.threads,
+        )  # fmt: skip
+        (folder / "job.toml").write_text(text)
+        job, path = load_job(folder / "job.toml"), str(folder / "run")
+        torch.set_num_threads(options.threads)
+        open_run(job, path)
+        sketching = seconds(lambda: sketch(path, execution_of(job)), options.device)
+        torch.set_num_threads(options.threads)
+        opened, made = session(path, options.device), directions(path, options.device, 0)
+        net = opened.task.model(folder / "model.pt").to(options.device)
+        half = options.precision == "bf16"
+        pairs = []
+        for _ in range(options.repeats + 1):
+            ours = seconds(lambda: partition_arrays(opened, made, "train", 0, span), options.device)
+            theirs = seconds(lambda: plain(opened, net, span, batch, half), options.device)
+            pairs.append((ours, theirs))
+        pairs = pairs[1:]  # the first warms up
+        return {
+            "model": model,
+            "weights": sum(p.numel() for p in net.parameters()),
+            "batch": batch,
+            "row_bytes": made.codec.stored_bytes,
+            "directions": sum(part.width for part in made.projection.parts),
+            "collect_examples_per_second": len(span) / statistics.median(p[0] for p in pairs),
+            "plain_examples_per_second": len(span) / statistics.median(p[1] for p in pairs),
+            "ratio": statistics.median(p[1] / p[0] for p in pairs),
+            "ratios": [round(p[1] / p[0], 3) for p in pairs],
+            "sketch_seconds": round(sketching, 1),
+        }
+
+
+def main() -> None:
+    """Print the figures of every model asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["transformer", "resnet"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bytes", type=int, default=256)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sample", type=int, default=64)
+    options = parser.parse_args()
+    device = platform.processor() or platform.machine()
+    if options.device != "cpu":
+        device = torch.cuda.get_device_name(options.device)
+    setup = {"device": device, "torch": torch.__version__, **vars(options)}
+    print(json.dumps({"setup": setup, "models": [measure(m, options) for m in options.model]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
