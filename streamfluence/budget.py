@@ -9,7 +9,9 @@ from typing import Any
 from streamfluence.errors import BudgetError
 
 _PER_EXAMPLE = 8 + 3 * 4 + 1 + 8  # example_id, loss, grad_norm, self_influence, flags, group
-_FILES_PER_PARTITION = 17  # seven arrays of one object and one zarr.json each, the group's, two receipts
+_FILES_PER_PARTITION = (
+    17  # seven arrays of one object and one zarr.json each, the group's, two receipts
+)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Categorical(Likelihood):
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise InputError(f"categorical targets must be class numbers, but are {targets.dtype}")
         counted = targets[self._counted(targets)]
-        if counted.numel() and not (0 <= int(counted.min()) and int(counted.max()) < outputs.shape[-1]):
+        if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= outputs.shape[-1]):
             raise InputError(
                 f"targets range from {int(counted.min())} to {int(counted.max())}, but the outputs have "
                 f"{outputs.shape[-1]} classes; positions to skip carry ignore_index = {self.ignore_index}"
@@ -134,7 +134,9 @@ class Bernoulli(Likelihood):
         _same_shape("bernoulli", outputs, targets)
         low, high = float(targets.min()), float(targets.max())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"bernoulli targets must lie in [0, 1], but range from {low} to {high}")
+            raise InputError(
+                f"bernoulli targets must lie in [0, 1], but range from {low} to {high}"
+            )
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = _upcast(outputs)

@@ -198,7 +198,9 @@ def _validate(job: Job) -> None:
         if value < 1:
             raise InputError(f"{key} = {value}; it must be at least 1")
     if job.rows.bytes < 0:
-        raise InputError(f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything")
+        raise InputError(
+            f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything"
+        )
     if isinstance(job.curvature.damping, float) and not job.curvature.damping > 0:
         raise InputError(f"curvature.damping = {job.curvature.damping}; it must be positive")
     if not job.checkpoints:
@@ -215,7 +217,9 @@ def _validate(job: Job) -> None:
         )
     for name in job.queries:
         if not name.replace("-", "").replace("_", "").isalnum() or name == "train":
-            raise InputError(f"query set {name!r}: use letters, digits, - and _, and not the name 'train'")
+            raise InputError(
+                f"query set {name!r}: use letters, digits, - and _, and not the name 'train'"
+            )
 
 
 def _build(kind: type, table: Mapping[str, Any], where: str) -> Any:
@@ -231,7 +235,9 @@ def _build(kind: type, table: Mapping[str, Any], where: str) -> Any:
     missing = [name for name in required if name not in table]
     if missing:
         raise InputError(f"{where} lacks {', '.join(repr(name) for name in missing)}")
-    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in table.items()})
+    return kind(
+        **{key: _convert(hints[key], value, f"{where}.{key}") for key, value in table.items()}
+    )
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -252,8 +258,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(typing.get_args(hint)[0], item, where) for item in values)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif hint is Any or origin is not None or (
-        isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    elif (
+        hint is Any
+        or origin is not None
+        or (isinstance(value, hint) and not (hint is int and isinstance(value, bool)))
     ):
         return value
     raise InputError(f"{where.removeprefix('job.')} = {value!r}; expected {_describe(hint)}")

@@ -27,7 +27,9 @@ def member(family: str, name: str) -> Any:
         InputError: If the family has no such member; the message lists those it has.
     """
     if name not in names(family):
-        raise InputError(f"no {family} member is called {name!r}; there are: {', '.join(names(family))}")
+        raise InputError(
+            f"no {family} member is called {name!r}; there are: {', '.join(names(family))}"
+        )
     for point in _plugins(family):
         if point.name == name:
             return point.load()

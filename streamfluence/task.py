@@ -44,7 +44,9 @@ class Task:
     def model(self, checkpoint: Path) -> nn.Module:
         """Return the model of one checkpoint, checked: a module whose parameters are all finite."""
         if not checkpoint.exists():
-            raise InputError(f"checkpoint {checkpoint} does not exist; check `checkpoints` in the job")
+            raise InputError(
+                f"checkpoint {checkpoint} does not exist; check `checkpoints` in the job"
+            )
         model = self._call("model", self._model, str(checkpoint))
         if not isinstance(model, nn.Module):
             raise InputError(
@@ -79,7 +81,9 @@ class Task:
         if self.likelihood is not None:
             self.likelihood.check(*returned)
         elif leading.dim() != 1:
-            raise InputError(f"{self.name}: loss() must return shape (example,), not {tuple(leading.shape)}")
+            raise InputError(
+                f"{self.name}: loss() must return shape (example,), not {tuple(leading.shape)}"
+            )
 
     def loss(self, returned: Any) -> Tensor:
         """Return the loss of each example from what ``forward`` returned, shape ``(example,)``."""
@@ -94,7 +98,9 @@ class Task:
         if name == "loss":
             return self.loss(returned)
         if self.likelihood is None:
-            raise InputError(f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()")
+            raise InputError(
+                f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()"
+            )
         if name == "margin":
             return -self.likelihood.margin(*returned)
         if name not in self._measurements:
@@ -115,7 +121,9 @@ class Task:
             raise
         except Exception as error:
             text = " ".join(str(error).split())[:400]
-            raise InputError(f"{self.name}: {what}() failed: {type(error).__name__}: {text}") from error
+            raise InputError(
+                f"{self.name}: {what}() failed: {type(error).__name__}: {text}"
+            ) from error
 
 
 def load_task(spec: str, root: Path) -> Task:
@@ -136,7 +144,9 @@ def load_task(spec: str, root: Path) -> Task:
             f"(with forward) nor loss(model, batch)"
         )
     if named is not None and not callable(forward):
-        raise InputError(f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)")
+        raise InputError(
+            f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)"
+        )
     return Task(
         name=Path(spec).name,
         digest=hashlib.sha256(source).hexdigest(),
@@ -197,7 +207,9 @@ def _load_file(path: Path) -> tuple[ModuleType, bytes]:
     except StreamfluenceError:
         raise
     except Exception as error:
-        raise InputError(f"task file {path} fails to load: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"task file {path} fails to load: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove(str(path.parent))
     for imported in sorted(set(sys.modules) - before - {name}):

@@ -50,7 +50,9 @@ executor = "serial"
 """
 
 
-def write_job(folder: Path, n: int = 150, n_queries: int = 7, job: str = JOB, seed: int = 0) -> Path:
+def write_job(
+    folder: Path, n: int = 150, n_queries: int = 7, job: str = JOB, seed: int = 0
+) -> Path:
     """Write data, checkpoint, task and job into ``folder``; return the job's path."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
@@ -77,7 +79,9 @@ def load(folder: Path) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Ten
     return module.double(), x, y, torch.from_numpy(test["x"]).double(), torch.from_numpy(test["y"])
 
 
-def dense_scores(folder: Path, damping: float, joint: bool = False, fisher: bool = False) -> np.ndarray:
+def dense_scores(
+    folder: Path, damping: float, joint: bool = False, fisher: bool = False
+) -> np.ndarray:
     """Return scores (example, query) by the textbook formula, one backward an example, in float64."""
     module, x, y, qx, qy = load(folder)
     g, q = _gradients(module, x, y), _gradients(module, qx, qy)
@@ -89,13 +93,13 @@ def dense_scores(folder: Path, damping: float, joint: bool = False, fisher: bool
     return (g @ solved / len(g)).numpy()
 
 
-
-
 def _gradients(module, x, y) -> torch.Tensor:
     rows = []
     for i in range(len(x)):
         loss = nn.functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
+        rows.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
+        )
     return torch.stack(rows)
 
 
@@ -103,14 +107,11 @@ def _gauss_newton(module, x) -> torch.Tensor:
     total = 0
     for i in range(len(x)):
         logits = module(x[i : i + 1])[0]
-        jacobian = torch.stack(
-            [
-                torch.cat(
-                    [g.flatten() for g in torch.autograd.grad(c, list(module.parameters()), retain_graph=True)]
-                )
-                for c in logits
-            ]
-        )
+        columns = [
+            torch.autograd.grad(logit, list(module.parameters()), retain_graph=True)
+            for logit in logits
+        ]
+        jacobian = torch.stack([torch.cat([g.flatten() for g in column]) for column in columns])
         p = logits.softmax(0).detach()
         total = total + jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
     return total / len(x)

@@ -25,7 +25,11 @@ def folder(tmp_path_factory):
 
 def scores_of(folder, name, **overrides):
     target = str(folder / name)
-    run(folder / "job.toml", target, {key.replace("__", "."): value for key, value in overrides.items()})
+    run(
+        folder / "job.toml",
+        target,
+        {key.replace("__", "."): value for key, value in overrides.items()},
+    )
     return streamfluence.open(target).scores().compute()
 
 
@@ -69,7 +73,9 @@ def test_top_lists_the_largest_and_smallest_scores(folder):
     order = np.argsort(-scores[:, 3])
     assert [row["row"] for row in found["helps"]] == order[:5].tolist()
     assert [row["row"] for row in found["hurts"]] == order[::-1][:5].tolist()
-    np.testing.assert_allclose([row["score"] for row in found["helps"]], scores[order[:5], 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        [row["score"] for row in found["helps"]], scores[order[:5], 3], rtol=1e-6
+    )
     assert "positive: the example helps" in found["record"]["meaning"]
 
 

@@ -27,7 +27,9 @@ def committed(path):
 
 
 def test_killed_runs_end_with_the_bits_of_an_undisturbed_one(tmp_path):
-    job = write_job(tmp_path, n=1200, job=JOB.replace("partition_examples = 32", "partition_examples = 16"))
+    job = write_job(
+        tmp_path, n=1200, job=JOB.replace("partition_examples = 32", "partition_examples = 16")
+    )
     script = [sys.executable, str(Path(__file__).with_name("kill_run.py"))]
     arguments = [str(job), str(tmp_path / "killed"), str(KILLS), "0"]
     done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=True)
@@ -41,7 +43,9 @@ def test_killed_runs_end_with_the_bits_of_an_undisturbed_one(tmp_path):
         assert np.array_equal(killed[key], array, equal_nan=True), key
     # An attempt without a receipt is work that a kill threw away.
     attempts = list((tmp_path / "killed" / "parts").rglob("zarr.json"))
-    groups = [path for path in attempts if "." in path.parent.name and path.parent.parent.name.isdigit()]
+    groups = [
+        path for path in attempts if "." in path.parent.name and path.parent.parent.name.isdigit()
+    ]
     receipts = list((tmp_path / "killed" / "receipts").rglob("*.json"))
     assert len(groups) <= len(receipts) + KILLS
     assert (tmp_path / "killed" / MANIFEST).exists()

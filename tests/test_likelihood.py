@@ -60,7 +60,10 @@ def test_probes_average_to_the_output_hessian(case):
     torch.manual_seed(1)
     likelihood, outputs, targets = case((2, 3, 4), "mean")
     probes = torch.stack(
-        [likelihood.probe(outputs, targets, 5, r, torch.tensor([7, 9])).flatten(1) for r in range(4000)]
+        [
+            likelihood.probe(outputs, targets, 5, r, torch.tensor([7, 9])).flatten(1)
+            for r in range(4000)
+        ]
     )
     for example in range(2):
         measured = probes[:, example].T @ probes[:, example] / len(probes)
@@ -105,7 +108,12 @@ def test_margins_are_the_log_odds_of_the_target():
 @pytest.mark.parametrize(
     ("name", "outputs", "targets", "words"),
     [
-        ("categorical", torch.randn(3, 5), torch.zeros(3, 1, dtype=torch.long), "without the class axis"),
+        (
+            "categorical",
+            torch.randn(3, 5),
+            torch.zeros(3, 1, dtype=torch.long),
+            "without the class axis",
+        ),
         ("categorical", torch.randn(3, 5), torch.zeros(3), "class numbers"),
         ("categorical", torch.randn(3, 5), torch.tensor([0, 5, 1]), "5 classes"),
         ("categorical", torch.randn(3, 5), torch.tensor([0, -1, 1]), "ignore_index"),

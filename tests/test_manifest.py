@@ -32,7 +32,9 @@ def test_a_minimal_job_gets_the_documented_defaults(tmp_path):
 
 
 def test_overrides_lie_over_the_file(tmp_path):
-    job = load_job(write(tmp_path), {"rows.bytes": 64, "curvature.damping": 1, "sketch.probes": "exact"})
+    job = load_job(
+        write(tmp_path), {"rows.bytes": 64, "curvature.damping": 1, "sketch.probes": "exact"}
+    )
     assert (job.rows.bytes, job.curvature.damping, job.sketch.probes) == (64, 1.0, "exact")
 
 

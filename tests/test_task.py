@@ -34,7 +34,9 @@ def write(tmp_path, text):
 
 
 def test_a_task_runs_its_model_and_measures(tmp_path, checkpoint):
-    task = write(tmp_path, GOOD + "measurements = {'first': lambda outputs, targets: outputs[:, 0]}\n")
+    task = write(
+        tmp_path, GOOD + "measurements = {'first': lambda outputs, targets: outputs[:, 0]}\n"
+    )
     batch = {"x": torch.randn(4, 3), "y": torch.tensor([0, 1, 1, 0])}
     returned = task.forward(task.model(checkpoint), batch)
     task.check(returned, 4)
@@ -63,12 +65,16 @@ def test_two_tasks_with_neighbours_of_one_name_do_not_mix(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "train.py").write_text(f"NUMBER = {number}\n")
-        tasks.append(write(folder, "from train import NUMBER\nmeasurements = {str(NUMBER): None}\n" + GOOD))
+        tasks.append(
+            write(folder, "from train import NUMBER\nmeasurements = {str(NUMBER): None}\n" + GOOD)
+        )
     assert [list(task._measurements) for task in tasks] == [["1"], ["2"]]
 
 
 def test_a_bare_loss_is_a_task_without_likelihood(tmp_path):
-    task = write(tmp_path, "def model(checkpoint): ...\ndef loss(model, batch): return batch.sum(1)\n")
+    task = write(
+        tmp_path, "def model(checkpoint): ...\ndef loss(model, batch): return batch.sum(1)\n"
+    )
     assert task.likelihood is None
     assert task.loss(task.forward(None, torch.ones(2, 3))).tolist() == [3.0, 3.0]
 
@@ -79,7 +85,10 @@ def test_a_bare_loss_is_a_task_without_likelihood(tmp_path):
         ("x = 1", "defines no model"),
         ("def model(c): ...", "neither likelihood"),
         ("def model(c): ...\nlikelihood = 'categorical'", "no forward"),
-        ("def model(c): ...\ndef forward(m, b): ...\nlikelihood = 'poisson'", "none of categorical"),
+        (
+            "def model(c): ...\ndef forward(m, b): ...\nlikelihood = 'poisson'",
+            "none of categorical",
+        ),
         ("import nothing_like_this", "fails to load: ModuleNotFoundError"),
         ("def model(c:", "fails to load: SyntaxError"),
     ],

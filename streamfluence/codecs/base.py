@@ -41,6 +41,13 @@ class Codec:
         scale_logical_dtype: What the scale's bits mean, e.g. ``bfloat16``.
     """
 
+    stored: int
+    stored_bytes: int
+    tolerance: float
+    codes_dtype: str
+    scale_dtype: str
+    scale_logical_dtype: str
+
     @classmethod
     def plan(cls, energies: Tensor, row_bytes: int | None, seed: int, **options) -> State:
         """Return the arrays that define the codec.

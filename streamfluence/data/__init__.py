@@ -1,7 +1,12 @@
-"""Readers of training and query sets: a job's table opens one of them by name."""
+"""Readers of training and query sets: a job's table opens one of them by name.
+
+The helpers for batches are imported when first used, so that listing the readers
+loads neither torch nor numpy.
+"""
 
 import inspect
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +14,34 @@ from streamfluence.errors import InputError
 from streamfluence.registry import member, names
 
 if TYPE_CHECKING:
+    from streamfluence.data._batches import (
+        batch_length,
+        concatenate,
+        input_digest,
+        map_batch,
+        slice_batch,
+        to_tensors,
+    )
+    from streamfluence.data._prefetch import prefetch
     from streamfluence.data.base import Reader
+
+__all__ = [
+    "batch_length",
+    "concatenate",
+    "input_digest",
+    "map_batch",
+    "open_reader",
+    "prefetch",
+    "slice_batch",
+    "to_tensors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "_prefetch" if name == "prefetch" else "_batches"
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 def open_reader(

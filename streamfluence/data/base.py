@@ -35,6 +35,10 @@ class Reader:
         """Return a JSON-able description that changes when the bytes or their order change."""
         raise NotImplementedError
 
+    def stat_signature(self) -> Any:
+        """Return a cheap JSON-able signature (sizes and times) that changes whenever files are written."""
+        raise NotImplementedError
+
     def preview(self, row: int) -> str | None:
         """Return one short line that shows the example to a person, or None."""
         return None

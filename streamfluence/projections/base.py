@@ -28,6 +28,10 @@ class Projection:
     ``fit``) -> ``load`` with what ``fit`` returned -> ``parts``, ``apply``.
     Members that are not fitted are ready after ``__init__``.
 
+    A member with ``passes == 2`` may be fitted further, on a second pass over the sample:
+    ``load`` with what ``fit`` returned -> ``refine_empty``, ``refine_update`` per batch, ``merge``,
+    ``refine`` -> ``load`` with what ``refine`` returned. Without it the first fit stands.
+
     Args:
         blocks: The blocks of the model, in order.
         width: Number of features wanted over all blocks; fewer when the model has fewer parameters.
@@ -36,6 +40,7 @@ class Projection:
 
     fitted = False
     unbiased = False
+    passes = 1
 
     def __init__(self, blocks: Sequence[Block], width: int, seed: int) -> None:
         self.blocks, self.width, self.seed = tuple(blocks), width, seed
@@ -52,12 +57,24 @@ class Projection:
         """Return the state of both parts together."""
         return {}
 
-    def fit(self, state: State, examples: int) -> State:
+    def fit(self, state: State, examples: float) -> State:
         """Return the arrays that ``load`` needs, from a state summed over ``examples`` examples."""
         return {}
 
     def load(self, arrays: State) -> None:
         """Make the projection ready to apply."""
+
+    def refine_empty(self) -> State:
+        """Return the state of the second pass over no examples (float64 sums)."""
+        return {}
+
+    def refine_update(self, state: State, uses: Uses, weight: float) -> State:
+        """Return ``state`` plus one batch of the second pass, each example counted ``weight`` times."""
+        return state
+
+    def refine(self, state: State, examples: float) -> State:
+        """Return the arrays that ``load`` needs, from a second state summed over ``examples``."""
+        return {}
 
     def to(self, device) -> "Projection":
         """Return the projection with its arrays on ``device``."""

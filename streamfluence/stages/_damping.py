@@ -6,7 +6,9 @@ from typing import Any
 from streamfluence.curvature.base import Curvature
 
 
-def resolve(options: Mapping[str, Any], name: str, curvature: Curvature) -> tuple[float | None, str]:
+def resolve(
+    options: Mapping[str, Any], name: str, curvature: Curvature
+) -> tuple[float | None, str]:
     """Return the damping of every block (None: from each block's spectrum) and the rule in words.
 
     Weight decay is the exact second derivative of the penalty. Training that

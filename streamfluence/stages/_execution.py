@@ -62,9 +62,13 @@ class Execution:
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
-            raise InputError(f"device {self.device!r} is no torch device; use cpu or cuda") from error
+            raise InputError(
+                f"device {self.device!r} is no torch device; use cpu or cuda"
+            ) from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {self.device!r} was asked for, but torch sees no CUDA device here")
+            raise InputError(
+                f"device {self.device!r} was asked for, but torch sees no CUDA device here"
+            )
         return self.device
 
     def worker_count(self, tasks: int) -> int:
@@ -103,8 +107,12 @@ def run_all(
     tasks = list(tasks)
     outcome = executor.run(function, tasks, done)
     if outcome.failures:
-        task, error = min(outcome.failures.items(), key=lambda item: tasks.index(item[0]))
-        rest = f" (and {len(outcome.failures) - 1} more tasks failed)" if len(outcome.failures) > 1 else ""
+        error = min(outcome.failures.items(), key=lambda item: tasks.index(item[0]))[1]
+        rest = (
+            f" (and {len(outcome.failures) - 1} more tasks failed)"
+            if len(outcome.failures) > 1
+            else ""
+        )
         if isinstance(error, StreamfluenceError):
             raise type(error)(f"{error}{rest}") from error
         raise error

@@ -91,7 +91,9 @@ def rows_per_block(n_queries: int, memory: int = 64 << 20) -> int:
     Fewer rows, and not fewer queries at a time: rows are read and decoded once,
     and the scores stay smaller than the queries themselves.
     """
-    affordable = memory // (8 * max(n_queries, 1))  # float32 scores, and a second buffer to add from
+    affordable = memory // (
+        8 * max(n_queries, 1)
+    )  # float32 scores, and a second buffer to add from
     return min(BLOCK_ROWS, max(affordable // _PADDING_ROWS, 1) * _PADDING_ROWS)
 
 
@@ -166,7 +168,9 @@ def _weighted(term: Term) -> Tensor:
     """Return the term's queries times its weight: cheaper than weighting every block of scores."""
     bad = (~torch.isfinite(term.queries).all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        raise NonFiniteError(f"queries {bad[:10]} are not finite; leave them out or mark them as bad rows")
+        raise NonFiniteError(
+            f"queries {bad[:10]} are not finite; leave them out or mark them as bad rows"
+        )
     return term.queries.to(torch.float32) * term.weight
 
 
@@ -202,7 +206,9 @@ def _padded(rows: int) -> int:
     return -(-rows // _PADDING_ROWS) * _PADDING_ROWS
 
 
-def _score_block(scores: np.ndarray, terms: Sequence[Term], blocks: Sequence[RowBlock]) -> ScoreBlock:
+def _score_block(
+    scores: np.ndarray, terms: Sequence[Term], blocks: Sequence[RowBlock]
+) -> ScoreBlock:
     """Return the block, with rows that are flagged or not finite at any checkpoint taken out."""
     valid = np.all([block.flags == 0 for block in blocks], axis=0)
     weights = (np.float32(term.weight) for term in terms)
@@ -215,6 +221,6 @@ def _score_block(scores: np.ndarray, terms: Sequence[Term], blocks: Sequence[Row
         scores=scores,
         valid=valid,
         self_influence=np.asarray(own, np.float32),
-        loss=np.mean([block.loss for block in blocks], axis=0, dtype=np.float32),
+        loss=np.stack([block.loss for block in blocks]).mean(axis=0, dtype=np.float32),
         group=blocks[0].group,
     )

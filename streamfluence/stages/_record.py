@@ -30,7 +30,9 @@ def record(store: RunStore, label: str) -> dict[str, Any]:
         "curvature_from": first["vectors"],
         "codec": {"name": manifest["rows"]["codec"], **first["codec"]},
         "projection_facts": {
-            key: value for key, value in first["projection"].items() if not isinstance(value, list | dict)
+            key: value
+            for key, value in first["projection"].items()
+            if not isinstance(value, list | dict)
         },
         "examples": counts["examples"],
         "non_finite_examples": counts["invalid"],

@@ -44,7 +44,9 @@ def sample_batches(session: Session, checkpoint: int, task: int) -> Iterator[tup
     batches = np.split(rows, range(size, len(rows), size))
     mine = np.array_split(np.arange(len(batches)), sample_tasks(session))[task]
     reader = session.reader("train")
-    for number, host_batch in zip(mine, prefetch(reader.take(batches[i]) for i in mine), strict=True):
+    for number, host_batch in zip(
+        mine, prefetch(reader.take(batches[i]) for i in mine), strict=True
+    ):
         ids = torch.from_numpy(batches[number])
         yield _finite(session, checkpoint, ids, session.batch(host_batch))
 

@@ -22,7 +22,9 @@ from streamfluence.store import Receipt, RunStore, array_names
 class StoredRows:
     """The rows of some partitions of the training set at one checkpoint, read a block at a time."""
 
-    def __init__(self, store: RunStore, checkpoint: int, partitions: list[int], with_codes: bool) -> None:
+    def __init__(
+        self, store: RunStore, checkpoint: int, partitions: list[int], with_codes: bool
+    ) -> None:
         self.store, self.partitions, self.with_codes = store, partitions, with_codes
         self.stage = collect_stage("train", checkpoint)
 
@@ -60,11 +62,17 @@ def score(run_path: str, name: str, task: int) -> dict[str, int]:
     needs_scores = any(readout.needs_scores for readout in readouts.values())
     partitions = spec["tasks"][task]
     terms = [
-        _product.Term(StoredRows(store, checkpoint, partitions, needs_scores), codec, queries, weight)
-        for checkpoint, (codec, queries, weight) in enumerate(_sides(run_path, spec["queries"], spec["damping"]))
+        _product.Term(
+            StoredRows(store, checkpoint, partitions, needs_scores), codec, queries, weight
+        )
+        for checkpoint, (codec, queries, weight) in enumerate(
+            _sides(run_path, spec["queries"], spec["damping"])
+        )
     ]
     block_rows = _product.rows_per_block(len(terms[0].queries))
-    blocks = _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
+    blocks = (
+        _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
+    )
     kept: dict[str, list[np.ndarray]] = {}
 
     def keep(readout: str, start: int, arrays: Arrays) -> None:
@@ -103,11 +111,25 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
     return readouts
 
 
-@lru_cache(maxsize=2)
 def _sides(
     run_path: str, example_set: str, damping: float | None
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint."""
+    store = RunStore.open(run_path)
+    stages = [collect_stage(example_set, c) for c in range(len(store.manifest["checkpoints"]))]
+    attempts = tuple(r.attempt for stage in stages for r in store.receipts(stage).values())
+    return _cached_sides(run_path, example_set, damping, store.fingerprint, attempts)
+
+
+@lru_cache(maxsize=2)
+def _cached_sides(
+    run_path: str,
+    example_set: str,
+    damping: float | None,
+    fingerprint: str,
+    attempts: tuple[str, ...],
+) -> list[tuple[Codec, Tensor, float]]:
+    """Return the sides; fingerprint and attempts tell runs and query sets of one name apart."""
     store = RunStore.open(run_path)
     count = store.manifest["train"]["count"]
     sides = []
@@ -149,18 +171,28 @@ def _reading(store: RunStore, receipt: Receipt) -> _product.Reading:
 
 
 def _flat(states: Mapping[str, Arrays]) -> Arrays:
-    return {f"{readout}.{key}": array for readout, state in states.items() for key, array in state.items()}
+    return {
+        f"{readout}.{key}": array
+        for readout, state in states.items()
+        for key, array in state.items()
+    }
 
 
-def partition_scores(run_path: str, example_set: str, damping: float | None, partition: int) -> np.ndarray:
+def partition_scores(
+    run_path: str, example_set: str, damping: float | None, partition: int
+) -> np.ndarray:
     """Return the scores of one partition, shape ``(example, query)``; quarantined rows are NaN."""
     store = RunStore.open(run_path)
     terms = [
         _product.Term(StoredRows(store, checkpoint, [partition], True), codec, queries, weight)
-        for checkpoint, (codec, queries, weight) in enumerate(_sides(run_path, example_set, damping))
+        for checkpoint, (codec, queries, weight) in enumerate(
+            _sides(run_path, example_set, damping)
+        )
     ]
     blocks = _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)))
-    return np.concatenate([np.where(b.valid[:, None], b.scores, np.float32(np.nan)) for b in blocks])
+    return np.concatenate(
+        [np.where(b.valid[:, None], b.scores, np.float32(np.nan)) for b in blocks]
+    )
 
 
 def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import nn
 from streamfluence.capture import Capture
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Curvature, Factor
-from streamfluence.data import map_batch, open_reader, to_tensors
+from streamfluence.data import batch_length, map_batch, open_reader, to_tensors
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
 from streamfluence.features.gradient import Gradient
@@ -74,8 +74,7 @@ class Session:
         half = self.manifest["compute"]["precision"] == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             returned = self.task.forward(model, batch)
-        examples = len(_first_leaf(batch))
-        self.task.check(returned, examples)
+        self.task.check(returned, batch_length(batch))
         return returned
 
     def capture(self, checkpoint: int) -> Capture:
@@ -101,7 +100,9 @@ class Session:
                 **wanted["options"],
             )
         except TypeError as error:
-            raise InputError(f"projection {wanted['name']}: {error}; check projection.options") from error
+            raise InputError(
+                f"projection {wanted['name']}: {error}; check projection.options"
+            ) from error
 
     def width(self) -> int:
         """Return how many features are wanted: as asked, or eight a byte of the row, at least 1,024."""
@@ -151,9 +152,16 @@ class Session:
         return task
 
 
-@lru_cache(maxsize=2)
 def session(run_path: str, device: str) -> Session:
-    """Return this process's session of a run, opened on first use."""
+    """Return this process's session of a run, opened on first use.
+
+    The fingerprint is part of the key: a run made anew in the same place is another run.
+    """
+    return _session(run_path, device, RunStore.open(run_path).fingerprint)
+
+
+@lru_cache(maxsize=2)
+def _session(run_path: str, device: str, fingerprint: str) -> Session:
     return Session(run_path, device)
 
 
@@ -177,10 +185,17 @@ class Directions:
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
 
 
-@lru_cache(maxsize=2)
 def directions(run_path: str, device: str, checkpoint: int) -> Directions:
     """Return the directions of one checkpoint, loaded once a process."""
-    return Directions(session(run_path, device), checkpoint)
+    opened = session(run_path, device)
+    receipt = opened.store.receipt(plan_stage(checkpoint), 0)
+    assert receipt is not None, "collect checks that the sketch is there"
+    return _directions(opened, checkpoint, receipt.attempt)
+
+
+@lru_cache(maxsize=2)
+def _directions(opened: Session, checkpoint: int, attempt: str) -> Directions:
+    return Directions(opened, checkpoint)
 
 
 def load_factor(arrays: State) -> Factor:
@@ -193,10 +208,14 @@ def load_factor(arrays: State) -> Factor:
 def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:
     """Return codec and factor of one checkpoint without opening the model; scoring needs no more."""
     arrays, _ = load_state(store, plan_stage(checkpoint), 0)
-    return member("codecs", store.manifest["rows"]["codec"])(select(arrays, "codec")), load_factor(arrays)
+    return member("codecs", store.manifest["rows"]["codec"])(select(arrays, "codec")), load_factor(
+        arrays
+    )
 
 
-def save_state(store: RunStore, stage: str, partition: int, state: State, facts: dict[str, Any]) -> None:
+def save_state(
+    store: RunStore, stage: str, partition: int, state: State, facts: dict[str, Any]
+) -> None:
     """Commit a state with its facts as attributes."""
     arrays = {key: value.cpu().numpy() for key, value in state.items()}
     store.commit(stage, partition, arrays, {"facts": facts})
@@ -214,12 +233,6 @@ def select(state: State, prefix: str) -> State:
     """Return the entries under ``prefix/``, without it."""
     cut = len(prefix) + 1
     return {key[cut:]: value for key, value in state.items() if key.startswith(prefix + "/")}
-
-
-def _first_leaf(batch: Any) -> Any:
-    leaves: list[Any] = []
-    map_batch(lambda leaf: leaves.append(leaf) or leaf, batch)
-    return leaves[0]
 
 
 def _difference(pinned: Any, found: Any) -> str:

@@ -20,7 +20,6 @@ from streamfluence.stages._session import (
     Session,
     load_state,
     save_state,
-    select,
     session,
 )
 from streamfluence.stages._sets import plan_stage
@@ -39,7 +38,8 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     facts = {
         "announcements": list(capture.announcements),
         "blocks": [
-            {"name": b.name, "parameters": list(b.parameters), "size": b.size} for b in capture.blocks
+            {"name": b.name, "parameters": list(b.parameters), "size": b.size}
+            for b in capture.blocks
         ],
     }
     save_state(opened.store, f"sketch/{checkpoint}/coverage", 0, {}, facts)
@@ -64,7 +64,9 @@ def refine(run_path: str, device: str, checkpoint: int, task: int) -> None:
     """Measure the energy of the candidate directions on one part of the sample."""
     opened = session(run_path, device)
     projection = _loaded(opened, checkpoint, "basis")
-    _accumulate(opened, checkpoint, task, "refine", projection.refine_empty(), projection.refine_update)
+    _accumulate(
+        opened, checkpoint, task, "refine", projection.refine_empty(), projection.refine_update
+    )
 
 
 def choose(run_path: str, device: str, checkpoint: int) -> None:
@@ -72,7 +74,9 @@ def choose(run_path: str, device: str, checkpoint: int) -> None:
     opened = session(run_path, device)
     projection = _loaded(opened, checkpoint, "basis")
     state, examples = _merged(opened, checkpoint, "refine", projection.merge)
-    save_state(opened.store, f"sketch/{checkpoint}/directions", 0, projection.refine(state, examples), {})
+    save_state(
+        opened.store, f"sketch/{checkpoint}/directions", 0, projection.refine(state, examples), {}
+    )
 
 
 def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
@@ -99,10 +103,15 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     energies = curvature.energies(state, factor, examples)
     codec_kind = member("codecs", manifest["rows"]["codec"])
     codec_arrays = codec_kind.plan(
-        energies, manifest["rows"]["bytes"] or None, manifest["sketch"]["seed"], **_codec_options(opened)
+        energies,
+        manifest["rows"]["bytes"] or None,
+        manifest["sketch"]["seed"],
+        **_codec_options(opened),
     )
     arrays = {f"codec/{key}": value for key, value in codec_arrays.items()}
-    arrays |= {f"projection/{key}": value for key, value in _projection_arrays(opened, checkpoint).items()}
+    arrays |= {
+        f"projection/{key}": value for key, value in _projection_arrays(opened, checkpoint).items()
+    }
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
     arrays |= {"values": factor.values, "damping": factor.damping, "energies": energies}
     facts = {
@@ -164,7 +173,13 @@ def _accumulate(
                 f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
                 f"{task} of its sample, though the losses are finite; check the model's precision"
             )
-    save_state(opened.store, f"sketch/{checkpoint}/{stage}", task, state, {"examples": examples, "vectors": vectors})
+    save_state(
+        opened.store,
+        f"sketch/{checkpoint}/{stage}",
+        task,
+        state,
+        {"examples": examples, "vectors": vectors},
+    )
 
 
 def _vectors(
@@ -206,7 +221,9 @@ def _codec_options(opened: Session) -> dict[str, Any]:
     rows = opened.manifest["rows"]
     options = {key: rows[key] for key in ("width", "bits") if rows[key] is not None}
     if options and rows["codec"] != "bands":
-        raise InputError(f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows['codec']!r}")
+        raise InputError(
+            f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows['codec']!r}"
+        )
     return options
 
 

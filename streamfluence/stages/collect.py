@@ -49,7 +49,9 @@ def collect(
             group = max(1, min(GROUP, len(missing) // (4 * execution.worker_count(len(missing)))))
             tasks = [(run_path, device, *task) for task in _tasks(missing, group)]
             progress.start("collect", examples, "examples")
-            run_all(executor, work.collect, tasks, lambda _, done: progress.advance(done["examples"]))
+            run_all(
+                executor, work.collect, tasks, lambda _, done: progress.advance(done["examples"])
+            )
             progress.finish()
     return {"collected": len(missing), "sets": {s: _check(opened, s) for s in chosen}}
 
@@ -71,7 +73,9 @@ def _mine(
     missing = opened.store.missing(collect_stage(example_set, checkpoint), count)
     if partition is not None:
         if not 0 <= partition < count:
-            raise InputError(f"--partition {partition}: {example_set} has partitions 0 to {count - 1}")
+            raise InputError(
+                f"--partition {partition}: {example_set} has partitions 0 to {count - 1}"
+            )
         return [number for number in missing if number == partition]
     if worker is not None:
         index, workers = worker
@@ -86,7 +90,11 @@ def _tasks(missing: list[tuple[str, int, int]], group: int) -> Iterator[tuple[st
     start = 0
     for i in range(1, len(missing) + 1):
         example_set, checkpoint, first = missing[start]
-        if i - start < group and i < len(missing) and missing[i] == (example_set, checkpoint, first + i - start):
+        if (
+            i - start < group
+            and i < len(missing)
+            and missing[i] == (example_set, checkpoint, first + i - start)
+        ):
             continue
         yield example_set, checkpoint, first, first + i - start
         start = i
@@ -106,7 +114,9 @@ def _check(opened: Session, example_set: str) -> dict[str, Any]:
     count, limit = opened.table(example_set)["count"], opened.manifest["rows"]["max_non_finite"]
     total, bad, present, where = 0, 0, 0, []
     for checkpoint in range(opened.checkpoint_count()):
-        for number, receipt in opened.store.receipts(collect_stage(example_set, checkpoint)).items():
+        for number, receipt in opened.store.receipts(
+            collect_stage(example_set, checkpoint)
+        ).items():
             facts = receipt.facts
             present += 1
             total += len(receipt.span)

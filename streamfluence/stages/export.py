@@ -18,7 +18,9 @@ from streamfluence.store import RunStore, array_names
 FIELDS = ("query", "query_id", "side", "rank", "row", "id", "score", "loss", "self_influence")
 
 
-def export(run_path: str, output: str, format: str | None = None, name: str | None = None) -> dict[str, Any]:
+def export(
+    run_path: str, output: str, format: str | None = None, name: str | None = None
+) -> dict[str, Any]:
     """Write the top_k result of one score; return where and how many lines.
 
     Args:
@@ -60,7 +62,8 @@ def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
             for key in ("rows", "scores", "loss", "self_influence")
         }
         rows = arrays["rows"]
-        ids = dict(zip(np.unique(rows[rows >= 0]), _ids(store, "train", np.unique(rows[rows >= 0])), strict=True))
+        listed = np.unique(rows[rows >= 0])
+        ids = dict(zip(listed, _ids(store, "train", listed), strict=True))
         for query, rank in zip(*np.nonzero(rows >= 0), strict=True):
             row = rows[query, rank]
             yield {

@@ -27,9 +27,13 @@ def repair(
     if "sketch" in stages:
         sketch(run_path, execution, progress)
     for stage, partition in damaged:
-        if stage.startswith("collect/") and store.receipts(plan_stage(int(stage.rsplit("/", 1)[1]))):
+        if stage.startswith("collect/") and store.receipts(
+            plan_stage(int(stage.rsplit("/", 1)[1]))
+        ):
             collect(run_path, [stage.split("/")[1]], execution, progress, partition=partition)
     if stages & {"score", "scores"}:
-        rescore(run_path, sorted({stage.split("/")[1] for stage, _ in damaged if stage[:5] == "score"}))
+        rescore(
+            run_path, sorted({stage.split("/")[1] for stage, _ in damaged if stage[:5] == "score"})
+        )
     store.collect_garbage()
     return {"run": run_path, "repaired": [{"stage": s, "partition": p} for s, p in damaged]}

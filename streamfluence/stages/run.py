@@ -40,12 +40,15 @@ def run(
     collected = collect(run_path, None, execution, progress)
     scores: list[dict[str, Any]] = []
     if job.queries:
-        options = {
-            "readouts": list(job.score.readouts),
-            "top_k": job.score.top_k,
-            "subsets": job.score.subsets,
-        }
-        made = score(run_path, sorted(job.queries), execution=execution, progress=progress, **options)
+        made = score(
+            run_path,
+            sorted(job.queries),
+            readouts=list(job.score.readouts),
+            top_k=job.score.top_k,
+            subsets=job.score.subsets,
+            execution=execution,
+            progress=progress,
+        )
         scores = made["scores"]
     return {"run": run_path, "sets": collected["sets"], "scores": scores}
 

@@ -51,18 +51,24 @@ def score(
         InputError: If the name was given to other settings before.
     """
     execution, progress = execution or Execution(), progress or Silent()
-    given = {"readouts": tuple(readouts or ()), "top_k": top_k, "subsets": subsets}
-    given = {key: value for key, value in given.items() if value}
+    options = Score(
+        readouts=tuple(readouts or Score.readouts), top_k=top_k or Score.top_k, subsets=subsets
+    )
+    given = bool(readouts or top_k or subsets)
     store = RunStore.open(run_path)
     chosen = queries or query_sets(store)
     if not chosen:
-        raise InputError(f"{run_path} has no query set; add [queries.NAME] to the job and run it again")
+        raise InputError(
+            f"{run_path} has no query set; add [queries.NAME] to the job and run it again"
+        )
     if name is not None and len(chosen) > 1:
-        raise InputError(f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries")
+        raise InputError(
+            f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries"
+        )
     done = []
     for example_set in chosen:
         label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
-        spec = _spec(store, example_set, Score(**given), damping, allow_incomplete)
+        spec = _spec(store, example_set, options, damping, allow_incomplete)
         if not given and store.has(_path(label)):
             spec["readouts"] = store.read_document(_path(label))["readouts"]
         _pin(store, label, spec)
@@ -194,10 +200,14 @@ def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
     """Return decoded rows as a lazy Dask array, one block a partition; see ``Run.rows``."""
     store = RunStore.open(run_path)
     width = work.row_width(store, example_set, checkpoint)
-    return _lazy(store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set)
+    return _lazy(
+        store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set
+    )
 
 
-def _lazy(store: RunStore, trailing: tuple[int, ...], function: Any, *arguments: Any, of: str = "train"):
+def _lazy(
+    store: RunStore, trailing: tuple[int, ...], function: Any, *arguments: Any, of: str = "train"
+):
     facts = set_facts(store, of)
     size, count = facts["partition_examples"], facts["count"]
     blocks = [

@@ -37,7 +37,15 @@ def sketch(
         with execution.open(parts, opened.manifest["compute"]["threads"]) as executor:
             progress.start("sketch", len(steps), "steps")
             for checkpoint, stage, function, split in steps:
-                _step(executor, run_path, execution, checkpoint, stage, function, parts if split else 0)
+                _step(
+                    executor,
+                    run_path,
+                    execution,
+                    checkpoint,
+                    stage,
+                    function,
+                    parts if split else 0,
+                )
                 progress.advance(1)
             progress.finish()
     return describe(run_path, execution)
@@ -49,7 +57,9 @@ def describe(run_path: str, execution: Execution | None = None) -> dict[str, Any
     facts = []
     for checkpoint in range(opened.checkpoint_count()):
         coverage = load_state(opened.store, f"sketch/{checkpoint}/coverage", 0)[1]
-        facts.append({**load_state(opened.store, plan_stage(checkpoint), 0)[1], "coverage": coverage})
+        facts.append(
+            {**load_state(opened.store, plan_stage(checkpoint), 0)[1], "coverage": coverage}
+        )
     return {"checkpoints": facts}
 
 

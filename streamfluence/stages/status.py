@@ -29,7 +29,8 @@ def status(run_path: str) -> dict[str, Any]:
         "sketch": {"done": sketched, "of": checkpoints},
         "sets": sets,
         "scores": scores,
-        "complete": sketched == checkpoints and all(part["done"] == part["of"] for part in [*sets, *scores]),
+        "complete": sketched == checkpoints
+        and all(part["done"] == part["of"] for part in [*sets, *scores]),
     }
 
 

@@ -43,13 +43,17 @@ def top(
     spec = store.read_document(f"scores/{label}/score.json")
     receipt = finished(store, label)
     if "top_k.positive_rows" not in array_names(receipt):
-        raise InputError(f"scores {label!r} were made without the readout top_k; add it to score.readouts")
+        raise InputError(
+            f"scores {label!r} were made without the readout top_k; add it to score.readouts"
+        )
     count = set_facts(store, spec["queries"])["count"]
     if not 0 <= row < count:
         raise InputError(f"query {row}: {spec['queries']!r} has queries 0 to {count - 1}")
     listed = store.read(receipt, "top_k.positive_rows").shape[1]
     if k > listed:
-        raise InputError(f"{k} examples were asked for, but score.top_k kept {listed}; ask for fewer")
+        raise InputError(
+            f"{k} examples were asked for, but score.top_k kept {listed}; ask for fewer"
+        )
     wanted = {"helps": ("positive", positive), "hurts": ("negative", negative)}
     sides = {key: _side(store, receipt, side, row, k) for key, (side, on) in wanted.items() if on}
     return {"query": _query(store, spec["queries"], row), **sides, "record": record(store, label)}
@@ -70,7 +74,9 @@ def parse_query(store: RunStore, query: str, name: str | None) -> tuple[str, int
             )
         label = names[0]
     if label not in names:
-        raise InputError(f"{store.url} has no scores {label!r}; there are: {', '.join(names) or 'none'}")
+        raise InputError(
+            f"{store.url} has no scores {label!r}; there are: {', '.join(names) or 'none'}"
+        )
     return label, int(number)
 
 
@@ -82,14 +88,18 @@ def finished(store: RunStore, label: str) -> Any:
     """
     receipt = store.receipt(f"scores/{label}", 0)
     if receipt is None:
-        raise IncompleteError(f"scores {label!r} of {store.url} are not finished; run `streamfluence score`")
+        raise IncompleteError(
+            f"scores {label!r} of {store.url} are not finished; run `streamfluence score`"
+        )
     return receipt
 
 
 def previewer(store: RunStore, example_set: str) -> Reader | None:
     """Return the reader that shows examples to a person; None when the data is no longer there."""
     try:
-        return open_reader(dict(set_facts(store, example_set)["table"]), Path(store.manifest["root"]))
+        return open_reader(
+            dict(set_facts(store, example_set)["table"]), Path(store.manifest["root"])
+        )
     except StreamfluenceError:
         return None
 

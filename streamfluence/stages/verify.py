@@ -19,7 +19,11 @@ def verify(run_path: str, full: bool = False, fraction: float | None = None) -> 
     share = 1.0 if full else fraction or SAMPLE
     problems = [asdict(problem) for problem in store.verify(fraction=share)]
     if problems:
-        shown = "; ".join(f"{p['stage']} partition {p['partition']}: {p['what']}" for p in problems[:5])
+        shown = "; ".join(
+            f"{p['stage']} partition {p['partition']}: {p['what']}" for p in problems[:5]
+        )
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise DamageError(f"{run_path}: {shown}{more}; `streamfluence repair` recomputes exactly these")
+        raise DamageError(
+            f"{run_path}: {shown}{more}; `streamfluence repair` recomputes exactly these"
+        )
     return {"run": run_path, "contents_checked": share, "problems": []}

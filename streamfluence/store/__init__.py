@@ -1,6 +1,6 @@
 """The run directory: partitions, attempts, receipts, and what is read back from them."""
 
-from streamfluence.store.array_reader import ArrayReader
+from streamfluence.store.array_reader import ArrayReader, array_names
 from streamfluence.store.connect import open_storage
 from streamfluence.store.garbage import Leftover
 from streamfluence.store.receipts import Receipt, StoredObject
@@ -16,5 +16,6 @@ __all__ = [
     "RunStore",
     "Storage",
     "StoredObject",
+    "array_names",
     "open_storage",
 ]

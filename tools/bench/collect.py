@@ -146,7 +146,11 @@ def main() -> None:
     if options.device != "cpu":
         device = torch.cuda.get_device_name(options.device)
     setup = {"device": device, "torch": torch.__version__, **vars(options)}
-    print(json.dumps({"setup": setup, "models": [measure(m, options) for m in options.model]}, indent=1))
+    print(
+        json.dumps(
+            {"setup": setup, "models": [measure(m, options) for m in options.model]}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,12 @@ def synthetic_run(path: str) -> None:
     manifest = {
         "format_version": FORMAT_VERSION,
         "checkpoints": [{"path": "model.pt", "sha256": ""}],
-        "train": {"count": PARTITIONS * ROWS, "partition_examples": ROWS, "table": {}, "identity": {}},
+        "train": {
+            "count": PARTITIONS * ROWS,
+            "partition_examples": ROWS,
+            "table": {},
+            "identity": {},
+        },
     }
     store = RunStore.create(path, manifest)
     rows = np.random.default_rng(0).integers(0, 256, (ROWS, 256), dtype=np.uint8)

@@ -1,0 +1,86 @@
+"""The example axes of a call's tensors, from the same call with two and with three examples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from streamfluence.capture._axis import Axis, IrregularShape, find_axis
+from streamfluence.capture._recorder import Call
+from streamfluence.errors import CoverageError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The example axis of each input and output tensor of a call; None for one without."""
+
+    inputs: tuple[Axis | None, ...]
+    outputs: tuple[Axis | None, ...]
+
+    @property
+    def independent(self) -> bool:
+        """Whether the call does not depend on the batch."""
+        return not any(self.inputs) and not any(self.outputs)
+
+
+Layouts = Mapping[tuple[str, int], Layout]
+
+
+def find_layouts(two: Sequence[Call], three: Sequence[Call]) -> Layouts:
+    """Return the layout of each call.
+
+    Raises:
+        CoverageError: If a site is called another number of times, sees a tensor whose shape
+            does not scale, or mixes the axis of the examples.
+    """
+    _refuse_uneven(two, three)
+    others = {call.key: call for call in three}
+    layouts = {call.key: _layout(call, others[call.key]) for call in two}
+    for call in two:
+        if call.site.rule is not None and not layouts[call.key].independent:
+            _refuse_mixing(call, layouts[call.key])
+    return layouts
+
+
+def _layout(two: Call, three: Call) -> Layout:
+    try:
+        return Layout(
+            _axes([tuple(t.shape) for t in two.inputs], [tuple(t.shape) for t in three.inputs]),
+            _axes(two.shapes, three.shapes),
+        )
+    except IrregularShape as error:
+        raise CoverageError(
+            f"{two.site.label} sees {error}: no axis grows with the number of examples, as in "
+            "routed experts, so its gradient cannot be told apart by example; exclude "
+            f"{two.site.owned}"
+        ) from None
+
+
+def _axes(two: Sequence[tuple], three: Sequence[tuple]) -> tuple[Axis | None, ...]:
+    if len(two) != len(three):
+        raise IrregularShape(f"{len(two)} tensors with two examples but {len(three)} with three")
+    return tuple(find_axis(a, b) for a, b in zip(two, three, strict=True))
+
+
+def _refuse_uneven(two: Sequence[Call], three: Sequence[Call]) -> None:
+    sites = {call.site.name: call.site for call in (*two, *three)}
+    for name, site in sites.items():
+        counts = [sum(call.site.name == name for call in calls) for calls in (two, three)]
+        if counts[0] != counts[1]:
+            raise CoverageError(
+                f"{site.label} is called {counts[0]} times with two examples but {counts[1]} "
+                "times with three, so its calls cannot be told apart by example; call it once "
+                f"for the whole batch, or exclude {site.owned}"
+            )
+
+
+def _refuse_mixing(call: Call, layout: Layout) -> None:
+    """Refuse a layer whose example axis is one that it sums over, or moves."""
+    assert call.site.rule is not None
+    axes = {*layout.inputs, *layout.outputs}
+    allowed = call.site.rule.axes(call.site.module, call.inputs[0].ndim)
+    axis = axes.pop()
+    if axes or axis is None or axis.index not in allowed:
+        raise CoverageError(
+            f"{call.site.label} maps {tuple(call.inputs[0].shape)} to {call.shapes[0]} with two "
+            "examples: the axis of the examples is one that the layer mixes, so it has no "
+            f"gradient per example; exclude {call.site.owned}"
+        )

@@ -1,0 +1,151 @@
+"""From the gradients that arrived at recorded calls to the uses of every block."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from streamfluence.capture._blocks import Filled
+from streamfluence.capture._layouts import Layout, Layouts
+from streamfluence.capture._recorder import Call, Recorder
+from streamfluence.capture._rule import factor
+from streamfluence.capture._sites import Weight
+from streamfluence.capture.base import Dense, Use
+from streamfluence.errors import CoverageError
+
+
+def find_uses(
+    recorder: Recorder,
+    layouts: Layouts,
+    blocks: Sequence[Filled],
+    arrived: Sequence[Tensor | None],
+) -> dict[str, list[Use]]:
+    """Return block name to uses, in the order of the blocks.
+
+    Args:
+        recorder: The calls of one forward pass.
+        layouts: The example axes of each call.
+        blocks: The blocks and the weights in them.
+        arrived: The gradient at each output tensor of each call, then at each copied parameter;
+            None where what was differentiated does not depend on it.
+    """
+    uses: dict[str, list[Use]] = {filled.block.name: [] for filled in blocks}
+    for weight, use in _all(recorder, layouts, _by_weight(blocks), iter(arrived)):
+        uses[weight.block.name].append(use)
+    for filled in blocks:
+        if not uses[filled.block.name]:
+            uses[filled.block.name].append(_zero(filled, recorder.examples))
+    return uses
+
+
+def refuse_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> None:
+    """Refuse calls that the plan does not describe.
+
+    Raises:
+        CoverageError: It names the module.
+    """
+    for call in calls:
+        layout = layouts.get(call.key)
+        if layout is None or not _fits(call, layout, examples):
+            raise CoverageError(
+                f"call {call.number + 1} of {call.site.label} was not there when the capture was "
+                "planned, or had other shapes, although the batch looks the same: its work depends "
+                f"on the values, as in routed experts; exclude {call.site.owned}"
+            )
+
+
+def _fits(call: Call, layout: Layout, examples: int) -> bool:
+    tensors = [tuple(tensor.shape) for tensor in call.inputs] + call.shapes
+    axes = (*layout.inputs, *layout.outputs)
+    return len(tensors) == len(axes) and all(
+        axis is None or (len(shape) > axis.index and shape[axis.index] == examples * axis.rows)
+        for shape, axis in zip(tensors, axes, strict=True)
+    )
+
+
+def _by_weight(blocks: Sequence[Filled]) -> dict[Weight, Filled]:
+    found = {filled.matrix: filled for filled in blocks}
+    return found | {filled.bias: filled for filled in blocks if filled.bias is not None}
+
+
+def _all(
+    recorder: Recorder,
+    layouts: Layouts,
+    by_weight: Mapping[Weight, Filled],
+    arrived: Iterator[Tensor | None],
+) -> Iterator[tuple[Filled, Use]]:
+    for call in recorder.calls:
+        gradients = [next(arrived) for _ in call.edges]
+        if any(gradient is not None for gradient in gradients):
+            kind = _of_fallback if call.site.rule is None else _of_layer
+            yield from kind(call, gradients, layouts[call.key], by_weight, recorder)
+    for shared in recorder.shared:
+        gradient = next(arrived)
+        if gradient is not None:
+            rows = shared.layout.collect(factor(gradient), shared.weight.shape)
+            yield by_weight[shared.weight], by_weight[shared.weight].dense(rows)
+
+
+def _of_layer(
+    call: Call,
+    gradients: Sequence[Tensor | None],
+    layout: Layout,
+    by_weight: Mapping[Weight, Filled],
+    recorder: Recorder,
+) -> Iterator[tuple[Filled, Use]]:
+    site, gradient, inputs = call.site, gradients[0], call.inputs[0].detach()
+    assert site.rule is not None and gradient is not None
+    if call.layout is not None:
+        gradient = call.layout.collect(gradient, call.shapes[0])
+        inputs = inputs.expand(recorder.examples, *inputs.shape)
+    else:
+        source, target = layout.inputs[0], layout.outputs[0]
+        assert source is not None and target is not None
+        inputs = source.split(inputs, recorder.examples)
+        gradient = target.split(gradient, recorder.examples)
+    for path, weight in site.weights.items():
+        filled = by_weight[weight]
+        if path == "weight":
+            use = site.rule.weight(site.module, inputs, gradient, filled.bias is not None)
+            yield filled, filled.oriented(site, use)
+        elif filled.matrix is weight:
+            yield filled, site.rule.bias(site.module, gradient)
+
+
+def _of_fallback(
+    call: Call,
+    gradients: Sequence[Tensor | None],
+    layout: Layout,
+    by_weight: Mapping[Weight, Filled],
+    recorder: Recorder,
+) -> Iterator[tuple[Filled, Use]]:
+    singles = [
+        _single(call, layout, output, gradient, recorder.examples)
+        for output, gradient in enumerate(gradients)
+    ]
+    with recorder.pause():
+        rows = call.site.fallback.gradients(
+            call.arguments, layout.inputs, singles, recorder.examples
+        )
+    for path, gradient in rows.items():
+        filled = by_weight[call.site.weights[path]]
+        yield filled, filled.dense(factor(gradient))
+
+
+def _single(
+    call: Call, layout: Layout, output: int, gradient: Tensor | None, examples: int
+) -> Tensor | None:
+    """Return the gradient at one output, one per example, of the shape a batch of one gives."""
+    if gradient is None:
+        return None
+    if call.layout is not None:
+        return call.layout.collect(gradient, call.shapes[output])
+    axis = layout.outputs[output]
+    assert axis is not None
+    return axis.singles(gradient, examples)
+
+
+def _zero(filled: Filled, examples: int) -> Dense:
+    """Return the gradient of a block that nothing depends on; it takes no memory."""
+    block, tensor = filled.block, next(iter(filled.matrix.tensors.values()))
+    zero = factor(tensor.detach().new_zeros(()))
+    return Dense(zero.expand(examples, block.groups, block.left, block.right))

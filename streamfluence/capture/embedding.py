@@ -1,0 +1,36 @@
+"""``nn.Embedding``: one-hot left sides, kept as indices."""
+
+from torch import Tensor, nn
+
+from streamfluence.capture._rule import Rule, factor, own_forward
+from streamfluence.capture.base import Indexed, Use
+
+
+class Embedding(Rule):
+    """Left is the vocabulary; the padding index has no gradient, as in torch."""
+
+    def accepts(self, module: nn.Module) -> bool:
+        return own_forward(module, nn.Embedding)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        asked = [option for option in ("sparse", "scale_grad_by_freq") if getattr(module, option)]
+        asked += ["max_norm"] if module.max_norm is not None else []
+        if not asked:
+            return None
+        return (
+            f"the embedding has {' and '.join(asked)} set, which makes its gradient sparse or "
+            "dependent on the rest of the batch; load the weights into an embedding without it"
+        )
+
+    def axes(self, module: nn.Module, dimensions: int) -> range:
+        return range(dimensions)
+
+    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+        return 1, *module.weight.shape
+
+    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+        index = inputs.reshape(inputs.shape[0], -1).long()
+        right = factor(gradient.reshape(*index.shape, gradient.shape[-1]))
+        if module.padding_idx is not None:
+            right = right.masked_fill((index == module.padding_idx).unsqueeze(-1), 0.0)
+        return Indexed(index, right)

@@ -1,0 +1,47 @@
+"""``nn.Linear``, and the transposed ``Conv1D`` of the transformers library.
+
+The gradient is ``sum_t g_t a_t^T`` over any number of middle axes.
+"""
+
+from torch import Tensor, nn
+
+from streamfluence.capture._rule import Deferred, Rule, columns, factor, own_forward, with_ones
+from streamfluence.capture.base import Use
+
+
+class Linear(Rule):
+    """Left is the output side, right the input side, with a last 1 for the bias."""
+
+    def accepts(self, module: nn.Module) -> bool:
+        return own_forward(module, nn.Linear) or self.transposed(module)
+
+    def transposed(self, module: nn.Module) -> bool:
+        # Known by name and shape, so that transformers is not imported.
+        weight = vars(module).get("_parameters", {}).get("weight")
+        return (
+            type(module).__name__ == "Conv1D"
+            and weight is not None
+            and weight.ndim == 2
+            and getattr(module, "nf", None) == weight.shape[1]
+        )
+
+    def axes(self, module: nn.Module, dimensions: int) -> range:
+        return range(dimensions - 1)
+
+    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+        first, second = module.weight.shape
+        return (1, second, first) if self.transposed(module) else (1, first, second)
+
+    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+        return Deferred(
+            lambda: factor(_positions(gradient)),
+            lambda: with_ones(factor(_positions(inputs)), bias),
+        )
+
+    def bias(self, module: nn.Module, gradient: Tensor) -> Use:
+        return columns([factor(_positions(gradient)).sum((1, 2))])
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """Return ``(example, 1, position, side)``."""
+    return tensor.reshape(tensor.shape[0], 1, -1, tensor.shape[-1])

@@ -1,0 +1,26 @@
+"""The one way from a command to its stage: imported when called, because torch comes with it."""
+
+from importlib import import_module
+from typing import Any
+
+from streamfluence.cli._progress import progress
+
+
+def call(stage: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Return what the function ``stage`` of the module ``streamfluence.stages.<stage>`` returns."""
+    function = getattr(import_module(f"streamfluence.stages.{stage}"), stage)
+    return function(*arguments, **options)
+
+
+def call_watched(stage: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Call a stage that takes long, showing its progress."""
+    with progress() as shown:
+        return call(stage, *arguments, progress=shown, **options)
+
+
+def execution(how: dict[str, Any]) -> Any:
+    """Return the library's description of how to run tasks, made of what the user gave."""
+    options = dict(how)
+    if "memory" in options:
+        options["memory"] = import_module("streamfluence.budget").parse_size(options["memory"])
+    return import_module("streamfluence.stages._execution").Execution(**options)

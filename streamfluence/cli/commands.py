@@ -1,0 +1,251 @@
+"""The commands, in the order a user meets them. Each calls one stage and prints what it returns."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import streamfluence
+from streamfluence.cli import _options as options
+from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._program import Program
+from streamfluence.cli._show import show
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(streamfluence.__version__, message="streamfluence %(version)s")
+def main() -> None:
+    """Which training examples made the model do this?
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 a bug;
+    2 usage, configuration or input; 3 damage found; 4 incomplete; 5 too many
+    non-finite rows; 74 storage error, retry later; 75 interrupted, safe to resume.
+    """
+
+
+@main.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--example", metavar="NAME", help="Copy a worked example: digits or code.")
+@options.as_json
+def init(directory: Path, example: str | None, as_json: bool) -> None:
+    """Write a task and a job, or a worked example, into DIRECTORY."""
+    show(call("init", directory, example=example), as_json)
+
+
+@main.command()
+@options.job_path
+@options.optional_run_path
+@options.overrides
+@options.as_json
+def plan(job_path: Path, run_path: str | None, overrides: dict[str, Any], as_json: bool) -> None:
+    """Print what JOB will cost and refuse what does not fit.
+
+    Time is estimated from a short probe of the real model and data.
+    """
+    show(call("plan", job_path, run_path or _beside(job_path), overrides=overrides), as_json)
+
+
+@main.command()
+@options.job_path
+@options.optional_run_path
+@options.overrides
+@options.as_json
+def run(job_path: Path, run_path: str | None, overrides: dict[str, Any], as_json: bool) -> None:
+    """Do everything of JOB that is missing in RUN. Safe to repeat.
+
+    RUN is a folder, or the address of one in an object store; the folder `run`
+    beside JOB when it is not given.
+    """
+    target = run_path or _beside(job_path)
+    show(call_watched("run", job_path, target, overrides=overrides), as_json)
+
+
+@main.command()
+@options.run_path
+@options.compute
+@options.as_json
+def sketch(run_path: str, how: dict[str, Any], as_json: bool) -> None:
+    """Fit the curvature of RUN from a sample of its training set."""
+    show(call_watched("sketch", run_path, execution=execution(how)), as_json)
+
+
+@main.command()
+@options.run_path
+@click.option(
+    "--example-set",
+    "example_sets",
+    multiple=True,
+    metavar="NAME",
+    help="train, or the name of a query set. May be repeated; all when not given.",
+)
+@options.worker
+@options.partition
+@options.compute
+@options.as_json
+def collect(
+    run_path: str,
+    example_sets: tuple[str, ...],
+    worker: tuple[int, int] | None,
+    partition: int | None,
+    how: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write the rows of RUN that are missing."""
+    options.exclusive(worker=worker, partition=partition is not None)
+    result = call_watched(
+        "collect",
+        run_path,
+        example_sets=list(example_sets) or None,
+        worker=worker,
+        partition=partition,
+        execution=execution(how),
+    )
+    show(result, as_json)
+
+
+@main.command()
+@options.run_path
+@click.option(
+    "--queries",
+    multiple=True,
+    metavar="NAME",
+    help="Name of a query set. May be repeated; all when not given.",
+)
+@click.option("--damping", type=float, metavar="X", help="Another damping, over the same rows.")
+@click.option(
+    "--readout",
+    "readouts",
+    multiple=True,
+    metavar="NAME",
+    help="What to keep of the scores. May be repeated; the job's when not given.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Examples kept a query.")
+@click.option("--subsets", metavar="FILE", help="Subsets of training rows for subset_sum.")
+@click.option("--allow-incomplete", is_flag=True, help="Go on without missing rows, and say so.")
+@options.score_name
+@options.compute
+@options.as_json
+def score(
+    run_path: str,
+    queries: tuple[str, ...],
+    damping: float | None,
+    readouts: tuple[str, ...],
+    top_k: int | None,
+    subsets: str | None,
+    allow_incomplete: bool,
+    name: str | None,
+    how: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Score every training example of RUN against its queries."""
+    result = call_watched(
+        "score",
+        run_path,
+        queries=list(queries) or None,
+        damping=damping,
+        readouts=list(readouts) or None,
+        top_k=top_k,
+        subsets=subsets,
+        allow_incomplete=allow_incomplete,
+        name=name,
+        execution=execution(how),
+    )
+    show(result, as_json)
+
+
+@main.command()
+@options.run_path
+@click.argument("query")
+@click.option(
+    "-k", type=click.IntRange(min=1), default=10, show_default=True, help="Examples in each list."
+)
+@click.option("--positive", is_flag=True, help="Only those that help.")
+@click.option("--negative", is_flag=True, help="Only those that hurt.")
+@options.score_name
+@options.as_json
+def top(
+    run_path: str,
+    query: str,
+    k: int,
+    positive: bool,
+    negative: bool,
+    name: str | None,
+    as_json: bool,
+) -> None:
+    """Print the training examples that matter most for QUERY.
+
+    QUERY is SET/INDEX, or INDEX where the run has one query set. A score is the
+    predicted increase of the query's loss if the example were removed: positive
+    means that the example helps.
+    """
+    both = positive == negative
+    result = call(
+        *("top", run_path, query),
+        k=k,
+        positive=positive or both,
+        negative=negative or both,
+        name=name,
+    )
+    show(result, as_json)
+
+
+@main.command()
+@options.run_path
+@options.as_json
+def status(run_path: str, as_json: bool) -> None:
+    """Print what of RUN is there and what is missing."""
+    show(call("status", run_path), as_json)
+
+
+@main.command()
+@options.run_path
+@click.option("--full", is_flag=True, help="Read every stored byte, not a sample.")
+@click.option(
+    "--fraction", type=click.FloatRange(0, 1, min_open=True), metavar="F", help="Share to read."
+)
+@options.as_json
+def verify(run_path: str, full: bool, fraction: float | None, as_json: bool) -> None:
+    """Compare the bytes of RUN with what their receipts promise."""
+    options.exclusive(full=full, fraction=fraction)
+    show(call("verify", run_path, full=full, fraction=fraction), as_json)
+
+
+@main.command()
+@options.run_path
+@options.compute
+@options.as_json
+def repair(run_path: str, how: dict[str, Any], as_json: bool) -> None:
+    """Compute again exactly what is damaged in RUN."""
+    show(call_watched("repair", run_path, execution=execution(how)), as_json)
+
+
+@main.command()
+@options.run_path
+@click.argument("example_set", default="train")
+@options.as_json
+def finalise(run_path: str, example_set: str, as_json: bool) -> None:
+    """Link the rows of EXAMPLE_SET into one Zarr array."""
+    show(call("finalise", run_path, example_set), as_json)
+
+
+@main.command()
+@options.run_path
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--format",
+    "file_format",
+    metavar="NAME",
+    help="csv, jsonl or parquet; told by the ending of OUTPUT when not given.",
+)
+@options.score_name
+@options.as_json
+def export(
+    run_path: str, output: Path, file_format: str | None, name: str | None, as_json: bool
+) -> None:
+    """Write the ranked examples of RUN to OUTPUT."""
+    show(call("export", run_path, str(output), format=file_format, name=name), as_json)
+
+
+def _beside(job_path: Path) -> str:
+    """Return where a job's run lies unless the user says otherwise."""
+    return str(job_path.parent / "run")

@@ -1,0 +1,69 @@
+"""Show an example to a person: one short line that is safe to print.
+
+Control characters are replaced, so no data can drive a terminal.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from streamfluence.data._files import readable
+from streamfluence.errors import InputError
+
+LENGTH = 160
+
+
+class Text:
+    """Turn token numbers into text.
+
+    Args:
+        root: Folder against which ``source`` resolves.
+        source: ``"bytes"`` (tokens are UTF-8 bytes), or a .json file: a list of pieces by
+            token number, or a mapping from piece to token number.
+    """
+
+    def __init__(self, root: Path, source: str) -> None:
+        self._pieces = None if source == "bytes" else _pieces(root / source)
+
+    def __call__(self, tokens: np.ndarray) -> str:
+        """Return the text of ``tokens``, shape ``(position,)``; negative ones (padding) are left out."""
+        kept = [int(token) for token in np.ravel(tokens) if token >= 0]
+        if self._pieces is None:
+            return bytes(token & 0xFF for token in kept).decode("utf-8", errors="replace")
+        return "".join(self._pieces.get(token, "\N{REPLACEMENT CHARACTER}") for token in kept)
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` on one line, at most ``LENGTH`` characters, without control characters."""
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    joined = " ⏎ ".join(line for line in lines if line)
+    shown = "".join(each if each.isprintable() else "·" for each in joined)
+    return shown if len(shown) <= LENGTH else shown[: LENGTH - 1] + "…"
+
+
+def show(name: str, value: np.ndarray, text: Text | None = None) -> str:
+    """Return one field of one example as text: numbers if few, else type, shape and range."""
+    kind = value.dtype.kind
+    if kind in "US":
+        return ", ".join(
+            each if kind == "U" else repr(each)[2:-1] for each in value.ravel().tolist()
+        )
+    if text is not None and value.ndim == 1 and kind in "iu":
+        return text(value)
+    shape = "x".join(map(str, value.shape))
+    if kind not in "biuf" or value.size == 0:
+        return f"{name} {shape} {value.dtype}"
+    if value.size <= 8:
+        return f"{name} {' '.join(f'{each:.6g}' for each in value.ravel().tolist())}"
+    return f"{name} {shape} in [{value.min():.4g}, {value.max():.4g}]"
+
+
+def _pieces(path: Path) -> dict[int, str]:
+    with readable(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, list) and all(isinstance(piece, str) for piece in content):
+        return dict(enumerate(content))
+    if isinstance(content, dict) and all(isinstance(token, int) for token in content.values()):
+        return {token: piece for piece, token in content.items()}
+    raise InputError(f"{path} must be a JSON list of pieces, or a mapping from piece to number")

@@ -1,0 +1,18 @@
+"""Random-sign projection of the whole gradient."""
+
+from torch import Tensor
+
+from streamfluence.projections._random import random_signs
+from streamfluence.projections._random_matrix import RandomMatrix
+
+
+class Rademacher(RandomMatrix):
+    """Independent entries of -1 or +1, as in TRAK; cheaper to generate than Gaussians.
+
+    Source:
+        Achlioptas (2003); Park et al. (2023), arXiv:2303.14186.
+    """
+
+    def entries(self, coordinates: Tensor, width: int) -> Tensor:
+        """Return random signs, shape ``(coordinate, width)``."""
+        return random_signs(self.seed, coordinates, width)

@@ -1,0 +1,57 @@
+"""Sums of scores over given subsets of the examples: the predicted effect of removing each subset.
+
+Memory is ``subsets * queries`` float64 sums.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamfluence.readouts._subsets import open_subsets
+from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
+
+_MEMBERSHIP_ENTRIES = 1 << 21  # float64 memberships held at once, 16 MiB
+
+
+class SubsetSum(Readout):
+    """The sum of scores over each subset of the examples.
+
+    Args:
+        subsets: Path of a ``.npy`` boolean mask ``(subset, example)``, which is mapped, or of a
+            ``.npz`` or ``.json`` of lists of row numbers; or such a mask or such lists.
+
+    The result, and every state: ``subset_sums`` float64, shape ``(subset, query)``, and
+    ``subset_counts`` int64, shape ``(subset,)``: the valid examples in each sum.
+
+    Raises:
+        InputError: If the subsets cannot be read or name rows that do not exist.
+    """
+
+    def __init__(self, subsets: Any) -> None:
+        self.subsets = open_subsets(subsets)
+
+    def chunk(self, block: ScoreBlock) -> Arrays:
+        sums = torch.zeros(len(self.subsets), block.scores.shape[1], dtype=torch.float64)
+        counts = np.zeros(len(self.subsets), np.int64)
+        step = max(1, _MEMBERSHIP_ENTRIES // max(len(self.subsets), 1))
+        for low in range(0, len(block.valid), step):
+            high = min(low + step, len(block.valid))
+            inside = self.subsets.membership(block.start + low, block.start + high)
+            counts += np.count_nonzero(inside & block.valid[low:high], axis=1)
+            # torch and not numpy: the executor sets torch's threads, so bits agree among executors.
+            scores = torch.from_numpy(block.scores[low:high].astype(np.float64))
+            sums += torch.from_numpy(inside.astype(np.float64)) @ scores
+        return {"subset_sums": sums.numpy(), "subset_counts": counts}
+
+    def combine(self, a: Arrays, b: Arrays) -> Arrays:
+        return {name: a[name] + b[name] for name in a}
+
+    def result_bytes(self, n_examples: int, n_queries: int) -> int:
+        """Return the bytes of the result.
+
+        Raises:
+            InputError: If the subsets are not subsets of ``n_examples`` examples.
+        """
+        self.subsets.check(n_examples)
+        return len(self.subsets) * (8 * n_queries + 8)

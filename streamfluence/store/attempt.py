@@ -1,0 +1,123 @@
+"""Write one attempt: an immutable Zarr v3 group that any Zarr reader opens.
+
+Every inner chunk carries a crc32c, chunks of zeros are written like all others,
+and floats that were never written read as NaN: what is lost cannot pass for data.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import zarr
+
+from streamfluence.codecs._compressors import zarr_compressors
+from streamfluence.store.documents import plain
+from streamfluence.store.grid import Grid, plan_grid
+from streamfluence.store.receipts import StoredObject
+from streamfluence.store.storage import Storage
+from streamfluence.store.zarr_stores import RecordingStore
+
+CHUNK_KEYS: Any = {"name": "default", "separator": "."}
+NO_COMPRESSOR = "none"
+
+# One object in flight: a shard in writing takes twice its size of extra memory.
+_ZARR_CONFIG = {"async.concurrency": 2}
+
+_DIMENSIONS: Mapping[str, tuple[str, ...]] = {
+    "rows": ("example", "code"),
+    "scale": ("example", "band"),
+    "example_id": ("example",),
+    "loss": ("example",),
+    "grad_norm": ("example",),
+    "self_influence": ("example",),
+    "group": ("example",),
+    "flags": ("example",),
+}
+
+
+def write_attempt(
+    storage: Storage,
+    prefix: str,
+    arrays: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    compressors: Mapping[str, str],
+    dimensions: Mapping[str, Sequence[str]],
+) -> dict[str, StoredObject]:
+    """Write ``arrays`` as one group and make it durable.
+
+    Args:
+        arrays: Anything numpy takes as an array, of any shape; bool, int, float or complex.
+        compressors: Name of the lossless compressor of an array; those not named have none.
+        dimensions: Names of an array's axes, where the usual ones do not fit.
+
+    Returns:
+        Length and checksum of every object, by path below ``prefix``.
+
+    Raises:
+        StorageError: If the storage fails.
+    """
+    store = RecordingStore(storage, prefix)
+    with zarr.config.set(_ZARR_CONFIG):
+        group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
+        for name, values in arrays.items():
+            array = np.asarray(values)
+            axes = dimensions.get(name) or axis_names(name, array.ndim)
+            _write_array(store, group, name, array, axes, compressors.get(name, NO_COMPRESSOR))
+    store.finish()
+    storage.sync(prefix, store.objects)
+    return store.objects
+
+
+def array_key(name: str) -> str:
+    """Return the folder of an array: its name, with what a path cannot hold written as %XX."""
+    if name in ("", ".", "..") or name.startswith("__"):
+        raise ValueError(f"{name!r} cannot be the name of an array")
+    return quote(name, safe=" ")
+
+
+def axis_names(name: str, n_axes: int) -> tuple[str, ...]:
+    """Return the names of an array's axes; those of unknown arrays are their own, so none clash."""
+    known = _DIMENSIONS.get(name, ())
+    return known if len(known) == n_axes else tuple(f"{name}_axis{axis}" for axis in range(n_axes))
+
+
+def _write_array(
+    store: RecordingStore,
+    group: zarr.Group,
+    name: str,
+    array: np.ndarray,
+    axes: Sequence[str],
+    compressor: str,
+) -> None:
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(
+            f"array {name!r} has dtype {array.dtype}; store numbers, or the bits as uint"
+        )
+    codecs = zarr_compressors(compressor, array.dtype)
+    grid = plan_grid(array.shape, array.dtype, plain=len(codecs) == 1)
+    store.grids[array_key(name)] = grid
+    stored = _create_array(group, array_key(name), grid, axes, codecs)
+    if array.size:
+        stored[...] = array
+
+
+def _create_array(
+    group: zarr.Group, key: str, grid: Grid, axes: Sequence[str], codecs: list[Any]
+) -> zarr.Array:
+    trail = tuple(max(length, 1) for length in grid.shape[1:])
+    inner = (grid.inner_rows, *trail) if grid.shape else ()
+    return group.create_array(
+        key,
+        shape=grid.shape,
+        dtype=grid.dtype,
+        chunks=inner,
+        shards=(grid.object_rows, *trail) if grid.sharded else None,
+        filters=None,
+        compressors=codecs,
+        fill_value=np.nan if grid.dtype.kind in "fc" else 0,
+        dimension_names=tuple(axes),
+        chunk_key_encoding=CHUNK_KEYS,
+        config={"write_empty_chunks": True},
+    )

@@ -1,0 +1,203 @@
+"""Build one canonical Zarr group of an example set, for readers that know nothing of runs.
+
+Its arrays have the axes ``(checkpoint, example, ...)``. Where a committed object is
+exactly one object of the long array it becomes that object by a hard link (a copy
+inside the store where there are no links); the rest is read, verified and written
+again. What is built can be deleted and built again at any time.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from streamfluence.errors import DamageError, IncompleteError, InputError
+from streamfluence.layout import collect_stage
+from streamfluence.store.array_reader import ArrayReader, array_names, open_array
+from streamfluence.store.attempt import array_key
+from streamfluence.store.documents import canonical, plain
+from streamfluence.store.receipts import Receipt, read_receipts
+from streamfluence.store.storage import Storage
+from streamfluence.store.zarr_stores import RecordingStore
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One array of one partition: its rows begin at ``offset`` of the example axis."""
+
+    receipt: Receipt
+    reader: ArrayReader
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.reader.grid.rows
+
+    @property
+    def kind(self) -> bytes:
+        """What must agree for parts to be one array."""
+        return canonical([self.reader.metadata["data_type"], self.reader.metadata["shape"][1:]])
+
+    @property
+    def encoding(self) -> bytes:
+        """What must agree for an object of one array to be an object of another."""
+        return canonical([self.reader.metadata["chunk_grid"], self.reader.metadata["codecs"]])
+
+
+def finalise(
+    storage: Storage,
+    fingerprint: str,
+    set_name: str,
+    n_checkpoints: int,
+    n_partitions: int,
+    attributes: Mapping[str, Any],
+) -> str:
+    """Build ``sets/<set_name>.zarr`` and return its path in the run.
+
+    Arrays whose checkpoints differ in width or dtype become one array a checkpoint, ``<name>.<checkpoint>``.
+
+    Raises:
+        IncompleteError: If a partition is missing.
+        DamageError: If a receipt, or rows that had to be copied, are damaged.
+    """
+    stages = [collect_stage(set_name, checkpoint) for checkpoint in range(n_checkpoints)]
+    receipts = [_complete(storage, stage, n_partitions, fingerprint) for stage in stages]
+    target = f"sets/{set_name}.zarr"
+    staged = storage.stage_tree(target)
+    store = RecordingStore(storage, staged)
+    group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
+    for name in _common_names(receipts):
+        _build(storage, store, group, name, receipts)
+    store.finish()
+    storage.sync(staged, [*store.objects, *store.linked])
+    storage.publish_tree(staged, target)
+    return target
+
+
+def _complete(storage: Storage, stage: str, n_partitions: int, fingerprint: str) -> list[Receipt]:
+    found = dict(read_receipts(storage, stage, fingerprint))
+    missing = [partition for partition in range(n_partitions) if partition not in found]
+    if missing:
+        raise IncompleteError(
+            f"{storage.url}: stage {stage} lacks {len(missing)} of {n_partitions} partitions "
+            f"(the first: {missing[0]}); collect them first"
+        )
+    return [_sound(found[partition]) for partition in range(n_partitions)]
+
+
+def _sound(receipt: Receipt | DamageError) -> Receipt:
+    if isinstance(receipt, DamageError):
+        raise receipt
+    return receipt
+
+
+def _common_names(receipts: Sequence[Sequence[Receipt]]) -> list[str]:
+    every = [set(array_names(receipt)) for stage in receipts for receipt in stage]
+    uneven = every[0].union(*every) - every[0].intersection(*every)
+    if uneven:
+        raise InputError(
+            f"not every partition has the arrays {', '.join(sorted(uneven))}; they cannot be one array"
+        )
+    return sorted(every[0])
+
+
+def _build(
+    storage: Storage,
+    store: RecordingStore,
+    group: zarr.Group,
+    name: str,
+    receipts: Sequence[Sequence[Receipt]],
+) -> None:
+    """Build one array, or one a checkpoint where checkpoints do not fit together."""
+    checkpoints = [_sources(storage, name, stage) for stage in receipts]
+    kinds = {source.kind for sources in checkpoints for source in sources}
+    ends = {sources[-1].end for sources in checkpoints}
+    if len(kinds) == 1 and len(ends) == 1:
+        _build_array(store, group, array_key(name), checkpoints)
+        return
+    for checkpoint, sources in enumerate(checkpoints):
+        _build_array(store, group, array_key(f"{name}.{checkpoint}"), [sources], f"_{checkpoint}")
+
+
+def _sources(storage: Storage, name: str, receipts: Sequence[Receipt]) -> list[_Source]:
+    sources, offset = [], 0
+    for receipt in receipts:
+        reader = open_array(storage, receipt, name)
+        if not reader.shape:
+            raise InputError(
+                f"array {name!r} has no example axis, so it cannot be part of a long array"
+            )
+        sources.append(_Source(receipt, reader, offset))
+        offset = sources[-1].end
+    return sources
+
+
+def _build_array(
+    store: RecordingStore,
+    group: zarr.Group,
+    key: str,
+    checkpoints: list[list[_Source]],
+    axis_suffix: str = "",
+) -> None:
+    first, length = checkpoints[0][0], checkpoints[0][-1].end
+    metadata = _canonical_metadata(first.reader.metadata, len(checkpoints), length, axis_suffix)
+    store.put(f"{key}/zarr.json", json.dumps(metadata).encode())
+    array: Any = group[key]
+    step = first.reader.grid.object_rows
+    for checkpoint, sources in enumerate(checkpoints):
+        for index in range(math.ceil(length / step) if first.reader.grid.row_bytes else 0):
+            start, stop = index * step, min((index + 1) * step, length)
+            found = _as_object(sources, start, stop, first)
+            if found is None:
+                array[checkpoint, start:stop] = _gather(sources, start, stop)
+            else:
+                store.link(found, f"{key}/c.{checkpoint}{first.reader.grid.key(index)[1:]}")
+
+
+def _canonical_metadata(
+    metadata: dict[str, Any], n_checkpoints: int, length: int, axis_suffix: str
+) -> dict[str, Any]:
+    """Return a part's ``zarr.json`` with the checkpoint axis before it and all rows in it."""
+    whole = copy.deepcopy(metadata)
+    whole["shape"] = [n_checkpoints, length, *metadata["shape"][1:]]
+    example, *others = metadata["dimension_names"]
+    whole["dimension_names"] = [
+        f"checkpoint{axis_suffix}",
+        example,
+        *(f"{axis}{axis_suffix}" for axis in others),
+    ]
+    grid = whole["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = [1, *grid["chunk_shape"]]
+    for codec in whole["codecs"]:
+        if codec["name"] == "sharding_indexed":
+            codec["configuration"]["chunk_shape"] = [1, *codec["configuration"]["chunk_shape"]]
+    return whole
+
+
+def _as_object(sources: list[_Source], start: int, stop: int, first: _Source) -> str | None:
+    """Return the committed object that holds exactly these rows in the same encoding, if there is one."""
+    for source in sources:
+        if source.offset <= start and stop <= source.end:
+            grid, inside = source.reader.grid, start - source.offset
+            if inside % grid.object_rows == 0 and source.encoding == first.encoding:
+                return f"{source.receipt.path}/{source.reader.key}/{grid.key(inside // grid.object_rows)}"
+    return None
+
+
+def _gather(sources: list[_Source], start: int, stop: int) -> np.ndarray:
+    """Return verified rows of the long array, from as many partitions as they lie in."""
+    grid = sources[0].reader.grid
+    out = np.empty((stop - start, *grid.shape[1:]), grid.dtype)
+    for source in sources:
+        low, high = max(start, source.offset), min(stop, source.end)
+        if low < high:
+            with source.reader as reader:
+                reader.read(
+                    low - source.offset, high - source.offset, out[low - start : high - start]
+                )
+    return out

@@ -1,0 +1,169 @@
+"""Receipts: the only truth about which partitions exist, and what their bytes are.
+
+A receipt names one attempt and holds length and checksum of every object in it,
+so a reader notices an object that is missing, cut, changed, or that belongs to
+another partition, which no checksum inside the object can tell.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from streamfluence.errors import DamageError, InputError
+from streamfluence.layout import Span, attempt_path, receipt_path
+from streamfluence.store.documents import plain, seal, unseal
+from streamfluence.store.storage import Storage, checked_path
+
+_FILE = re.compile(r"\A\d{8,}\.json\Z")
+
+
+class StoredObject(NamedTuple):
+    """Length and checksum of one object.
+
+    Attributes:
+        crc32: zlib's CRC-32 of all its bytes. Not crc32c: every Zarr object ends in its own
+            crc32c, and the crc32c of such bytes is one constant, whatever they are.
+        blocks: crc32c of each inner chunk, 8 hex digits each, where an object is plain inner
+            chunks one after the other; empty otherwise. With it a part of the object can be
+            read and still be known to be the right one.
+    """
+
+    length: int
+    crc32: int
+    blocks: str = ""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one committed partition consists of.
+
+    Attributes:
+        start, stop: Global rows of the partition; both 0 where rows have no meaning.
+        attempt: Name of the attempt that won.
+        fingerprint: Of the run's manifest.
+        objects: By path inside the attempt.
+        facts: What the stage recorded: identity of the input, non-finite counts, seconds, ...
+        version: Of the streamfluence that wrote it.
+    """
+
+    stage: str
+    partition: int
+    start: int
+    stop: int
+    attempt: str
+    fingerprint: str
+    objects: Mapping[str, StoredObject]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def span(self) -> Span:
+        """Global rows of the partition."""
+        return Span(self.start, self.stop)
+
+    @property
+    def path(self) -> str:
+        """Folder of the attempt in the run."""
+        return attempt_path(self.stage, self.partition, self.attempt)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all objects."""
+        return sum(item.length for item in self.objects.values())
+
+    def to_bytes(self) -> bytes:
+        """Return the document that ``parse_receipt`` reads."""
+        objects = {
+            name: [item.length, item.crc32, item.blocks]
+            if item.blocks
+            else [item.length, item.crc32]
+            for name, item in self.objects.items()
+        }
+        return seal({**vars(self), "objects": objects, "facts": plain(self.facts)})
+
+
+def parse_receipt(data: bytes, stage: str, partition: int, fingerprint: str, url: str) -> Receipt:
+    """Return the receipt in ``data``.
+
+    Raises:
+        DamageError: If it is damaged, belongs to another run, stage or partition, or names
+            paths outside its attempt.
+    """
+    where = f"receipt {url}/{receipt_path(stage, partition)}"
+    try:
+        content = unseal(data, where)
+        receipt = _from_content(content)
+        checked_path(receipt.attempt)
+        for name in receipt.objects:
+            checked_path(name)
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise DamageError(f"{where} is malformed ({error}); {_REPAIR}") from error
+    except DamageError as error:
+        raise DamageError(f"{error}; {_REPAIR}") from error
+    if "/" in receipt.attempt:
+        raise DamageError(f"{where} is malformed (attempt {receipt.attempt!r}); {_REPAIR}")
+    if receipt.fingerprint != fingerprint:
+        raise DamageError(
+            f"{where} belongs to another run: its fingerprint is {receipt.fingerprint[:12]}, this run's is "
+            f"{fingerprint[:12]}; {_REPAIR}"
+        )
+    if (receipt.stage, receipt.partition) != (stage, partition):
+        raise DamageError(
+            f"{where} belongs to stage {receipt.stage}, partition {receipt.partition}; {_REPAIR}"
+        )
+    return receipt
+
+
+def read_receipt(storage: Storage, stage: str, partition: int, fingerprint: str) -> Receipt | None:
+    """Return one receipt, None if the partition is missing; raises like ``parse_receipt``."""
+    try:
+        data = storage.read(receipt_path(stage, partition))
+    except FileNotFoundError:
+        return None
+    return parse_receipt(data, stage, partition, fingerprint, storage.url)
+
+
+def read_receipts(
+    storage: Storage, stage: str, fingerprint: str
+) -> Iterator[tuple[int, Receipt | DamageError]]:
+    """Yield every partition of a stage that has a receipt, with the receipt or what is wrong with it."""
+    partitions = committed(storage, stage)
+    contents = storage.read_many(receipt_path(stage, partition) for partition in partitions)
+    for partition, data in zip(partitions, contents, strict=True):
+        if data is None:
+            continue
+        try:
+            yield partition, parse_receipt(data, stage, partition, fingerprint, storage.url)
+        except DamageError as error:
+            yield partition, error
+
+
+def committed(storage: Storage, stage: str) -> list[int]:
+    """Return the partitions of a stage that have a receipt, without reading any."""
+    _, files = storage.children(f"receipts/{checked_path(stage)}")
+    return sorted(int(name.removesuffix(".json")) for name in files if _FILE.match(name))
+
+
+def stages(storage: Storage, top: str = "receipts") -> list[str]:
+    """Return the stages that have at least one receipt, sorted."""
+    folders, files = storage.children(top)
+    own = [top.partition("/")[2]] if any(_FILE.match(name) for name in files) else []
+    return own + [stage for folder in folders for stage in stages(storage, f"{top}/{folder}")]
+
+
+def _from_content(content: dict[str, Any]) -> Receipt:
+    objects = {name: StoredObject(*item) for name, item in content.pop("objects").items()}
+    receipt = Receipt(objects=objects, **content)
+    for value in (
+        receipt.partition,
+        receipt.start,
+        receipt.stop,
+        *(o.length for o in objects.values()),
+    ):
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"{value!r} is not a count")
+    return receipt
+
+
+_REPAIR = "`streamfluence repair` sets it aside and computes the partition again"

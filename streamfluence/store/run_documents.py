@@ -1,0 +1,97 @@
+"""Documents of a run that never change once they are there, the manifest first of all.
+
+Whoever comes second finds the same content and goes on, or learns which keys differ.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from streamfluence import __version__
+from streamfluence.errors import InputError
+from streamfluence.layout import FORMAT_VERSION, MANIFEST
+from streamfluence.store.documents import canonical, differences, is_sealed, plain, seal, unseal
+from streamfluence.store.storage import Storage
+
+_WRITER = "streamfluence_version"
+
+
+def create_manifest(storage: Storage, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Create the manifest or find the same one; return it and the version that wrote it.
+
+    Raises:
+        InputError: If another one is there; the message names the keys that differ.
+    """
+    wanted = json.loads(canonical({"format_version": FORMAT_VERSION, **manifest}))
+    if storage.create(MANIFEST, seal({_WRITER: __version__, **wanted}, indent=2)):
+        return wanted, __version__
+    stored, written_by = read_manifest(storage)
+    _refuse_other(f"{storage.url} holds another run", stored, wanted)
+    return stored, written_by
+
+
+def read_manifest(storage: Storage) -> tuple[dict[str, Any], str]:
+    """Return the manifest and the version of streamfluence that wrote it.
+
+    Raises:
+        InputError: If there is none, or its format is not the one this version reads.
+        DamageError: If it is damaged.
+    """
+    try:
+        data = storage.read(MANIFEST)
+    except FileNotFoundError:
+        raise InputError(
+            f"{storage.url} is not a run: it has no {MANIFEST}; check the path, or start one with "
+            "`streamfluence run`"
+        ) from None
+    if not is_sealed(data):
+        _refuse_other_format(_parsed(data), storage.url)
+    content = unseal(data, f"{storage.url}/{MANIFEST}")
+    _refuse_other_format(content, storage.url)
+    return content, content.pop(_WRITER, "unknown")
+
+
+def create_document(storage: Storage, path: str, content: Mapping[str, Any]) -> bool:
+    """Create a document; False if the same one was there, ``InputError`` if a different one."""
+    wanted = json.loads(canonical(plain(content)))
+    if storage.create(path, seal(wanted, indent=2)):
+        return True
+    what = f"{storage.url}/{path} already exists and differs"
+    _refuse_other(what, read_document(storage, path), wanted)
+    return False
+
+
+def read_document(storage: Storage, path: str) -> dict[str, Any]:
+    """Return a document; ``InputError`` if there is none, ``DamageError`` if it is damaged."""
+    try:
+        return unseal(storage.read(path), f"{storage.url}/{path}")
+    except FileNotFoundError:
+        raise InputError(f"{storage.url} has no {path}") from None
+
+
+def _refuse_other(what: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if canonical(stored) != canonical(wanted):
+        raise InputError(
+            f"{what}: {differences(stored, wanted)}; choose another place, or ask for what is stored"
+        )
+
+
+def _parsed(data: bytes) -> Any:
+    """Return what another format may have written as JSON, None if it is not JSON."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def _refuse_other_format(content: Any, url: str) -> None:
+    """Refuse a run of another format before anything else of it is interpreted."""
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if found in (None, FORMAT_VERSION):
+        return
+    version = content.get(_WRITER, "unknown")
+    raise InputError(
+        f"{url} has format {found}, written by streamfluence {version}; this is streamfluence "
+        f"{__version__}, which reads format {FORMAT_VERSION} and has no conversion; read it with "
+        f"pip install 'streamfluence=={version}', or collect again into another place"
+    )

@@ -1,0 +1,164 @@
+"""What a run needs of the place it lies in, and how that place's failures are told.
+
+Two promises carry the commit protocol: ``create`` makes a document exclusively
+*with* its content, and whatever ``sync`` was called for survives a power cut.
+Everything else is plain reading, writing and listing below one root.
+"""
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamfluence.errors import InputError, StorageError
+
+PARTIAL = ".partial"
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free space there, then run the same command again",
+    errno.EDQUOT: "the quota is used up: free space or files there, then run the same command again",
+    errno.EFBIG: "the file exceeds the size limit: raise it (ulimit -f), or make partitions smaller",
+    errno.EROFS: "the file system is mounted read-only: remount it, or choose another place",
+    errno.EACCES: "permission denied: check the owner and mode of the run's folders",
+    errno.EPERM: "not permitted: check the owner and mode, and that the file system has hard links",
+    errno.ENOTSUP: "not supported: a run needs a file system with hard links",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+    errno.ESTALE: "the mount was lost: remount it, then run the same command again",
+    errno.ENOENT: "it vanished while it was written: check the mount, then run the same command again",
+    errno.EIO: "the device or mount reports an error: check it, then run the same command again",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object: its path in the run, bytes, and time of writing (seconds since 1970)."""
+
+    path: str
+    size: int
+    modified: float
+
+
+class ObjectReader(ABC):
+    """An open object; ``size`` is its length in bytes."""
+
+    size: int
+
+    @abstractmethod
+    def read_into(self, offset: int, target: Any) -> int:
+        """Fill a writable buffer from ``offset``; return the bytes read, fewer only at the end."""
+
+    def close(self) -> None:  # noqa: B027 - nothing to release is a fine answer
+        """Release what is held open."""
+
+
+class Storage(ABC):
+    """Base of both kinds of storage. Paths are relative to the root and use ``/``.
+
+    Every failure of the place itself is a ``StorageError`` with the path and what to
+    do. Reading what is not there is ``FileNotFoundError``, for the caller to judge.
+
+    Attributes:
+        url: The root, as an error message names it.
+    """
+
+    url: str
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """Return a whole object."""
+
+    @abstractmethod
+    def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
+        """Return many small objects in order, None for one that is gone."""
+
+    @abstractmethod
+    def open(self, path: str) -> ObjectReader:
+        """Open an object for reading in pieces."""
+
+    @abstractmethod
+    def write(self, path: str, data: Any) -> None:
+        """Write an object that nobody else writes; durable only after ``sync``."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> bool:
+        """Create an object with its content, durably; False if another one is already there."""
+
+    @abstractmethod
+    def sync(self, prefix: str, names: Iterable[str]) -> None:
+        """Make the objects ``names`` below ``prefix`` durable, then the folders up to the root."""
+
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Return whether an object is there."""
+
+    @abstractmethod
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Yield every object below a folder; nothing if the folder is not there."""
+
+    @abstractmethod
+    def children(self, prefix: str) -> tuple[list[str], list[str]]:
+        """Return the sorted names of the folders and of the files directly in a folder."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove one object; silent if it is not there."""
+
+    @abstractmethod
+    def remove_tree(self, prefix: str) -> None:
+        """Remove everything below a folder; silent if it is not there."""
+
+    @abstractmethod
+    def move(self, source: str, target: str) -> None:
+        """Move one object, durably."""
+
+    @abstractmethod
+    def link(self, source: str, target: str) -> None:
+        """Make ``target`` the same immutable object as ``source`` without reading it."""
+
+    @abstractmethod
+    def stage_tree(self, target: str) -> str:
+        """Return the folder in which to build what ``publish_tree`` will put at ``target``."""
+
+    @abstractmethod
+    def publish_tree(self, staged: str, target: str) -> None:
+        """Put a staged tree in the place of ``target``."""
+
+    @abstractmethod
+    def local_path(self, path: str) -> Path | None:
+        """Return the path in the local file system, None where there is none."""
+
+
+def checked_path(path: str) -> str:
+    """Return ``path`` if it stays below the root.
+
+    Raises:
+        InputError: If it is absolute, empty, or climbs with ``..``.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
+        raise InputError(
+            f"path {path!r} leaves the run; it must be relative, without '..' or empty parts"
+        )
+    return path
+
+
+@contextmanager
+def operating_system_errors(action: str, path: Any, missing: bool = True) -> Iterator[None]:
+    """Turn an ``OSError`` into a ``StorageError`` that says what failed where and what to do.
+
+    Args:
+        missing: Whether ``FileNotFoundError`` passes through, for the caller to judge. While
+            writing it does not: a folder that vanishes under a writer is a failed storage.
+    """
+    try:
+        yield
+    except OSError as error:
+        if missing and isinstance(error, FileNotFoundError):
+            raise
+        advice = _ADVICE.get(error.errno or 0, "check the storage, then run the same command again")
+        raise StorageError(
+            f"cannot {action} {path}: {error.strerror or error}; {advice}"
+        ) from error

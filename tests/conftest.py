@@ -1,0 +1,28 @@
+"""What every test shares: one thread a process, and GPU tests that skip with a reason.
+
+One thread, because two test processes share two cores, and because a sum over
+several threads may round otherwise than a sum over one.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+# No deadline: a shared machine stalls. In CI the same examples every time.
+settings.register_profile("streamfluence", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("streamfluence")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where torch finds no CUDA device."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device on this machine"))

@@ -1,0 +1,259 @@
+"""Laws of every reader: reads compose, take equals read, identity follows the bytes."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamfluence import registry
+from streamfluence.data import open_reader
+from streamfluence.data._batches import concatenate, leaves, map_batch
+from streamfluence.errors import InputError
+
+COUNT = 23
+SHARD_ROWS = (7, 0, 5, 11)
+MODULE = """
+import numpy as np
+
+class Items:
+    def __len__(self):
+        return {count}
+
+    def __getitem__(self, row):
+        return {{"x": np.arange(3) + row / 8, "label": row % 3, "name": f"item {{row}}"}}
+
+def make():
+    return Items()
+# the last byte"""
+
+
+def write_npz(folder: Path, save) -> dict:
+    random = np.random.default_rng(0)
+    for shard, rows in enumerate(SHARD_ROWS):
+        image = random.normal(size=(rows, 2, 3)).astype(np.float32)
+        save(folder / f"x-{shard + 8}.npz", image=image, label=random.integers(0, 9, rows))
+    return {"reader": "arrays", "path": "x-*.npz"}
+
+
+def make_arrays_npz(folder: Path) -> dict:
+    return write_npz(folder, np.savez)
+
+
+def make_arrays_compressed(folder: Path) -> dict:
+    return write_npz(folder, np.savez_compressed)
+
+
+def make_arrays_npy(folder: Path) -> dict:
+    random = np.random.default_rng(0)
+    for shard, rows in enumerate(SHARD_ROWS):
+        wide = random.normal(size=(rows, 2, 3))
+        np.save(folder / f"wide-{shard + 8}.npy", np.asfortranarray(wide))
+        np.save(folder / f"flat-{shard + 8}.npy", random.integers(0, 9, rows).astype(">i4"))
+    return {"reader": "arrays", "path": {"wide": "wide-*.npy", "flat": "flat-*.npy"}}
+
+
+def make_tokens(folder: Path) -> dict:
+    random = np.random.default_rng(0)
+    for shard, rows in enumerate(SHARD_ROWS):
+        np.save(
+            folder / f"t-{shard + 8}.npy", random.integers(0, 250, rows * 4 + 3).astype(np.uint8)
+        )
+    return {"reader": "tokens", "path": "t-*.npy", "sequence_length": 4}
+
+
+def make_tokens_raw(folder: Path) -> dict:
+    random = np.random.default_rng(0)
+    (folder / "t.bin").write_bytes(random.integers(0, 60000, COUNT * 3 + 3).astype("<u2").tobytes())
+    table = {"sequence_length": 5, "stride": 3, "next_token": True, "dtype": "uint16"}
+    return {"reader": "tokens", "path": "t.bin", **table}
+
+
+def make_python(folder: Path) -> dict:
+    (folder / "my_data.py").write_text(MODULE.format(count=COUNT))
+    return {"reader": "python", "dataset": "my_data.py:make"}
+
+
+MAKERS = [
+    make_arrays_npz,
+    make_arrays_compressed,
+    make_arrays_npy,
+    make_tokens,
+    make_tokens_raw,
+    make_python,
+]
+
+
+def other_members() -> list[str]:
+    """Members whose files this test does not know how to make; they have laws of their own."""
+    return ["huggingface", "parquet", "webdataset"]
+
+
+@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__[5:])
+def made(request, tmp_path) -> tuple[Path, dict]:
+    return tmp_path, request.param(tmp_path)
+
+
+def assert_same(a, b) -> None:
+    left, right = dict(leaves(a)), dict(leaves(b))
+    assert left.keys() == right.keys() and left
+    for place, leaf in left.items():
+        assert type(leaf) is type(right[place])
+        assert np.array_equal(np.asarray(leaf), np.asarray(right[place])), place
+        if not isinstance(leaf, list):
+            assert leaf.dtype == right[place].dtype and leaf.shape == right[place].shape
+
+
+def flip_one_bit(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def harmless_place(path: Path) -> int:
+    """A byte whose change leaves the file readable: of a value, a comment, or a time in an archive."""
+    modification_time_in_first_local_header = 10
+    last = path.stat().st_size - 1
+    return modification_time_in_first_local_header if path.suffix == ".npz" else last
+
+
+def holds_data(path: Path) -> bool:
+    return path.is_file() and not (path.suffix == ".npy" and np.load(path).size == 0)
+
+
+def test_every_member_has_a_maker_here_or_laws_of_its_own():
+    made_here = {make.__name__.split("_")[1] for make in MAKERS}
+    assert made_here | set(other_members()) >= set(registry.names("data"))
+
+
+def test_count_is_the_number_of_examples(made):
+    assert open_reader(made[1], made[0]).count() == COUNT
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 12, 22, 23])
+def test_reads_compose(made, cut):
+    reader = open_reader(made[1], made[0])
+    parts = [reader.read(0, cut), reader.read(cut, COUNT)]
+    assert_same(concatenate(parts), reader.read(0, COUNT))
+
+
+def test_take_equals_reads_in_any_order_and_with_repeats(made):
+    reader = open_reader(made[1], made[0])
+    rows = np.array([22, 0, 6, 7, 7, 11, 12, 3])
+    one_by_one = concatenate([reader.read(int(row), int(row) + 1) for row in rows])
+    assert_same(reader.take(rows), one_by_one)
+    assert_same(reader.take(rows.tolist()), one_by_one)
+
+
+def test_rows_differ_so_that_these_laws_can_fail(made):
+    reader = open_reader(made[1], made[0])
+    batch = reader.read(0, COUNT)
+    rows = {
+        tuple(np.asarray(leaf[row]).tobytes() for _, leaf in leaves(batch)) for row in range(COUNT)
+    }
+    assert len(rows) == COUNT
+
+
+def test_a_batch_is_writable_and_its_change_does_not_reach_the_data(made):
+    reader = open_reader(made[1], made[0])
+    before = reader.read(0, COUNT)
+    map_batch(
+        lambda array: array.fill_(0) if isinstance(array, torch.Tensor) else array.fill(0),
+        reader.read(0, COUNT),
+    )
+    assert_same(reader.read(0, COUNT), before)
+
+
+@pytest.mark.parametrize("rows", [(-1, 2), (5, 4), (0, COUNT + 1), (COUNT + 1, COUNT + 2)])
+def test_rows_outside_the_data_set_are_refused(made, rows):
+    reader = open_reader(made[1], made[0])
+    with pytest.raises(InputError, match=rf"rows {rows[0]} to {rows[1]} .* {COUNT} examples"):
+        reader.read(*rows)
+
+
+@pytest.mark.parametrize("row", [-1, COUNT])
+def test_a_row_outside_the_data_set_cannot_be_taken(made, row):
+    with pytest.raises(InputError, match=f"row {row} .* {COUNT} examples"):
+        open_reader(made[1], made[0]).take([0, row])
+
+
+def test_identity_is_json_and_equal_for_two_readers_and_after_a_touch(made):
+    folder, table = made
+    first = open_reader(table, folder).identity()
+    for path in folder.iterdir():
+        if path.is_file():
+            os.utime(path, ns=(1, 1))
+    assert json.loads(json.dumps(open_reader(table, folder).identity())) == json.loads(
+        json.dumps(first)
+    )
+
+
+def test_identity_changes_with_any_flipped_bit_of_any_file(made):
+    folder, table = made
+    for path in sorted(path for path in folder.iterdir() if holds_data(path)):
+        before = open_reader(table, folder).identity()
+        flip_one_bit(path, harmless_place(path))
+        assert open_reader(table, folder).identity() != before, path
+
+
+def test_a_signature_is_json_stable_and_changes_with_a_touch(made):
+    folder, table = made
+    reader = open_reader(table, folder)
+    before = reader.stat_signature()
+    assert json.loads(json.dumps(before)) == open_reader(table, folder).stat_signature()
+    for path in folder.iterdir():
+        if path.is_file():
+            os.utime(path, ns=(1, 1))
+    assert open_reader(table, folder).stat_signature() != before
+
+
+def test_identity_changes_with_the_order_of_the_files(tmp_path):
+    table = make_arrays_npz(tmp_path)
+    forward = [f"x-{n}.npz" for n in (8, 9, 10, 11)]
+    natural = open_reader(table, tmp_path).identity()
+    assert open_reader({**table, "path": forward}, tmp_path).identity() == natural
+    assert open_reader({**table, "path": forward[::-1]}, tmp_path).identity() != natural
+
+
+def test_a_moved_folder_keeps_its_identity(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    table = make_tokens(here)
+    before = open_reader(table, here).identity()
+    here.rename(there)
+    assert open_reader(table, there).identity() == before
+
+
+def test_preview_is_one_printable_line(made):
+    reader = open_reader(made[1], made[0])
+    lines = [reader.preview(row) for row in range(COUNT)]
+    assert all(line and line.isprintable() for line in lines)
+    assert len(set(lines)) > COUNT // 2
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones(made):
+    folder, table = made
+    first_option = "dataset" if table["reader"] == "python" else "path"
+    with pytest.raises(InputError, match=f"no option 'shuffle'; it knows: .*{first_option}"):
+        open_reader({**table, "shuffle": True}, folder)
+
+
+def test_the_measurement_of_a_query_set_is_not_a_reader_option(made):
+    assert open_reader({**made[1], "measurement": "loss"}, made[0]).count() == COUNT
+
+
+def test_a_missing_required_option_is_named(tmp_path):
+    with pytest.raises(InputError, match="needs sequence_length"):
+        open_reader({"reader": "tokens", "path": "x"}, tmp_path)
+
+
+def test_an_unknown_reader_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(InputError, match=r"arrays.*python.*tokens"):
+        open_reader({"reader": "csv"}, tmp_path)
+
+
+def test_a_table_without_a_reader_is_refused(tmp_path):
+    with pytest.raises(InputError, match="reader = NAME"):
+        open_reader({"path": "x"}, tmp_path)
