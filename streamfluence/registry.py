@@ -5,8 +5,10 @@ The member ``top_k`` of the family ``readouts`` is the class ``TopK`` in
 group ``streamfluence.readouts`` loads. Names are listed without importing members.
 """
 
+import sys
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
@@ -41,5 +43,11 @@ def _is_member(name: str) -> bool:
     return name != "base" and not name.startswith("_")
 
 
-def _plugins(family: str):
-    return entry_points(group=f"streamfluence.{family}")
+def _plugins(family: str) -> tuple[EntryPoint, ...]:
+    return _plugins_on(family, tuple(sys.path))
+
+
+@lru_cache
+def _plugins_on(family: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Listing the installed packages takes milliseconds; they change only with ``sys.path``."""
+    return tuple(entry_points(group=f"streamfluence.{family}"))

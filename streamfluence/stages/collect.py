@@ -37,6 +37,9 @@ def collect(
     opened = session(run_path, device)
     _require_sketch(opened)
     chosen = example_sets or ["train", *query_sets(opened.store)]
+    last = max(partition_count(opened.store, example_set) for example_set in chosen) - 1
+    if partition is not None and not 0 <= partition <= last:
+        raise InputError(f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}")
     missing = [
         (example_set, checkpoint, number)
         for example_set in chosen
@@ -72,10 +75,6 @@ def _mine(
     count = partition_count(opened.store, example_set)
     missing = opened.store.missing(collect_stage(example_set, checkpoint), count)
     if partition is not None:
-        if not 0 <= partition < count:
-            raise InputError(
-                f"--partition {partition}: {example_set} has partitions 0 to {count - 1}"
-            )
         return [number for number in missing if number == partition]
     if worker is not None:
         index, workers = worker

@@ -147,7 +147,8 @@ def _build_array(
     first, length = checkpoints[0][0], checkpoints[0][-1].end
     metadata = _canonical_metadata(first.reader.metadata, len(checkpoints), length, axis_suffix)
     store.put(f"{key}/zarr.json", json.dumps(metadata).encode())
-    array: Any = group[key]
+    opened: Any = group[key]
+    array = opened.with_config({"write_empty_chunks": True})
     step = first.reader.grid.object_rows
     for checkpoint, sources in enumerate(checkpoints):
         for index in range(math.ceil(length / step) if first.reader.grid.row_bytes else 0):

@@ -1,0 +1,159 @@
+"""The commands on a real small job, as a user or a scheduler would call them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from small_job import write_job
+
+import streamfluence
+from streamfluence.cli import main
+from streamfluence.layout import collect_stage
+from streamfluence.store import RunStore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("commands")
+    write_job(path)
+    ok("run", path / "job.toml")
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def ok(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_status_of_a_finished_run_is_complete(folder):
+    found = json.loads(ok("status", folder / "run", "--json"))
+    assert found["complete"]
+    assert [(s["set"], s["done"], s["of"]) for s in found["sets"]] == [("train", 5, 5), ("test", 1, 1)]
+
+
+def test_plan_measures_and_writes_nothing(folder):
+    found = json.loads(ok("plan", folder / "job.toml", folder / "elsewhere", "--json"))
+    assert not (folder / "elsewhere").exists()
+    assert found["examples"] == 150 and found["partitions"] == 5 and found["passes"] == 1
+    assert found["row_bytes"] <= 256
+    assert found["disk_bytes"] > 150 * found["row_bytes"]
+    assert found["peak_bytes"] > 50 << 20 and found["seconds"] > 0
+
+
+def test_plan_refuses_what_does_not_fit_in_memory(folder):
+    result = invoke("plan", folder / "job.toml", folder / "elsewhere", "--memory", "20MiB")
+    assert result.exit_code == 2
+    assert "--memory allows 20 MiB" in result.output
+
+
+def test_workers_share_the_partitions_and_together_finish_the_run(folder, tmp_path):
+    write_job(tmp_path)
+    job = tmp_path / "job.toml"
+    ok("run", job, tmp_path / "whole")
+    store = RunStore.create(str(tmp_path / "shared"), RunStore.open(str(tmp_path / "whole")).manifest)
+    document = RunStore.open(str(tmp_path / "whole")).read_document("queries/test.json")
+    store.create_document("queries/test.json", document)
+    ok("sketch", tmp_path / "shared", "--executor", "serial")
+    for worker in ("0/2", "1/2"):
+        ok("collect", tmp_path / "shared", "--worker", worker, "--executor", "serial")
+        first = sorted(store.receipts(collect_stage("train", 0)))
+        assert first == ([0, 2, 4] if worker == "0/2" else [0, 1, 2, 3, 4])
+    whole = RunStore.open(str(tmp_path / "whole"))
+    for partition, receipt in store.receipts(collect_stage("train", 0)).items():
+        other = whole.receipt(collect_stage("train", 0), partition)
+        assert np.array_equal(store.read(receipt, "rows"), whole.read(other, "rows"))
+
+
+def test_one_partition_can_be_collected_alone(folder):
+    store = RunStore.open(str(folder / "run"))
+    store.discard(collect_stage("train", 0), 3)
+    for partition, expected in ((2, 0), (3, 1), (3, 0)):
+        told = json.loads(ok("collect", folder / "run", "--partition", partition, "--json"))
+        assert told["collected"] == expected
+    assert "0 to 4" in invoke("collect", folder / "run", "--partition", 9).output
+
+
+def test_top_prints_both_lists_and_the_sign(folder):
+    shown = ok("top", folder / "run", "test/0", "-k", 2)
+    assert "helps" in shown and "hurts" in shown and "positive" in shown
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_export_writes_every_listed_example_and_says_what_the_numbers_are(folder, ending):
+    output = folder / f"out.{ending}"
+    ok("export", folder / "run", output)
+    scores = streamfluence.open(str(folder / "run")).scores().compute()
+    if ending == "csv":
+        text = output.read_text().splitlines()
+        assert any("positive: the example helps" in line for line in text if line.startswith("#"))
+        lines = list(csv.DictReader(line for line in text if not line.startswith("#")))
+    elif ending == "jsonl":
+        header, *lines = [json.loads(line) for line in output.read_text().splitlines()]
+        assert "positive: the example helps" in header["record"]["meaning"]
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = parquet.read_table(output)
+        assert "positive: the example helps" in table.schema.metadata[b"streamfluence"].decode()
+        lines = table.to_pylist()
+    assert len(lines) == 2 * 7 * 100  # both sides, seven queries, score.top_k
+    for line in lines[:50]:
+        expected = scores[int(line["row"]), int(line["query"])]
+        np.testing.assert_allclose(float(line["score"]), expected, rtol=1e-6)
+    assert "exists already" in invoke("export", folder / "run", output).output
+
+
+def test_finalise_gives_one_array_that_plain_zarr_reads(folder):
+    path = json.loads(ok("finalise", folder / "run", "--json"))["path"]
+    group = zarr.open_group(folder / "run" / path if not path.startswith("/") else path, mode="r")
+    store = RunStore.open(str(folder / "run"))
+    receipts = store.receipts(collect_stage("train", 0))
+    rows = np.concatenate([store.read(receipts[p], "rows") for p in sorted(receipts)])
+    assert np.array_equal(group["rows"][0], rows)
+
+
+def test_scores_of_another_damping_get_a_name_of_their_own(folder):
+    found = json.loads(ok("score", folder / "run", "--damping", "0.5", "--json"))
+    assert found["scores"][0]["name"] == "test-damping-0.5"
+    ok("top", folder / "run", "test-damping-0.5/0")
+    assert "name one" in invoke("top", folder / "run", "0").output
+
+
+def test_every_readout_is_stored_and_agrees_with_the_dense_scores(folder):
+    subsets = {"first": list(range(10)), "odd": list(range(1, 150, 2))}
+    (folder / "subsets.json").write_text(json.dumps(subsets))
+    store = RunStore.open(str(folder / "run"))
+    from streamfluence.stages.score import score
+
+    readouts = ["top_k", "self_influence", "aggregate", "subset_sum", "dense"]
+    score(str(folder / "run"), ["test"], readouts=readouts, subsets="subsets.json", name="all")
+    scores = streamfluence.open(str(folder / "run")).scores("test").compute()
+    sums = store.read(store.receipt("scores/all", 0), "subset_sum.subset_sums")
+    for number, rows in enumerate(subsets.values()):
+        np.testing.assert_allclose(sums[number], scores[rows].sum(0), rtol=1e-4, atol=1e-9)
+    parts = store.receipts("score/all")
+    stored = np.concatenate([store.read(parts[p], "example.dense.scores") for p in sorted(parts)])
+    np.testing.assert_array_equal(stored, scores)
+
+
+def test_stored_rows_as_a_lazy_array_reproduce_the_scores(folder):
+    run = streamfluence.open(str(folder / "run"))
+    rows = run.rows("train")
+    assert rows.shape[0] == 150 and rows.dtype == "float32"
+    assert rows.numblocks[0] == 5
+    assert np.isfinite(rows.compute()).all()
+    assert run.rows("test").shape[0] == 7
+
+
+def test_init_writes_an_example_and_never_overwrites(tmp_path):
+    ok("init", tmp_path / "new", "--example", "digits")
+    assert (tmp_path / "new" / "job.toml").exists()
+    assert "exists already" in invoke("init", tmp_path / "new", "--example", "digits").output
+    assert "digits, code" in invoke("init", tmp_path / "other", "--example", "cats").output
