@@ -80,11 +80,15 @@ def load(folder: Path) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Ten
 
 
 def dense_scores(
-    folder: Path, damping: float, joint: bool = False, fisher: bool = False
+    folder: Path,
+    damping: float,
+    joint: bool = False,
+    fisher: bool = False,
+    measurement: str = "loss",
 ) -> np.ndarray:
     """Return scores (example, query) by the textbook formula, one backward an example, in float64."""
     module, x, y, qx, qy = load(folder)
-    g, q = _gradients(module, x, y), _gradients(module, qx, qy)
+    g, q = _gradients(module, x, y), _gradients(module, qx, qy, measurement)
     hessian = (g.T @ g / len(g)) if fisher else _gauss_newton(module, x)
     if not joint:
         # Parameters come as weight, bias, weight, bias: already layer by layer.
@@ -93,10 +97,12 @@ def dense_scores(
     return (g @ solved / len(g)).numpy()
 
 
-def _gradients(module, x, y) -> torch.Tensor:
+def _gradients(module, x, y, measurement: str = "loss") -> torch.Tensor:
     rows = []
     for i in range(len(x)):
         loss = nn.functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
+        if measurement == "margin":  # minus the log-odds of the target
+            loss = -torch.log(torch.exp(-loss) / (1 - torch.exp(-loss)))
         rows.append(
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
         )

@@ -152,3 +152,48 @@ def test_the_record_says_what_the_numbers_are(folder):
     assert record["curvature_from"] == "3 exact columns"
     assert record["missing_partitions"] == []
     assert record["examples"] == 150
+
+
+def test_a_margin_measures_how_much_a_query_loses_when_an_example_goes(folder):
+    measured = scores_of(folder, "margin", **EXACT, **{"queries.test.measurement": "margin"})
+    assert_close(measured, dense_scores(folder, 0.01, measurement="margin"))
+
+
+BARE_LOSS = """
+import torch
+from torch import nn
+
+
+def model(checkpoint):
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    module.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return module.eval()
+
+
+def loss(module, batch):
+    return nn.functional.cross_entropy(module(batch["x"]), batch["y"], reduction="none")
+"""
+
+
+def test_a_bare_loss_falls_back_to_the_fisher_and_says_so(folder):
+    (folder / "bare.py").write_text(BARE_LOSS)
+    measured = scores_of(folder, "bare", **EXACT, **{"task": "bare.py"})
+    assert_close(measured, dense_scores(folder, 0.01, fisher=True))
+    record = streamfluence.open(str(folder / "bare")).top("0", k=1)["record"]
+    assert record["curvature"] == "fisher, layer"
+    assert "empirical Fisher instead" in record["curvature_note"]
+
+
+def test_bf16_is_close_and_its_effect_is_reported(folder):
+    measured = scores_of(folder, "bf16", **EXACT, **{"compute.precision": "bf16"})
+    exact = dense_scores(folder, 0.01)
+    assert np.corrcoef(measured.ravel(), exact.ravel())[0, 1] > 0.99
+    record = streamfluence.open(str(folder / "bf16")).top("0", k=1)["record"]
+    assert 0.99 < record["precision_cosine"] < 1.0
+
+
+def test_excluded_parameters_take_no_part_and_are_named(folder):
+    scores_of(folder, "excluded", **{"model.exclude": ["0.*"]})
+    record = streamfluence.open(str(folder / "excluded")).top("0", k=1)["record"]
+    assert record["excluded_parameters"] == ["0.*"]
+    assert record["directions"] == 18

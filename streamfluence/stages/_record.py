@@ -37,6 +37,8 @@ def record(store: RunStore, label: str) -> dict[str, Any]:
         "examples": counts["examples"],
         "non_finite_examples": counts["invalid"],
         "collected_non_finite": sum(receipt.facts["non_finite"] for receipt in receipts),
+        "precision": manifest["compute"]["precision"],
+        "precision_cosine": coverage_facts(store, 0)["precision_cosine"],
         "missing_partitions": spec["missing_partitions"],
         "partitions": partition_count(store, "train"),
         "excluded_parameters": manifest["model"]["exclude"],
@@ -48,6 +50,12 @@ def note(manifest: dict[str, Any], facts: dict[str, Any]) -> str | None:
     if manifest["curvature"]["name"] == facts["curvature"]:
         return None
     return "the task gives only loss(), which has no output Hessian: empirical Fisher instead of Gauss-Newton"
+
+
+def coverage_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
+    """Return what the coverage check of one checkpoint found."""
+    receipt = store.receipts(f"sketch/{checkpoint}/coverage")[0]
+    return store.read_attributes(receipt)["facts"]
 
 
 def plan_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:

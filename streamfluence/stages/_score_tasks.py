@@ -54,7 +54,7 @@ class StoredRows:
                 done = stop
 
 
-def score(run_path: str, name: str, task: int) -> dict[str, int]:
+def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     """Read out one task's partitions and commit its states; return counts for the progress report."""
     store = RunStore.open(run_path)
     spec = store.read_document(f"scores/{name}/score.json")
@@ -66,7 +66,7 @@ def score(run_path: str, name: str, task: int) -> dict[str, int]:
             StoredRows(store, checkpoint, partitions, needs_scores), codec, queries, weight
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            _sides(run_path, spec["queries"], spec["damping"])
+            _sides(run_path, device, spec["queries"], spec["damping"])
         )
     ]
     block_rows = _product.rows_per_block(len(terms[0].queries))
@@ -112,18 +112,19 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
 
 
 def _sides(
-    run_path: str, example_set: str, damping: float | None
+    run_path: str, device: str, example_set: str, damping: float | None
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint."""
     store = RunStore.open(run_path)
     stages = [collect_stage(example_set, c) for c in range(len(store.manifest["checkpoints"]))]
     attempts = tuple(r.attempt for stage in stages for r in store.receipts(stage).values())
-    return _cached_sides(run_path, example_set, damping, store.fingerprint, attempts)
+    return _cached_sides(run_path, device, example_set, damping, store.fingerprint, attempts)
 
 
 @lru_cache(maxsize=2)
 def _cached_sides(
     run_path: str,
+    device: str,
     example_set: str,
     damping: float | None,
     fingerprint: str,
@@ -138,7 +139,7 @@ def _cached_sides(
         queries = query_rows(store, example_set, checkpoint)
         if damping is not None:
             queries = factor.redamp(queries, damping)
-        sides.append((codec, codec.query(queries), weight / count))
+        sides.append((codec.to(device), codec.query(queries).to(device), weight / count))
     return sides
 
 
@@ -186,7 +187,7 @@ def partition_scores(
     terms = [
         _product.Term(StoredRows(store, checkpoint, [partition], True), codec, queries, weight)
         for checkpoint, (codec, queries, weight) in enumerate(
-            _sides(run_path, example_set, damping)
+            _sides(run_path, "cpu", example_set, damping)
         )
     ]
     blocks = _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)))

@@ -4,6 +4,7 @@ A task carries no objects, only the run's path, a device and a few integers;
 everything else is looked up here and kept for the next task.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,17 @@ class Session:
             return tensors
         return map_batch(lambda t: t.pin_memory().to(self.device, non_blocking=True), tensors)
 
+    @property
+    def half(self) -> bool:
+        """Whether forward and backward run in bfloat16."""
+        return self.manifest["compute"]["precision"] == "bf16"
+
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Run the task's forward at the run's precision, and check what it returns."""
-        half = self.manifest["compute"]["precision"] == "bf16"
+        return self.forward_at(self.half, model, batch)
+
+    def forward_at(self, half: bool, model: nn.Module, batch: Any) -> Any:
+        """Run the task's forward in bfloat16 or float32, and check what it returns."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             returned = self.task.forward(model, batch)
         self.task.check(returned, batch_length(batch))
@@ -82,11 +91,14 @@ class Session:
         if checkpoint not in self._captures:
             self._captures.clear()
             model = self.model(checkpoint)
-            rows = self.reader("train").read(0, min(3, self.table("train")["count"]))
-            exclude = tuple(self.manifest["model"]["exclude"])
-            capture = Capture(model, self.forward, self.batch(rows), exclude)
-            self._captures[checkpoint] = capture
+            self._captures[checkpoint] = self.planned(model, self.forward)
         return self._captures[checkpoint]
+
+    def planned(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> Capture:
+        """Return a capture of ``model`` under ``forward``, planned on the first examples."""
+        rows = self.reader("train").read(0, min(3, self.table("train")["count"]))
+        exclude = tuple(self.manifest["model"]["exclude"])
+        return Capture(model, forward, self.batch(rows), exclude)
 
     def projection(self, checkpoint: int) -> Projection:
         """Return the run's projection, not fitted yet."""

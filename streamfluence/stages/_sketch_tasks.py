@@ -4,6 +4,7 @@ fit (sample) -> basis (merge) [-> refine (sample) -> directions (merge)] -> gram
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +35,12 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     opened = session(run_path, device)
     capture = opened.capture(checkpoint)
     batch = opened.batch(opened.reader("train").read(0, min(8, opened.table("train")["count"])))
-    capture.check(batch, opened.task.loss)
+    model = opened.model(checkpoint)
+    # Coverage is proved in float32: bfloat16 rounds by more than a missed use would show.
+    exact = opened.planned(model, partial(opened.forward_at, False)) if opened.half else capture
+    exact.check(batch, opened.task.loss)
     facts = {
+        "precision_cosine": _precision_cosine(opened, model, batch) if opened.half else None,
         "announcements": list(capture.announcements),
         "blocks": [
             {"name": b.name, "parameters": list(b.parameters), "size": b.size}
@@ -43,6 +48,17 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
         ],
     }
     save_state(opened.store, f"sketch/{checkpoint}/coverage", 0, {}, facts)
+
+
+def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
+    """Return the cosine between the batch's gradients in bfloat16 and in float32."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    flat = []
+    for half in (True, False):
+        loss = opened.task.loss(opened.forward_at(half, model, batch)).sum()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
+    return float(torch.nn.functional.cosine_similarity(*flat, dim=0))
 
 
 def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:

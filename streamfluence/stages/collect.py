@@ -39,7 +39,9 @@ def collect(
     chosen = example_sets or ["train", *query_sets(opened.store)]
     last = max(partition_count(opened.store, example_set) for example_set in chosen) - 1
     if partition is not None and not 0 <= partition <= last:
-        raise InputError(f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}")
+        raise InputError(
+            f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}"
+        )
     missing = [
         (example_set, checkpoint, number)
         for example_set in chosen

@@ -154,7 +154,7 @@ def _execute(
     if missing:
         with execution.open(len(missing), store.manifest["compute"]["threads"]) as executor:
             progress.start(f"score {label}", len(missing), "tasks")
-            tasks = [(run_path, label, task) for task in missing]
+            tasks = [(run_path, execution.resolved_device(), label, task) for task in missing]
             run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
             progress.finish()
     if not store.receipts(f"scores/{label}"):
