@@ -45,7 +45,7 @@ def sign_block(seed: int, rows: Tensor, stream: int, width: int) -> Tensor:
     hashed = hash_counters(seed, rows[:, None], stream, words[None, :])
     bits = hashed.contiguous().view(torch.uint8).unsqueeze(-1)  # 8 bytes a word, little-endian
     masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=rows.device)
-    flipped = (bits & masks).ne(0).view(len(rows), -1)[:, :width]
+    flipped = (bits & masks).ne(0).view(len(rows), 64 * len(words))[:, :width]
     return 1.0 - 2.0 * flipped.to(torch.float32)
 
 

@@ -8,7 +8,7 @@ import pytest
 from streamfluence import registry
 from streamfluence.errors import InputError
 
-FAMILIES = ("capture", "codecs", "curvature", "data", "executors", "projections", "readouts")
+FAMILIES = ("codecs", "curvature", "data", "executors", "projections", "readouts")
 
 
 @pytest.fixture
