@@ -225,7 +225,7 @@ def only_one_block_each():
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_inner_products_are_unbiased_over_seeds_in_every_kind_of_block(name):
-    uses, seeds = only_one_block_each(), 400
+    uses, seeds = only_one_block_each(), 2500
     exact = flat(uses)
     exact = exact @ exact.T
     products = []

@@ -202,7 +202,8 @@ def _local_cluster(workers: int, threads: int, memory: int | None) -> LocalClust
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None would take port 8787, which others use
+            scheduler_kwargs={"dashboard": False},
             memory_limit=memory or 0,
             silence_logs=CRITICAL,
         )
