@@ -10,6 +10,7 @@ from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution
 from streamfluence.cli._program import Program
 from streamfluence.cli._show import show
+from streamfluence.cli.evaluate import evaluate
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -244,6 +245,9 @@ def export(
 ) -> None:
     """Write the ranked examples of RUN to OUTPUT."""
     show(call("export", run_path, str(output), format=file_format, name=name), as_json)
+
+
+main.add_command(evaluate)
 
 
 def _beside(job_path: Path) -> str:
