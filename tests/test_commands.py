@@ -36,7 +36,10 @@ def ok(*arguments):
 def test_status_of_a_finished_run_is_complete(folder):
     found = json.loads(ok("status", folder / "run", "--json"))
     assert found["complete"]
-    assert [(s["set"], s["done"], s["of"]) for s in found["sets"]] == [("train", 5, 5), ("test", 1, 1)]
+    assert [(s["set"], s["done"], s["of"]) for s in found["sets"]] == [
+        ("train", 5, 5),
+        ("test", 1, 1),
+    ]
 
 
 def test_plan_measures_and_writes_nothing(folder):
@@ -58,7 +61,9 @@ def test_workers_share_the_partitions_and_together_finish_the_run(folder, tmp_pa
     write_job(tmp_path)
     job = tmp_path / "job.toml"
     ok("run", job, tmp_path / "whole")
-    store = RunStore.create(str(tmp_path / "shared"), RunStore.open(str(tmp_path / "whole")).manifest)
+    store = RunStore.create(
+        str(tmp_path / "shared"), RunStore.open(str(tmp_path / "whole")).manifest
+    )
     document = RunStore.open(str(tmp_path / "whole")).read_document("queries/test.json")
     store.create_document("queries/test.json", document)
     ok("sketch", tmp_path / "shared", "--executor", "serial")

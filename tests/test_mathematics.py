@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from streamfluence.capture import Capture, dense_gradient
-from streamfluence.linalg import sign_block
 from streamfluence.likelihood import Categorical, Gaussian
+from streamfluence.linalg import sign_block
 from streamfluence.registry import member
 
 
@@ -39,7 +39,9 @@ def test_ridge_scores_over_one_minus_the_leverage_are_the_exact_leave_one_out_ch
 
     with capture.record(batch) as tape:
         outputs, targets = tape.returned
-        curvature = flat_rows(capture, tape.gradients(outputs, likelihood.column(outputs, targets, 0)))
+        curvature = flat_rows(
+            capture, tape.gradients(outputs, likelihood.column(outputs, targets, 0))
+        )
         loss = likelihood.loss(outputs, targets)
         rows = flat_rows(capture, tape.gradients(loss, torch.ones_like(loss), last=True))
     query_batch = {"x": torch.from_numpy(queries), "y": torch.zeros(9, 1).double()}
@@ -89,7 +91,9 @@ def dense_gauss_newton(model, tokens, targets, likelihood):
         ]
         jacobian = torch.stack(rows)
         hessian = torch.autograd.functional.hessian(
-            lambda flat, i=i: likelihood.loss(flat.view(1, *logits.shape[1:]), targets[i : i + 1]).sum(),
+            lambda flat, i=i, logits=logits: likelihood.loss(
+                flat.view(1, *logits.shape[1:]), targets[i : i + 1]
+            ).sum(),
             logits.detach().flatten(),
         )
         total = total + jacobian.T @ hessian @ jacobian
@@ -146,7 +150,9 @@ def test_probes_average_to_the_dense_gauss_newton_matrix():
             rows = in_parameter_order(capture, model, flat_rows(capture, uses))
             state = newton.update(state or newton.empty([rows.shape[1]]), rows, 1 / probes)
     expected = dense_gauss_newton(model, tokens, targets, likelihood)
-    error = torch.linalg.norm(state["gram/0"] / len(tokens) - expected) / torch.linalg.norm(expected)
+    error = torch.linalg.norm(state["gram/0"] / len(tokens) - expected) / torch.linalg.norm(
+        expected
+    )
     assert error < 0.1
 
 

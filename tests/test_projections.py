@@ -35,9 +35,7 @@ def random_uses(examples, seed, dtype=torch.float32):
     def indexed(block, positions):
         right = normal(examples, positions, block.right)
         right[:, -1] = 0.0
-        return Indexed(
-            torch.randint(block.left, (examples, positions), generator=generator), right
-        )
+        return Indexed(torch.randint(block.left, (examples, positions), generator=generator), right)
 
     def outer(block, positions):
         shape = examples, block.groups, positions
@@ -120,9 +118,7 @@ def ready(name, width=24, seed=3, blocks=BLOCKS, **options):
     projection = member("projections", name)(blocks, width, seed, **options)
     if projection.fitted:
         probes = random_uses(40, 99)
-        projection.load(
-            projection.fit(projection.update(projection.empty(), probes, 1.0), 40)
-        )
+        projection.load(projection.fit(projection.update(projection.empty(), probes, 1.0), 40))
         if projection.passes == 2:
             state = projection.refine_update(projection.refine_empty(), probes, 1.0)
             projection.load(projection.refine(state, 40))

@@ -16,6 +16,7 @@ from streamfluence.capture._rule import Rule
 from streamfluence.capture.functional import Functional
 from streamfluence.errors import CoverageError, InputError
 from streamfluence.registry import member, names
+import itertools
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ class Site:
 
     def __post_init__(self) -> None:
         named = [*self.module.named_parameters(remove_duplicate=False)]
-        self.tensors = dict(named + [*self.module.named_buffers(remove_duplicate=False)])
+        self.tensors = dict([*named, *self.module.named_buffers(remove_duplicate=False)])
         self.fallback = Functional(self.label, self.module, self.weights, self.tensors)
 
     @property
@@ -164,7 +165,7 @@ def _refuse_odd(named: Sequence[tuple[str, nn.Parameter]]) -> None:
 def _refuse_overlap(weights: Sequence[Weight]) -> None:
     """Refuse distinct parameters in the same memory, e.g. a weight tied to another's transpose."""
     spans = sorted((_span(weight) for weight in weights), key=lambda span: span[:2])
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:
             raise CoverageError(
                 f"{first.names[0]} and {second.names[0]} share memory but not shape, so their "
