@@ -5,6 +5,7 @@ parameters that share it, is one. A site is a module that owns weights; it has t
 rule of its kind or, without one, falls back to running the module again.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -16,7 +17,6 @@ from streamfluence.capture._rule import Rule
 from streamfluence.capture.functional import Functional
 from streamfluence.errors import CoverageError, InputError
 from streamfluence.registry import member, names
-import itertools
 
 
 @dataclass(eq=False)
