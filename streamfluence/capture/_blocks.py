@@ -5,6 +5,7 @@ A weight that several modules use is one block in the weight's own orientation,
 whatever the orientation of the layers.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,8 +83,8 @@ def find_blocks(
     for weight in weights:
         matrix = partner.get(weight, weight)
         if matrix in places and matrix not in blocks:
-            site = places[matrix][0][0]
-            bias = joined.get(site) if isinstance(site, Site) and site.rule else None
+            user = places[matrix][0][0]
+            bias = joined.get(user) if isinstance(user, Site) and user.rule else None
             bias = bias if bias is not None and partner[bias] is matrix else None
             blocks[matrix] = _fill(matrix, bias, places[matrix])
     return list(blocks.values())
@@ -147,5 +148,5 @@ def _total(weight: Weight | None, gradients: Mapping[str, Tensor | None]) -> Ten
     """Return the sum over the parameters that share a weight; None if none has a gradient."""
     if weight is None:
         return None
-    found = [gradients[name] for name in weight.tensors if gradients[name] is not None]
-    return sum(found[1:], found[0]) if found else None  # type: ignore[arg-type, return-value]
+    found = [g for name in weight.tensors if (g := gradients[name]) is not None]
+    return functools.reduce(torch.add, found) if found else None

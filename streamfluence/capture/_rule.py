@@ -6,11 +6,15 @@ are positions, in the same order in both.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from streamfluence.capture.base import Dense, Outer, Use
+
+# A module that the rule accepts: torch declares every attribute of a module as Tensor | Module.
+Layer = Any
 
 
 class Rule:
@@ -23,27 +27,27 @@ class Rule:
         """Return whether this rule is exact for ``module``."""
         raise NotImplementedError
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def refusal(self, module: Layer) -> str | None:
         """Return why an accepted module has no per-example gradient, with the remedy, or None."""
         return None
 
-    def transposed(self, module: nn.Module) -> bool:
+    def transposed(self, module: Layer) -> bool:
         """Return whether the weight is stored ``(right, left)``."""
         return False
 
-    def axes(self, module: nn.Module, dimensions: int) -> range:
+    def axes(self, module: Layer, dimensions: int) -> range:
         """Return the axes of an input with so many dimensions that may be the example axis."""
         return range(1)
 
-    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+    def shape(self, module: Layer) -> tuple[int, int, int]:
         """Return ``(groups, left, right)`` of the weight's gradient, without a bias."""
         raise NotImplementedError
 
-    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+    def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         """Return the use of the weight, with the bias as its last right column if asked."""
         raise NotImplementedError
 
-    def bias(self, module: nn.Module, gradient: Tensor) -> Use:
+    def bias(self, module: Layer, gradient: Tensor) -> Use:
         """Return the use of the bias alone, a block of shape ``(1, left, 1)``."""
         raise NotImplementedError
 
@@ -62,17 +66,17 @@ class Deferred(Outer):
         right: Callable[[], Tensor],
         right_times: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        object.__setattr__(self, "_left", left)
-        object.__setattr__(self, "_right", right)
-        object.__setattr__(self, "_right_times", right_times)
+        object.__setattr__(self, "_sides", (left, right, right_times))
+
+    _sides: ClassVar  # an instance's own; a frozen dataclass gives it no field
 
     @property
-    def left(self) -> Tensor:  # type: ignore[override]
-        return self._left()
+    def left(self) -> Tensor:
+        return self._sides[0]()
 
     @property
-    def right(self) -> Tensor:  # type: ignore[override]
-        return self._right()
+    def right(self) -> Tensor:
+        return self._sides[1]()
 
     def left_times(self, matrix: Tensor) -> Tensor:
         """Return ``left @ matrix``; ``matrix`` is ``(left, k)`` or ``(group, left, k)``."""
@@ -80,7 +84,8 @@ class Deferred(Outer):
 
     def right_times(self, matrix: Tensor) -> Tensor:
         """Return ``right @ matrix``; a convolution does it without unfolding its input."""
-        return self._right_times(matrix) if self._right_times else self.right @ matrix
+        times = self._sides[2]
+        return times(matrix) if times else self.right @ matrix
 
 
 def factor(tensor: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ def with_ones(tensor: Tensor, wanted: bool) -> Tensor:
 
 def columns(parts: Sequence[Tensor]) -> Dense:
     """Return vectors ``(example, left)`` as the columns of a dense gradient."""
-    return Dense(torch.stack(parts, -1).unsqueeze(1))
+    return Dense(torch.stack(list(parts), -1).unsqueeze(1))
 
 
 def own_forward(module: nn.Module, *kinds: type[nn.Module]) -> bool:

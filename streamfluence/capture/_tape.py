@@ -1,7 +1,7 @@
 """One recorded forward pass, from which the uses of every block are read, probe by probe."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,8 @@ class Tape:
         recorder = self._recorder
         edges = [edge for call in recorder.calls for edge in call.edges]
         wanted = [*edges, *recorder.copies]
-        present = [place for place in wanted if place is not None]
+        # torch takes edges as outputs; its annotation does not say that they may be mixed.
+        present = cast(list[Tensor], [place for place in wanted if place is not None])
         found = iter(
             torch.autograd.grad(
                 [outputs],

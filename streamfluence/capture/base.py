@@ -7,6 +7,7 @@ when the layer's bias lives in the block. A block may be used more than once
 (tied weights, a module called twice); its gradient is the sum over its uses.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ Uses = Mapping[str, Sequence[Use]]  # block name -> its uses, in call order
 
 def dense_gradient(block: Block, uses: Sequence[Use]) -> Tensor:
     """Return the per-example gradient of one block, shape ``(example, group, left, right)``."""
-    return sum(_dense(block, use) for use in uses)
+    return functools.reduce(torch.add, (_dense(block, use) for use in uses))
 
 
 def _dense(block: Block, use: Use) -> Tensor:

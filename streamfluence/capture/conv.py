@@ -7,7 +7,7 @@ only when a consumer reads it: a thin product with it is a convolution by itself
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamfluence.capture._rule import Deferred, Rule, columns, factor, own_forward
+from streamfluence.capture._rule import Deferred, Layer, Rule, columns, factor, own_forward
 from streamfluence.capture.base import Use
 
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -19,11 +19,11 @@ class Conv(Rule):
     def accepts(self, module: nn.Module) -> bool:
         return own_forward(module, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+    def shape(self, module: Layer) -> tuple[int, int, int]:
         per_group = module.out_channels // module.groups
         return module.groups, per_group, module.weight[0].numel()
 
-    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+    def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         inputs, gradient = _folded(module, inputs), _folded(module, gradient)
         return Deferred(
             lambda: _left(module, factor(gradient)),
@@ -31,16 +31,16 @@ class Conv(Rule):
             lambda matrix: _right_times(module, factor(inputs), bias, matrix),
         )
 
-    def bias(self, module: nn.Module, gradient: Tensor) -> Use:
+    def bias(self, module: Layer, gradient: Tensor) -> Use:
         return columns([factor(_folded(module, gradient)).flatten(3).sum((1, 3))])
 
 
-def _left(module: nn.Module, gradient: Tensor) -> Tensor:
+def _left(module: Layer, gradient: Tensor) -> Tensor:
     """Return ``(example, group, position, output channel)``; a view unless examples are folded."""
     return _per_group(module.groups, gradient.flatten(3))
 
 
-def _right(module: nn.Module, inputs: Tensor, bias: bool) -> Tensor:
+def _right(module: Layer, inputs: Tensor, bias: bool) -> Tensor:
     """Return ``(example, group, position, input channel * kernel (+ 1))``."""
     windows = _windows(module, _padded(module, inputs.flatten(0, 1)))
     examples, space = windows.shape[0], windows.shape[2 + len(module.kernel_size) :]
@@ -55,7 +55,7 @@ def _right(module: nn.Module, inputs: Tensor, bias: bool) -> Tensor:
     return _per_group(module.groups, sides.unflatten(0, inputs.shape[:2]))
 
 
-def _right_times(module: nn.Module, inputs: Tensor, bias: bool, matrix: Tensor) -> Tensor:
+def _right_times(module: Layer, inputs: Tensor, bias: bool, matrix: Tensor) -> Tensor:
     """Return ``_right(...) @ matrix`` as a convolution with the columns of ``matrix``."""
     kernels, last = (matrix[..., :-1, :], matrix[..., -1:, :]) if bias else (matrix, None)
     kernels = kernels.expand(module.groups, *kernels.shape[-2:]).transpose(1, 2).flatten(0, 1)
@@ -79,12 +79,12 @@ def _per_group(groups: int, tensor: Tensor) -> Tensor:
     return parted.flatten(2, 3)
 
 
-def _folded(module: nn.Module, tensor: Tensor) -> Tensor:
+def _folded(module: Layer, tensor: Tensor) -> Tensor:
     """Return ``(example, rows, channel, space...)`` also for an input without a batch axis."""
     return tensor.unsqueeze(1) if tensor.ndim == 2 + len(module.kernel_size) else tensor
 
 
-def _padded(module: nn.Module, images: Tensor) -> Tensor:
+def _padded(module: Layer, images: Tensor) -> Tensor:
     """Return ``images`` padded as the layer pads them, so that no rule of padding is left."""
     sides = [_padding(module, axis) for axis in range(len(module.kernel_size))]
     amounts = [amount for side in reversed(sides) for amount in side]
@@ -94,7 +94,7 @@ def _padded(module: nn.Module, images: Tensor) -> Tensor:
     return functional.pad(images, amounts, mode=mode)
 
 
-def _padding(module: nn.Module, axis: int) -> tuple[int, int]:
+def _padding(module: Layer, axis: int) -> tuple[int, int]:
     """Return the padding before and after one space axis."""
     if module.padding == "valid":
         return 0, 0
@@ -104,7 +104,7 @@ def _padding(module: nn.Module, axis: int) -> tuple[int, int]:
     return module.padding[axis], module.padding[axis]
 
 
-def _windows(module: nn.Module, images: Tensor) -> Tensor:
+def _windows(module: Layer, images: Tensor) -> Tensor:
     """Return a view ``(image, channel, kernel..., output position...)``; nothing is copied."""
     rank = len(module.kernel_size)
     for axis, size in enumerate(module.kernel_size):

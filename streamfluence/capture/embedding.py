@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from streamfluence.capture._rule import Rule, factor, own_forward
+from streamfluence.capture._rule import Layer, Rule, factor, own_forward
 from streamfluence.capture.base import Indexed, Use
 
 
@@ -12,7 +12,7 @@ class Embedding(Rule):
     def accepts(self, module: nn.Module) -> bool:
         return own_forward(module, nn.Embedding)
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def refusal(self, module: Layer) -> str | None:
         asked = [option for option in ("sparse", "scale_grad_by_freq") if getattr(module, option)]
         asked += ["max_norm"] if module.max_norm is not None else []
         if not asked:
@@ -22,13 +22,13 @@ class Embedding(Rule):
             "dependent on the rest of the batch; load the weights into an embedding without it"
         )
 
-    def axes(self, module: nn.Module, dimensions: int) -> range:
+    def axes(self, module: Layer, dimensions: int) -> range:
         return range(dimensions)
 
-    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+    def shape(self, module: Layer) -> tuple[int, int, int]:
         return 1, *module.weight.shape
 
-    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+    def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         index = inputs.reshape(inputs.shape[0], -1).long()
         right = factor(gradient.reshape(*index.shape, gradient.shape[-1]))
         if module.padding_idx is not None:

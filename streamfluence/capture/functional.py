@@ -6,7 +6,7 @@ where it cannot, a loop does them one by one.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +32,9 @@ class Functional:
     """
 
     def __init__(
-        self, name: str, module: nn.Module, wanted: Sequence[str], tensors: Mapping[str, Tensor]
+        self, name: str, module: nn.Module, wanted: Iterable[str], tensors: Mapping[str, Tensor]
     ) -> None:
-        self.name, self.module, self.wanted, self.tensors = name, module, wanted, tensors
+        self.name, self.module, self.wanted, self.tensors = name, module, tuple(wanted), tensors
         self.vmap_failure: str | None = None
 
     def gradients(
@@ -89,7 +89,7 @@ class Functional:
             return tuple(tensor for tensor, wanted in pairs if wanted)
 
         def gradients(tensors: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
-            found, pull = vjp(lambda parameters: outputs(parameters, tensors), wanted)
+            found, pull, *_ = vjp(lambda parameters: outputs(parameters, tensors), wanted)
             pairs = zip(cotangents, found, strict=True)
             return pull(tuple(cotangent.to(output.dtype) for cotangent, output in pairs))[0]
 

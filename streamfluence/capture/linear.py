@@ -5,7 +5,15 @@ The gradient is ``sum_t g_t a_t^T`` over any number of middle axes.
 
 from torch import Tensor, nn
 
-from streamfluence.capture._rule import Deferred, Rule, columns, factor, own_forward, with_ones
+from streamfluence.capture._rule import (
+    Deferred,
+    Layer,
+    Rule,
+    columns,
+    factor,
+    own_forward,
+    with_ones,
+)
 from streamfluence.capture.base import Use
 
 
@@ -15,7 +23,7 @@ class Linear(Rule):
     def accepts(self, module: nn.Module) -> bool:
         return own_forward(module, nn.Linear) or self.transposed(module)
 
-    def transposed(self, module: nn.Module) -> bool:
+    def transposed(self, module: Layer) -> bool:
         # Known by name and shape, so that transformers is not imported.
         weight = vars(module).get("_parameters", {}).get("weight")
         return (
@@ -25,20 +33,20 @@ class Linear(Rule):
             and getattr(module, "nf", None) == weight.shape[1]
         )
 
-    def axes(self, module: nn.Module, dimensions: int) -> range:
+    def axes(self, module: Layer, dimensions: int) -> range:
         return range(dimensions - 1)
 
-    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+    def shape(self, module: Layer) -> tuple[int, int, int]:
         first, second = module.weight.shape
         return (1, second, first) if self.transposed(module) else (1, first, second)
 
-    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+    def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         return Deferred(
             lambda: factor(_positions(gradient)),
             lambda: with_ones(factor(_positions(inputs)), bias),
         )
 
-    def bias(self, module: nn.Module, gradient: Tensor) -> Use:
+    def bias(self, module: Layer, gradient: Tensor) -> Use:
         return columns([factor(_positions(gradient)).sum((1, 2))])
 
 

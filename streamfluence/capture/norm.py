@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamfluence.capture._rule import Rule, columns, factor, own_forward
+from streamfluence.capture._rule import Layer, Rule, columns, factor, own_forward
 from streamfluence.capture.base import Use
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -20,7 +20,7 @@ class Norm(Rule):
     def accepts(self, module: nn.Module) -> bool:
         return own_forward(module, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, *_BATCH)
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def refusal(self, module: Layer) -> str | None:
         if isinstance(module, _BATCH) and module.running_mean is None:
             return (
                 "it has no running statistics, so it mixes the examples of a batch even in "
@@ -28,24 +28,24 @@ class Norm(Rule):
             )
         return None
 
-    def axes(self, module: nn.Module, dimensions: int) -> range:
+    def axes(self, module: Layer, dimensions: int) -> range:
         trailing = getattr(module, "normalized_shape", None)
         return range(dimensions - len(trailing)) if trailing else range(1)
 
-    def shape(self, module: nn.Module) -> tuple[int, int, int]:
+    def shape(self, module: Layer) -> tuple[int, int, int]:
         return 1, module.weight.numel(), 1
 
-    def weight(self, module: nn.Module, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+    def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         gradient = _channels_last(module, factor(gradient))
         normal = _channels_last(module, _normalised(module, factor(inputs)))
         scale = torch.einsum("etc,etc->ec", gradient, normal)
         return columns([scale, gradient.sum(1)] if bias else [scale])
 
-    def bias(self, module: nn.Module, gradient: Tensor) -> Use:
+    def bias(self, module: Layer, gradient: Tensor) -> Use:
         return columns([_channels_last(module, factor(gradient)).sum(1)])
 
 
-def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
+def _normalised(module: Layer, inputs: Tensor) -> Tensor:
     """Return what the layer multiplies by its scale, the shape of ``inputs``."""
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
@@ -61,7 +61,7 @@ def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
     return flat.view_as(inputs)
 
 
-def _channels_last(module: nn.Module, tensor: Tensor) -> Tensor:
+def _channels_last(module: Layer, tensor: Tensor) -> Tensor:
     """Return ``(example, position, channel)``."""
     if hasattr(module, "normalized_shape"):
         return tensor.reshape(tensor.shape[0], -1, module.weight.numel())

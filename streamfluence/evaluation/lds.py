@@ -114,7 +114,7 @@ def bootstrap(
     n_queries, n_subsets = predicted.shape
     means = np.empty(draws)
     for draw in range(draws):
-        queries = generator.integers(n_queries, size=n_queries)[:, None]
+        queries = generator.integers(n_queries, size=(n_queries, 1))
         subsets = generator.integers(n_subsets, size=n_subsets)
         means[draw] = spearman(predicted[queries, subsets], losses.T[queries, subsets]).mean()
     tail = (1 - coverage) / 2
@@ -148,7 +148,7 @@ def ceiling(seed_losses: np.ndarray) -> float:
     losses = _seeds(seed_losses)
     count = len(losses)
     pairs = [(i, j) for i in range(count) for j in range(i)]
-    single = np.mean([spearman(losses[i].T, losses[j].T) for i, j in pairs], axis=0)
+    single = np.stack([spearman(losses[i].T, losses[j].T) for i, j in pairs]).mean(axis=0)
     single = 2 * np.sin(np.pi * np.clip(single, 0, 1) / 6)
     perfect = np.sqrt(count * single / (1 + (count - 1) * single))
     return float((6 / np.pi * np.arcsin(perfect / 2)).mean())

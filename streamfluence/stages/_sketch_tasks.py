@@ -58,7 +58,7 @@ def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
         loss = opened.task.loss(opened.forward_at(half, model, batch)).sum()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
-    return float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+    return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
 
 
 def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:

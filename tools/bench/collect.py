@@ -58,11 +58,12 @@ def make(folder: Path, model: str, count: int) -> None:
     """Write task, random weights and random data of one model."""
     generator = np.random.default_rng(0)
     if model == "transformer":
-        fields = {"tokens": generator.integers(0, 256, (count, 129))}
+        tokens = generator.integers(0, 256, (count, 129))
+        np.savez(folder / "train.npz", tokens=tokens)
     else:
         images = generator.normal(size=(count, 3, 32, 32)).astype(np.float32)
-        fields = {"image": images, "label": generator.integers(0, 10, count)}
-    np.savez(folder / "train.npz", **fields)
+        labels = generator.integers(0, 10, count)
+        np.savez(folder / "train.npz", image=images, label=labels)
     (folder / "task.py").write_text(TRANSFORMER if model == "transformer" else RESNET)
     task = load_task("task.py", folder)
     torch.manual_seed(0)

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class Bare:
             return read_rows(file, self.scales, part.scales, part.scales.rows)
 
     def _object(
-        self, file: BinaryIO, grid: Grid, index: int, scale: torch.Tensor, decoded: bool
+        self, file: FileIO, grid: Grid, index: int, scale: torch.Tensor, decoded: bool
     ) -> None:
         for inner in range(grid.inner_of(index)):
             start = index * grid.object_rows + inner * grid.inner_rows
@@ -125,7 +126,7 @@ class Bare:
                 self.codec.product(self.queries, encoded, out=self.scores[:count])
 
 
-def read_rows(file: BinaryIO, buffer: bytearray, grid: Grid, count: int) -> torch.Tensor:
+def read_rows(file: FileIO, buffer: bytearray, grid: Grid, count: int) -> torch.Tensor:
     """Return the next ``count`` rows of a file, in ``buffer``."""
     view = memoryview(buffer)[: count * grid.row_bytes]
     file.readinto(view)
