@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from small_job import write_job
 import streamfluence
 from streamfluence.cli import main
 from streamfluence.layout import collect_stage
+from streamfluence.manifest import load_job
 from streamfluence.store import RunStore
+from streamfluence.task import load_task
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +166,22 @@ def test_init_writes_an_example_and_never_overwrites(tmp_path):
     assert (tmp_path / "new" / "job.toml").exists()
     assert "exists already" in invoke("init", tmp_path / "new", "--example", "digits").output
     assert "digits, code" in invoke("init", tmp_path / "other", "--example", "cats").output
+
+
+def test_the_skeleton_works_as_it_is_written(tmp_path):
+    ok("init", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.toml", "task.py"]
+    subprocess.run([sys.executable, tmp_path / "task.py"], check=True)
+    ok("run", tmp_path / "job.toml", "--executor", "serial")
+    found = json.loads(ok("top", tmp_path / "run", "test/0", "-k", "2", "--json"))
+    assert found["record"]["damping"] == "weight decay 0.001"
+    assert found["helps"][0]["score"] > 0 > found["hurts"][0]["score"]
+    assert not found["record"]["missing_partitions"]
+
+
+@pytest.mark.parametrize("example", ["digits", "code"])
+def test_an_example_brings_its_task_its_training_and_a_job_that_is_valid(tmp_path, example):
+    ok("init", tmp_path, "--example", example)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.toml", "task.py", "train.py"]
+    job = load_job(tmp_path / "job.toml")
+    assert load_task(job.task, job.root).train is not None and job.queries

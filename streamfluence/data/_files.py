@@ -19,7 +19,7 @@ import numpy as np
 
 from streamfluence.errors import InputError, StorageError
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 _UNUSABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _MALFORMED = (BadZipFile, EOFError, KeyError, NotImplementedError, StructError, UnicodeError)
 
@@ -72,7 +72,7 @@ def file_size(path: Path) -> int:
 
 
 def file_digest(path: Path) -> dict[str, str | int]:
-    """Return name, bytes and crc32c of a file; reads all of it, 4 MiB at a time."""
+    """Return name, bytes and crc32c of a file; reads all of it, 1 MiB at a time."""
     crc, size, buffer = 0, 0, np.empty(_BLOCK, dtype=np.uint8)
     with readable(path), open(path, "rb", buffering=0) as file:
         while got := file.readinto(buffer.data):
