@@ -57,7 +57,8 @@ class Curvature:
     Attributes:
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything.
         damping: In the unit of the eigenvalues, or ``auto``: the weight decay when it is given
-            (plus 0.61 (1 - momentum) / (learning_rate * steps) when those are), else a multiple of each block's mean.
+            (plus 0.61 (1 - momentum) / (learning_rate * steps) when those are), else a multiple of
+            each block's mean.
         weight_decay: The L2 coefficient the model was trained with.
         learning_rate, steps, momentum: Of training that was stopped early with SGD.
     """
