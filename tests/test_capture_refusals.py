@@ -1,5 +1,7 @@
 """What has no per-example gradient, or was not planned, is refused by name: never a wrong number."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,3 +158,11 @@ def test_batches_without_a_common_number_of_examples_are_refused():
     for batch in ([torch.randn(4, 5), torch.randn(3, 5)], [torch.randn(0, 5)], []):
         with pytest.raises(InputError, match="example axis"):
             Capture(net.eval(), forward, batch)
+
+
+def test_a_refusal_survives_the_way_from_another_process():
+    net = Net(lambda s, x: s.f(x[x.sum(-1) > 0]), f=nn.Linear(5, 5))
+    with pytest.raises(CoverageError, match=r"f\.weight") as caught:
+        checked(net, torch.randn(8, 5))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is CoverageError and str(again) == str(caught.value)

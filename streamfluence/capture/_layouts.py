@@ -22,12 +22,16 @@ class Layout:
         return not any(self.inputs) and not any(self.outputs)
 
 
-class UnevenCall(CoverageError):
+class UnevenCall(Exception):
     """A layer whose calls cannot be told apart by example; the module around it may be."""
 
     def __init__(self, site: Site, message: str) -> None:
         super().__init__(message)
         self.site = site
+
+    def refusal(self) -> CoverageError:
+        """Return what the user is told when nothing around the layer can be run again."""
+        return CoverageError(str(self))  # an error may travel between processes, a site may not
 
 
 Layouts = Mapping[tuple[str, int], Layout]
@@ -50,21 +54,18 @@ def find_layouts(two: Sequence[Call], three: Sequence[Call]) -> Layouts:
     return layouts
 
 
-def refuse_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> None:
-    """Refuse calls that the layouts do not describe.
-
-    Raises:
-        UnevenCall: It names the module.
-    """
+def find_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> UnevenCall | None:
+    """Return what is wrong with the first call that the layouts do not describe, if there is one."""
     for call in calls:
         layout = layouts.get(call.key)
         if layout is None or not _fits(call, layout, examples):
-            raise UnevenCall(
+            return UnevenCall(
                 call.site,
                 f"call {call.number + 1} of {call.site.label} was not there when the capture was "
                 "planned, or had other shapes, although the batch looks the same: its work depends "
                 f"on the values, as in routed experts; exclude {call.site.owned}",
             )
+    return None
 
 
 def _fits(call: Call, layout: Layout, examples: int) -> bool:

@@ -16,7 +16,7 @@ from streamfluence.capture._layouts import (
     Layouts,
     UnevenCall,
     find_layouts,
-    refuse_unplanned,
+    find_unplanned,
 )
 from streamfluence.capture._nested import signature
 from streamfluence.capture._recorder import Call, Recorder, SharedParameter
@@ -66,7 +66,10 @@ class Plan:
         """
         key = signature(batch)
         if key not in self._known:
-            recorder, layouts = self._observe(Trial(self.model, self.forward, batch))
+            try:
+                recorder, layouts = self._observe(Trial(self.model, self.forward, batch))
+            except UnevenCall as uneven:
+                raise uneven.refusal() from None
             for call in recorder.calls:
                 if call.site in self.absent or self._unresolved(call, layouts[call.key]):
                     raise CoverageError(
@@ -88,12 +91,14 @@ class Plan:
                 # Two and three examples may happen to be routed evenly; more seldom are.
                 whole = self.recorder(trial.examples)
                 trial.run(whole)
-                refuse_unplanned(whole.calls, layouts, trial.examples)
-                return layouts
+                unplanned = find_unplanned(whole.calls, layouts, trial.examples)
+                if unplanned is None:
+                    return layouts
             except UnevenCall as uneven:
-                if not uneven.site.name:
-                    raise
-                self._run_routed_again(uneven.site)
+                unplanned = uneven
+            if not unplanned.site.name:
+                raise unplanned.refusal()
+            self._run_routed_again(unplanned.site)
 
     def _observe(self, trial: Trial) -> tuple[Recorder, Layouts]:
         two, three = self.recorder(2), self.recorder(3)

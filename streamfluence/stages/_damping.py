@@ -15,10 +15,10 @@ def resolve(
     stopped after T steps of rate r damps directions flatter than about 1 / (r T)
     as if a penalty of that size were there.
     """
-    if options["damping"] != "auto":
-        return float(options["damping"]), "given"
     if name == "identity":
         return None, "none: no curvature"
+    if options["damping"] != "auto":
+        return float(options["damping"]), "given"
     decay, rate, steps = (options[key] for key in ("weight_decay", "learning_rate", "steps"))
     early = 0.0
     if rate and steps:
