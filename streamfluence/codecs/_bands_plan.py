@@ -54,7 +54,12 @@ def best_widths(energies: Tensor, row_bytes: int | None, max_bits: int) -> dict[
         return {max_bits: len(energies)}
     if not energies.any():
         raise InputError("no coordinate has any energy, so none is worth a byte; check the sketch")
-    worth = pad(energies.square(), (0, -len(energies) % GROUP)).view(-1, GROUP).sum(dim=1)
+    # Relative to the largest: the squares of energies of 1e-170 would vanish.
+    worth = (
+        pad((energies / energies[0]).square(), (0, -len(energies) % GROUP))
+        .view(-1, GROUP)
+        .sum(dim=1)
+    )
     bits = allocate(worth.numpy(), row_bytes, distortions(max_bits))
     if not bits.any():
         raise BudgetError(

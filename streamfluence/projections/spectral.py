@@ -154,7 +154,8 @@ class Spectral(Projection):
 
         ``energy`` is the mean squared norm of a block's gradient; ``kept`` the part of it in the
         directions kept, ``candidates`` in all that were considered, ``out_of_reach`` the part
-        estimated to lie outside the eigenvectors of sketched sides.
+        estimated to lie outside the eigenvectors of sketched sides: from above, as a sketch finds
+        eigenvalues that are a little too small.
         """
         facts = {self.blocks[n].name: self._facts(n, b) for n, b in self._blocks().items()}
         total = sum(block["energy"] for block in facts.values())

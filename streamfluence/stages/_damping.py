@@ -23,10 +23,10 @@ def resolve(
     Source:
         Gradient flow against ridge: Ali, Kolter and Tibshirani (2019), arXiv:1810.10082.
     """
-    if options["damping"] != "auto":
-        return float(options["damping"]), "given"
     if name == "identity":
         return None, "none: no curvature"
+    if options["damping"] != "auto":
+        return float(options["damping"]), "given"
     decay, rate, steps = (options[key] for key in ("weight_decay", "learning_rate", "steps"))
     early = 0.0
     if rate and steps:

@@ -39,12 +39,18 @@ def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
     count = reader.count()
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
-    weights = job.checkpoint_weights or [1.0 / len(job.checkpoints)] * len(job.checkpoints)
+    paths = expand(job)
+    weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
+    if len(weights) != len(paths):
+        raise InputError(
+            f"{len(weights)} checkpoint_weights for {len(paths)} checkpoints ({', '.join(paths)}); "
+            "give each its weight, or leave checkpoint_weights out for the mean"
+        )
     manifest = {
         "format_version": FORMAT_VERSION,
         **decisive(job),
         "task_digest": task.digest,
-        "checkpoints": [checkpoint_facts(job.root, path) for path in expand(job)],
+        "checkpoints": [checkpoint_facts(job.root, path) for path in paths],
         "checkpoint_weights": list(weights),
         "train": {
             "table": _plain(job.train),

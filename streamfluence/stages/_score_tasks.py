@@ -134,7 +134,9 @@ def _cached_sides(
     store = RunStore.open(run_path)
     count = store.manifest["train"]["count"]
     sides = []
-    for checkpoint, weight in enumerate(store.manifest["checkpoint_weights"]):
+    weights = store.manifest["checkpoint_weights"]
+    assert len(weights) == len(store.manifest["checkpoints"]), "a weight is missing"
+    for checkpoint, weight in enumerate(weights):
         codec, factor = load_codec(store, checkpoint)
         queries = query_rows(store, example_set, checkpoint)
         if damping is not None:

@@ -1,5 +1,6 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,8 +96,7 @@ def _spec(
     if example_set not in query_sets(store):
         known = ", ".join(query_sets(store)) or "none"
         raise InputError(f"{store.url} has no query set {example_set!r}; there are: {known}")
-    if damping is not None and not damping > 0:
-        raise InputError(f"damping = {damping}; it must be positive")
+    _check_damping(store, damping)
     for checkpoint in range(len(store.manifest["checkpoints"])):
         _require(store, example_set, checkpoint)
     missing = sorted(
@@ -123,6 +123,19 @@ def _spec(
         "meaning": MEANING,
         "unit": f"{facts['measurement']} of one query, per training example",
     }
+
+
+def _check_damping(store: RunStore, damping: float | None) -> None:
+    """Refuse another damping that is no number to damp with, or that nothing would be damped by."""
+    if damping is None:
+        return
+    if not 0 < damping < math.inf:
+        raise InputError(f"damping = {damping}; it must be positive and finite")
+    if store.manifest["curvature"]["name"] == "identity":
+        raise InputError(
+            f"{store.url} was made with curvature.name = 'identity', which has no damping to change; "
+            "leave --damping out, or make a run with a curvature"
+        )
 
 
 def _options(readout: str, options: Score) -> dict[str, Any]:
