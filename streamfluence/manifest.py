@@ -6,6 +6,7 @@ manifest, so that a run may be continued on another machine.
 """
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -201,8 +202,7 @@ def _validate(job: Job) -> None:
         raise InputError(
             f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything"
         )
-    if isinstance(job.curvature.damping, float) and not job.curvature.damping > 0:
-        raise InputError(f"curvature.damping = {job.curvature.damping}; it must be positive")
+    _validate_floats(job)
     if not job.checkpoints:
         raise InputError("checkpoints is empty; name at least one")
     if job.checkpoint_weights is not None and len(job.checkpoint_weights) != len(job.checkpoints):
@@ -220,6 +220,25 @@ def _validate(job: Job) -> None:
             raise InputError(
                 f"query set {name!r}: use letters, digits, - and _, and not the name 'train'"
             )
+
+
+def _validate_floats(job: Job) -> None:
+    """Refuse numbers without meaning; NaN fails every comparison, infinity the last one."""
+    damping = job.curvature.damping
+    if isinstance(damping, float) and not 0 < damping < math.inf:
+        raise InputError(f"curvature.damping = {damping}; it must be positive")
+    for key in ("weight_decay", "learning_rate", "momentum", "steps"):
+        value = getattr(job.curvature, key)
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"curvature.{key} = {value}; it must be zero or positive")
+    if not 0 <= job.rows.max_non_finite <= 1:
+        raise InputError(
+            f"rows.max_non_finite = {job.rows.max_non_finite}; it is a share of the rows, 0 to 1"
+        )
+    if not all(map(math.isfinite, job.checkpoint_weights or ())):
+        raise InputError(
+            f"checkpoint_weights = {list(job.checkpoint_weights or ())}; they must be finite numbers"
+        )
 
 
 def _build(kind: type, table: Mapping[str, Any], where: str) -> Any:
