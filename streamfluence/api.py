@@ -37,7 +37,9 @@ class Run:
         """Return what is done and what is missing."""
         return status(self.path)
 
-    def top(self, query: int | str, k: int = 10, name: str | None = None) -> dict[str, Any]:
+    def top(
+        self, query: int | str, k: int | None = None, name: str | None = None
+    ) -> dict[str, Any]:
         """Return the examples that help and hurt a query most; see ``streamfluence top``."""
         return top(self.path, str(query), k=k, name=name)
 

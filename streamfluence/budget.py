@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamfluence.errors import BudgetError
+from streamfluence.errors import BudgetError, InputError
 
 _PER_EXAMPLE = 8 + 3 * 4 + 1 + 8  # example_id, loss, grad_norm, self_influence, flags, group
 _FILES_PER_PARTITION = (
@@ -76,10 +76,10 @@ def parse_size(text: str) -> int:
     unless they end in a plain ``B``, as in ``kB``.
 
     Raises:
-        ValueError: If it is no size.
+        InputError: If it is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)\s*", text.lower())
     if not match or (match[3] == "i" or (match[3] == "ib" and not match[2])):
-        raise ValueError(f"{text!r} is no size in bytes, such as 4GiB")
+        raise InputError(f"memory {text!r} is no size in bytes; give one such as 4GiB")
     base = 1000 if match[2] and match[3] == "b" else 1024
     return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))

@@ -204,6 +204,10 @@ def _validate(job: Job) -> None:
             f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything"
         )
     _check_curvature(job.curvature)
+    if not 0 <= job.rows.max_non_finite <= 1:
+        raise InputError(
+            f"rows.max_non_finite = {job.rows.max_non_finite}; it is a share of the rows, 0 to 1"
+        )
     if not job.checkpoints:
         raise InputError("checkpoints is empty; name at least one")
     if not all(math.isfinite(weight) for weight in job.checkpoint_weights or ()):

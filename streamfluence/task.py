@@ -89,23 +89,30 @@ class Task:
         """Return the loss of each example from what ``forward`` returned, shape ``(example,)``."""
         return returned if self.likelihood is None else self.likelihood.loss(*returned)
 
+    def check_measurement(self, name: str) -> None:
+        """Raise InputError when there is no measurement of that name."""
+        known = ["loss", "margin", *self._measurements]
+        if name not in known:
+            raise InputError(
+                f"{self.name} has no measurement {name!r}; there are: {', '.join(known)}"
+            )
+        if name != "loss" and self.likelihood is None:
+            raise InputError(
+                f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()"
+            )
+
     def measure(self, name: str, returned: Any) -> Tensor:
         """Return a query's measurement, oriented so that *lower is better*, shape ``(example,)``.
 
         ``loss`` is the loss; ``margin`` its log-odds with the sign turned; any other
         name is the task's own function of ``(outputs, targets)``.
         """
+        self.check_measurement(name)
         if name == "loss":
             return self.loss(returned)
-        if self.likelihood is None:
-            raise InputError(
-                f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()"
-            )
         if name == "margin":
+            assert self.likelihood is not None
             return -self.likelihood.margin(*returned)
-        if name not in self._measurements:
-            known = ", ".join(["loss", "margin", *self._measurements])
-            raise InputError(f"{self.name} has no measurement {name!r}; there are: {known}")
         measured = self._call(name, self._measurements[name], *returned)
         if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
             raise InputError(f"{self.name}: measurement {name!r} must return shape (example,)")

@@ -1,6 +1,7 @@
 """Bad input: one clear sentence, the documented exit code, and nothing committed is lost."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -277,3 +278,141 @@ def test_sigterm_ends_within_10_seconds_with_75_and_the_next_run_finishes(tmp_pa
     assert process.returncode == 75, told
     assert time.monotonic() - started < 10
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("query", ["--1", "²", "test/", "1.5", "test/x"])
+def test_a_query_that_is_no_number_is_refused(folder, query):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("top", folder / "run", "--", query), 2, "INDEX")
+
+
+@pytest.mark.parametrize("name", ["sketch", "collect", "score", "repair"])
+def test_what_cannot_execute_anything_is_refused_by_every_command(folder, name):
+    assert run_job(folder).exit_code == 0
+    refused(invoke(name, folder / "run", "--memory", "12xx"), 2, "12xx", "4GiB")
+    refused(invoke(name, folder / "run", "--executor", "slurm"), 2, "slurm", "serial")
+    refused(invoke(name, folder / "run", "--device", "meta"), 2, "meta", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rows.codec", "nope"),
+        ("rows.compressor", "nope"),
+        ("projection.name", "nope"),
+        ("curvature.name", "nope"),
+        ("score.readouts", "nope"),
+        ("queries.test.measurement", "nope"),
+        ("compute.executor", "nope"),
+        ("compute.device", "meta"),
+        ("curvature.damping", "nan"),
+        ("curvature.weight_decay", "-1.0"),
+        ("rows.max_non_finite", "2.0"),
+        ("checkpoint_weights", "[nan]"),
+    ],
+)
+def test_a_job_that_can_never_work_is_refused_before_there_is_a_run(folder, key, value):
+    refused(run_job(folder, "--set", f"{key}={value}"), 2, value.strip("[]"))
+    assert not (folder / "run" / "manifest.json").exists()
+
+
+def test_another_job_in_a_run_without_any_result_is_told_that_it_may_be_removed(folder):
+    edit(folder, "task.py", "return module.eval()", "return module.train()")
+    refused(run_job(folder), 2, "eval()")
+    edit(folder, "task.py", "return module.train()", "return module.eval()")
+    refused(run_job(folder), 2, "task_digest", "nothing is committed yet")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x" * 101])
+def test_a_name_that_is_no_folder_name_is_refused(folder, name):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("score", folder / "run", "--name", name), 2, "--name")
+    assert invoke("status", folder / "run").exit_code == 0
+
+
+def test_scores_that_cannot_be_made_leave_no_trace(folder):
+    assert run_job(folder).exit_code == 0
+    for wrong in (["--readout", "nope"], ["--readout", "subset_sum", "--subsets", "nope.json"]):
+        refused(invoke("score", folder / "run", "--name", "new", *wrong), 2, "nope")
+    assert json.loads(invoke("status", folder / "run", "--json").stdout)["complete"]
+
+
+def test_scores_of_one_name_with_other_settings_are_refused_with_the_setting(folder):
+    assert run_job(folder).exit_code == 0
+    refused(run_job(folder, "--set", "score.top_k=5"), 2, "top_k.k: stored 100, asked 5", "--name")
+
+
+def test_top_lists_what_there_is_when_fewer_than_ten_were_kept(folder):
+    assert run_job(folder, "--set", "score.top_k=3").exit_code == 0
+    assert len(json.loads(invoke("top", folder / "run", "0", "--json").stdout)["helps"]) == 3
+    refused(invoke("top", folder / "run", "0", "-k", "4"), 2, "kept 3")
+
+
+@pytest.mark.parametrize("name", ["collect", "finalise"])
+def test_an_example_set_that_does_not_exist_is_refused_with_those_that_do(folder, name):
+    assert run_job(folder).exit_code == 0
+    option = ["--example-set"] if name == "collect" else []
+    refused(invoke(name, folder / "run", *option, "nope"), 2, "nope", "train, test")
+
+
+def test_an_export_into_a_missing_folder_is_refused(folder):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("export", folder / "run", folder / "none" / "x.csv"), 2, "does not exist")
+
+
+def test_changed_bytes_are_found_though_size_and_modification_time_were_restored(folder):
+    assert run_job(folder).exit_code == 0
+    shard = folder / "train-0.npz"
+    before, data = shard.stat(), bytearray(shard.read_bytes())
+    place = data.index(np.load(shard)["x"][:2].tobytes())
+    data[place] ^= 1
+    shard.write_bytes(data)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert shard.stat().st_size == before.st_size
+    refused(run_job(folder), 2, "train")
+
+
+def damage(path):
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def test_a_damaged_manifest_is_made_again_by_the_same_job(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    damage(folder / "run" / "manifest.json")
+    for name in ("status", "verify", "repair", "collect"):
+        refused(invoke(name, folder / "run"), 3, "manifest.json", "remove it and repeat")
+    (folder / "run" / "manifest.json").unlink()
+    assert run_job(folder).exit_code == 0
+    assert invoke("verify", folder / "run", "--full").exit_code == 0
+    assert committed_rows(folder) == before
+
+
+@pytest.mark.parametrize("name", ["queries/test.json", "scores/test/score.json"])
+def test_a_damaged_document_is_named_and_made_again(folder, name):
+    assert run_job(folder).exit_code == 0
+    damage(folder / "run" / name)
+    for command in ("verify", "repair"):
+        refused(invoke(command, folder / "run"), 3, name, "remove it and repeat")
+    (folder / "run" / name).unlink()
+    assert run_job(folder).exit_code == 0
+    assert json.loads(invoke("status", folder / "run", "--json").stdout)["complete"]
+
+
+def test_a_damaged_identity_is_only_a_lost_shortcut(folder):
+    assert run_job(folder).exit_code == 0
+    for path in (folder / "run" / "identities").iterdir():
+        damage(path)
+    assert run_job(folder).exit_code == 0
+
+
+def test_a_damaged_receipt_is_found_and_repaired(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    damage(folder / "run" / "receipts" / "collect" / "train" / "0" / "00000001.json")
+    for name in ("status", "verify"):
+        refused(invoke(name, folder / "run"), 3, "00000001.json", "repair")
+    refused(run_job(folder), 3, "00000001.json", "repair")
+    assert invoke("repair", folder / "run").exit_code == 0
+    assert committed_rows(folder) == before

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from streamfluence.errors import InputError
 from streamfluence.store import RunStore
 
 
@@ -9,6 +10,11 @@ def set_facts(store: RunStore, example_set: str) -> dict[str, Any]:
     """Return the pinned facts of a set: table, count, partition_examples, measurement, identity."""
     if example_set == "train":
         return {**store.manifest["train"], "measurement": "loss"}
+    known = query_sets(store)
+    if example_set not in known:
+        raise InputError(
+            f"{store.url} has no example set {example_set!r}; there are: {', '.join(['train', *known])}"
+        )
     return store.read_document(f"queries/{example_set}.json")
 
 
@@ -19,7 +25,8 @@ def query_sets(store: RunStore) -> list[str]:
 
 def score_names(store: RunStore) -> list[str]:
     """Return the names of the scores that were asked for, sorted."""
-    return store.storage.children("scores")[0]
+    folders = store.storage.children("scores")[0]
+    return [name for name in folders if store.has(f"scores/{name}/score.json")]
 
 
 def partition_count(store: RunStore, example_set: str) -> int:

@@ -1,7 +1,9 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -14,7 +16,9 @@ from streamfluence.stages import _score_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
 from streamfluence.stages._sets import partition_count, query_sets, set_facts
 from streamfluence.store import RunStore
+from streamfluence.store.documents import differences
 
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
 TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
 
 MEANING = (
@@ -66,6 +70,8 @@ def score(
         raise InputError(
             f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries"
         )
+    if name is not None and not LABEL.fullmatch(name):
+        raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     done = []
     for example_set in chosen:
         label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
@@ -147,11 +153,16 @@ def _options(readout: str, options: Score) -> dict[str, Any]:
 
 
 def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    """Fix what a result of that name is, once everything in it was seen to be possible."""
+    work.build_readouts(spec, Path(store.manifest["root"]))
     if not store.has(_path(label)):
         store.create_document(_path(label), dict(spec))
-    elif store.read_document(_path(label)) != spec:
+        return
+    stored = store.read_document(_path(label))
+    if stored != spec:
         raise InputError(
-            f"scores named {label!r} were made with other settings; give these another --name"
+            f"scores {label!r} of {store.url} were made with other settings: "
+            f"{differences(stored, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
         )
 
 
