@@ -172,13 +172,15 @@ class Spectral(Projection):
         kept = float(arrays["energy"][arrays["keep"].bool()].sum()) if "energy" in arrays else 0.0
         tried = float(arrays["tried"]) if "tried" in arrays else 0.0
         directions = self._kept.get(number)
+        candidates = tried / total if total > 0 else 0.0
         return {
             "directions": directions.width if directions else 0,
             "rectangle": directions.rectangle if directions else [0, 0],
             "energy": total,
             "kept": kept / total if total > 0 else 0.0,
-            "candidates": tried / total if total > 0 else 0.0,
-            "out_of_reach": float(arrays["out_of_reach"]),
+            "candidates": candidates,
+            # What the candidates were measured to hold is within reach.
+            "out_of_reach": max(0.0, min(float(arrays["out_of_reach"]), 1 - candidates)),
         }
 
     def _blocks(self) -> Blocks:
