@@ -21,16 +21,17 @@ def test_weight_decay_is_the_damping_when_it_is_known():
     assert rule(weight_decay=1e-3) == (1e-3, "weight decay 0.001")
 
 
-def test_early_stopping_adds_one_over_the_rate_times_the_steps():
+def test_early_stopping_adds_its_constant_over_the_rate_times_the_steps():
     damping, words = rule(weight_decay=1e-3, learning_rate=0.1, steps=500)
-    assert damping == pytest.approx(1e-3 + 1 / (0.1 * 500))
-    assert words == "weight decay 0.001 + early stopping 0.02"
-    assert rule(learning_rate=0.1, steps=500)[0] == pytest.approx(0.02)
+    assert damping == pytest.approx(1e-3 + 0.61 / (0.1 * 500))
+    assert words == "weight decay 0.001 + early stopping 0.0122"
+    assert rule(learning_rate=0.1, steps=500)[0] == pytest.approx(0.0122)
 
 
 def test_momentum_makes_the_rate_larger_and_the_damping_smaller():
     rate = 0.1 / (1 - 0.9)
-    assert rule(learning_rate=0.1, steps=500, momentum=0.9)[0] == pytest.approx(1 / (rate * 500))
+    damping, _ = rule(learning_rate=0.1, steps=500, momentum=0.9)
+    assert damping == pytest.approx(0.61 / (rate * 500))
 
 
 @pytest.mark.parametrize("name, scale", [("gauss_newton", 0.3), ("fisher", 0.1)])
