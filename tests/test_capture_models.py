@@ -337,3 +337,19 @@ def test_parameters_that_forward_never_uses_are_named():
     capture, _, left_out = assert_exact(net, x(5))
     assert left_out == {"idle.weight", "idle.bias"}
     assert "never used by forward, left out: idle.weight, idle.bias" in capture.announcements
+
+
+def test_the_settings_of_cudnn_are_the_users_while_forward_runs():
+    seen = []
+
+    def run(s, x):
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic))
+        return s.f(x)
+
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        assert_exact(Net(run, f=nn.Linear(5, 2)), x(5))
+    finally:
+        torch.backends.cudnn.deterministic = before
+    assert set(seen) == {(torch.backends.cudnn.enabled, True)}

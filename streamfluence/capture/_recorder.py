@@ -123,9 +123,7 @@ class Recorder:
         recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self.recording = True
         try:
-            # The backward of cuDNN's recurrent layers needs training mode.
-            cudnn = torch.backends.cudnn.enabled and not recurrent
-            with eager(), torch.enable_grad(), torch.backends.cudnn.flags(enabled=cudnn):
+            with eager(), torch.enable_grad(), without_cudnn(recurrent):
                 return forward(model, batch)
         finally:
             self.recording = False
@@ -223,6 +221,13 @@ def eager() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+def without_cudnn(wanted: bool = True) -> AbstractContextManager[Any]:
+    """Keep off cuDNN if ``wanted``: the backward of its recurrent layers needs training mode."""
+    # Nothing is set where nothing has to change: flags() would also reset the user's
+    # choices of determinism and of TF32.
+    return torch.backends.cudnn.flags(enabled=False) if wanted else nullcontext()
 
 
 def _apart(tensor: Tensor) -> Tensor:
