@@ -5,9 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from per_example import assert_exact
+from per_example import assert_exact, forward, uses_of
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from streamfluence.capture import Capture
 
 B = 4
 
@@ -73,6 +75,21 @@ def test_convolutions_with_every_option(rank, options):
         4,
         *(9, 8, 7)[:rank],
     )
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("each_group", [False, True])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_unfolded_inputs_times_a_matrix_need_no_unfolding(rank, options, each_group):
+    kind = (nn.Conv1d, nn.Conv2d)[rank - 1]
+    model = kind(4, 8, **{"kernel_size": 3, **options}).eval()
+    batch = torch.randn(B, 4, *(9, 8)[:rank])
+    capture = Capture(model, forward, batch)
+    block, ((use,),) = capture.blocks[0], uses_of(capture, batch).values()
+    shape = (block.groups, block.right, 3) if each_group else (block.right, 3)
+    matrix = torch.randn(shape)
+    torch.testing.assert_close(use.right_times(matrix), use.right @ matrix)
 
 
 @pytest.mark.parametrize("kind, space", [(nn.ConvTranspose1d, (5,)), (nn.ConvTranspose2d, (5, 4))])

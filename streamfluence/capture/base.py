@@ -44,6 +44,11 @@ class Outer:
     left: Tensor
     right: Tensor
 
+    def right_times(self, matrix: Tensor) -> Tensor:
+        """Return ``right @ matrix``; ``matrix`` is ``(right, k)`` or ``(group, right, k)``."""
+        right = self.right
+        return right @ matrix.to(right)
+
 
 @dataclass(frozen=True)
 class Indexed:
