@@ -55,6 +55,15 @@ def test_plan_measures_and_writes_nothing(folder):
     assert found["peak_bytes"] > 50 << 20 and found["seconds"] > 0
 
 
+def test_plan_foresees_the_files_and_bytes_of_the_run(tmp_path):
+    write_job(tmp_path, n=400)
+    told = json.loads(ok("plan", tmp_path / "job.toml", "--json"))
+    ok("run", tmp_path / "job.toml")
+    sizes = [path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert told["files"] == pytest.approx(len(sizes), rel=0.1)
+    assert told["disk_bytes"] == pytest.approx(sum(sizes), rel=0.15)
+
+
 def test_plan_refuses_what_does_not_fit_in_memory(folder):
     result = invoke("plan", folder / "job.toml", folder / "elsewhere", "--memory", "20MiB")
     assert result.exit_code == 2

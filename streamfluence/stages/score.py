@@ -123,7 +123,7 @@ def _spec(
         "queries": example_set,
         "measurement": facts["measurement"],
         "damping": damping,
-        "readouts": {readout: _options(readout, options) for readout in options.readouts},
+        "readouts": {readout: readout_options(readout, options) for readout in options.readouts},
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
         "meaning": MEANING,
@@ -144,7 +144,8 @@ def _check_damping(store: RunStore, damping: float | None) -> None:
         )
 
 
-def _options(readout: str, options: Score) -> dict[str, Any]:
+def readout_options(readout: str, options: Score) -> dict[str, Any]:
+    """Return the options of one readout among those of a score."""
     if readout == "subset_sum":
         if options.subsets is None:
             raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
