@@ -19,6 +19,7 @@ from streamfluence.store import RunStore
 from streamfluence.store.documents import differences
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
+DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
 TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
 
 MEANING = (
@@ -118,7 +119,9 @@ def _spec(
         _refuse(store, "train", missing)
     facts = store.read_document(f"queries/{example_set}.json")
     present = sorted(set(range(partition_count(store, "train"))) - set(missing))
-    size = max(1, TASK_ROWS // store.manifest["train"]["partition_examples"])
+    size = max(
+        1, _task_rows(options, facts["count"]) // store.manifest["train"]["partition_examples"]
+    )
     return {
         "queries": example_set,
         "measurement": facts["measurement"],
@@ -142,6 +145,13 @@ def _check_damping(store: RunStore, damping: float | None) -> None:
             f"{store.url} was made with curvature.name = 'identity', which has no damping to change; "
             "leave --damping out, or make a run with a curvature"
         )
+
+
+def _task_rows(options: Score, queries: int) -> int:
+    """Return how many rows one task scores: fewer when every score of them is kept."""
+    if "dense" not in options.readouts:
+        return TASK_ROWS
+    return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
 
 
 def readout_options(readout: str, options: Score) -> dict[str, Any]:
