@@ -212,6 +212,19 @@ def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_res
     asked = [word for readout in chosen for word in ("--readout", readout)]
     asked += ["--subsets", "subsets.json", "--executor", "serial"]
     ok("score", tmp_path / "run", *asked, "--name", "whole")
+    found = streamfluence.open(str(tmp_path / "run")).results("whole")
+    scores = streamfluence.open(str(tmp_path / "run")).scores().compute().astype(float)
+    authors = np.concatenate(
+        [np.load(tmp_path / f"train-{shard}.npz")["author"] for shard in (0, 1)]
+    )
+    sums = [scores[authors == author].sum(0) for author in range(3)]
+    np.testing.assert_allclose(found["aggregate.group_sums"], sums, rtol=1e-5, atol=1e-9)
+    means = found["aggregate.query_mean"].compute()
+    np.testing.assert_allclose(means, scores.mean(1), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(found["dense.scores"].compute(), scores, rtol=1e-6)
+    np.testing.assert_allclose(
+        found["subset_sum.subset_sums"][0], scores[:10].sum(0), rtol=1e-5, atol=1e-9
+    )
     monkeypatch.setattr(_score_tasks, "QUERY_BYTES", 1)
     store = RunStore.open(str(tmp_path / "run"))
     assert _score_tasks.query_tiles(store, "test") == [(0, 64), (64, 128), (128, 150)]

@@ -68,13 +68,8 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
         _read_tile(run_path, device, spec, task, readouts, tile, needs_scores) for tile in tiles
     ]
     counts = [stop - start for start, stop in tiles]
-    states, kept = (
-        {
-            name: readouts[name].join(parts, counts) if all(parts) else {}
-            for name, parts in _by_readout([each[kind] for each in read]).items()
-        }
-        for kind in (0, 1)
-    )
+    states = _joined(readouts, [states for states, _, _ in read], counts)
+    kept = _joined(readouts, [kept for _, kept, _ in read], counts)
     arrays = {f"state.{key}": array for key, array in _flat(states).items()}
     arrays |= {f"example.{key}": array for key, array in _flat(kept).items()}
     facts = {"examples": read[0][2].examples, "invalid": max(each[2].invalid for each in read)}
@@ -133,8 +128,14 @@ def _read_tile(
     return reading.states, whole, reading
 
 
-def _by_readout(tiles: list[dict[str, Arrays]]) -> dict[str, list[Arrays]]:
-    return {name: [tile[name] for tile in tiles] for name in tiles[0]}
+def _joined(
+    readouts: Mapping[str, Readout], tiles: list[dict[str, Arrays]], counts: list[int]
+) -> dict[str, Arrays]:
+    """Return what was read out of all queries; nothing where a readout keeps nothing."""
+    return {
+        name: readouts[name].join([tile[name] for tile in tiles], counts) if first else {}
+        for name, first in tiles[0].items()
+    }
 
 
 def merge(run_path: str, name: str) -> None:

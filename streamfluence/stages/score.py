@@ -15,7 +15,8 @@ from streamfluence.manifest import Score
 from streamfluence.stages import _score_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
 from streamfluence.stages._sets import partition_count, query_sets, set_facts
-from streamfluence.store import RunStore
+from streamfluence.stages.top import finished, parse_query
+from streamfluence.store import Receipt, RunStore
 from streamfluence.store.documents import differences
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
@@ -238,6 +239,26 @@ def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
     return _lazy(
         store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set
     )
+
+
+def results(run_path: str, name: str | None) -> dict[str, Any]:
+    """Return what the readouts of finished scores kept, by ``readout.array``; see ``Run.results``."""
+    store = RunStore.open(run_path)
+    label, _ = parse_query(store, "0", name)
+    found: dict[str, Any] = store.read_all(finished(store, label))
+    parts = store.receipts(f"score/{label}")
+    for key in store.array_names(parts[0]) if parts else []:
+        kind, _, array = key.partition(".")
+        if kind == "example":
+            blocks = [_stored_block(store, parts[part], key) for part in sorted(parts)]
+            found[array] = da.concatenate(blocks)
+    return found
+
+
+def _stored_block(store: RunStore, receipt: Receipt, key: str) -> da.Array:
+    with store.reader(receipt, key) as reader:
+        shape, dtype = reader.shape, reader.dtype
+    return da.from_delayed(delayed(store.read)(receipt, key), shape=shape, dtype=dtype)
 
 
 def _lazy(
