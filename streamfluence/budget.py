@@ -9,9 +9,20 @@ from typing import Any
 from streamfluence.errors import BudgetError, InputError
 
 _PER_EXAMPLE = 8 + 3 * 4 + 1 + 8  # example_id, loss, grad_norm, self_influence, flags, group
-_FILES_PER_PARTITION = (
-    17  # seven arrays of one object and one zarr.json each, the group's, two receipts
-)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Files, and the bytes in them."""
+
+    files: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: "Stored") -> "Stored":
+        return Stored(self.files + other.files, self.nbytes + other.nbytes)
+
+    def __mul__(self, times: int) -> "Stored":
+        return Stored(self.files * times, self.nbytes * times)
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,19 @@ def disk_bytes(count: int, row_bytes: int, checkpoints: int) -> int:
     return count * (row_bytes + _PER_EXAMPLE) * checkpoints
 
 
-def file_count(partitions: int, checkpoints: int) -> int:
-    """Return how many files the rows of one example set take at all checkpoints."""
-    return partitions * _FILES_PER_PARTITION * checkpoints
+def rows_stored(count: int, partitions: int, row_bytes: int, partition: Stored) -> Stored:
+    """Return what the rows of one example set take at one checkpoint.
+
+    Args:
+        partition: What a partition takes besides its rows: metadata, checksums, its receipt.
+    """
+    return partition * partitions + Stored(0, disk_bytes(count, row_bytes, 1))
+
+
+def stored_below(folder: Path) -> Stored:
+    """Return what lies in a folder and all below it."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return Stored(len(sizes), sum(sizes))
 
 
 def refuse_what_does_not_fit(cost: Cost, run_path: str, memory: int | None) -> None:

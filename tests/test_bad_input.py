@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,35 @@ def test_a_full_disk_ends_with_74_and_the_next_run_finishes(folder):
     assert told.returncode == 74, told.stderr
     assert "Traceback" not in told.stderr
     assert run_job(folder).exit_code == 0
+
+
+SCRIPT = """
+mount -t tmpfs -o size={size}k tmpfs "$DISK" || exit 99
+"$@" "$DISK/run"; first=$?
+mount -o remount,size=64m "$DISK"
+"$@" "$DISK/run" || exit 98
+cp -r "$DISK/run" "$COPY"
+exit $first
+"""
+
+
+@pytest.mark.parametrize("size", [300, 700])
+def test_a_disk_that_is_really_full_ends_with_74_and_the_next_run_finishes(folder, size):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    (folder / "disk").mkdir()
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c", SCRIPT.format(size=size), "sh"]
+    places = {"DISK": str(folder / "disk"), "COPY": str(folder / "copy")}
+    told = subprocess.run(
+        [*inside, *command(folder)], env=os.environ | places, capture_output=True, text=True
+    )
+    if "unshare" in told.stderr or told.returncode == 99:
+        pytest.skip(f"no file system can be mounted here: {told.stderr}")
+    assert told.returncode == 74, told.stderr
+    assert "the disk is full" in told.stderr and "Traceback" not in told.stderr
+    shutil.rmtree(folder / "run")
+    shutil.move(folder / "copy", folder / "run")
+    assert committed_rows(folder) == before
 
 
 def test_sigterm_ends_within_10_seconds_with_75_and_the_next_run_finishes(tmp_path):

@@ -15,10 +15,12 @@ from streamfluence.manifest import Score
 from streamfluence.stages import _score_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
 from streamfluence.stages._sets import partition_count, query_sets, set_facts
-from streamfluence.store import RunStore
+from streamfluence.stages.top import finished, parse_query
+from streamfluence.store import Receipt, RunStore
 from streamfluence.store.documents import differences
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
+DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
 TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
 
 MEANING = (
@@ -118,12 +120,14 @@ def _spec(
         _refuse(store, "train", missing)
     facts = store.read_document(f"queries/{example_set}.json")
     present = sorted(set(range(partition_count(store, "train"))) - set(missing))
-    size = max(1, TASK_ROWS // store.manifest["train"]["partition_examples"])
+    size = max(
+        1, _task_rows(options, facts["count"]) // store.manifest["train"]["partition_examples"]
+    )
     return {
         "queries": example_set,
         "measurement": facts["measurement"],
         "damping": damping,
-        "readouts": {readout: _options(readout, options) for readout in options.readouts},
+        "readouts": {readout: readout_options(readout, options) for readout in options.readouts},
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
         "meaning": MEANING,
@@ -144,7 +148,15 @@ def _check_damping(store: RunStore, damping: float | None) -> None:
         )
 
 
-def _options(readout: str, options: Score) -> dict[str, Any]:
+def _task_rows(options: Score, queries: int) -> int:
+    """Return how many rows one task scores: fewer when every score of them is kept."""
+    if "dense" not in options.readouts:
+        return TASK_ROWS
+    return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
+
+
+def readout_options(readout: str, options: Score) -> dict[str, Any]:
+    """Return the options of one readout among those of a score."""
     if readout == "subset_sum":
         if options.subsets is None:
             raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
@@ -227,6 +239,26 @@ def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
     return _lazy(
         store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set
     )
+
+
+def results(run_path: str, name: str | None) -> dict[str, Any]:
+    """Return what the readouts of finished scores kept, by ``readout.array``; see ``Run.results``."""
+    store = RunStore.open(run_path)
+    label, _ = parse_query(store, "0", name)
+    found: dict[str, Any] = store.read_all(finished(store, label))
+    parts = store.receipts(f"score/{label}")
+    for key in store.array_names(parts[0]) if parts else []:
+        kind, _, array = key.partition(".")
+        if kind == "example":
+            blocks = [_stored_block(store, parts[part], key) for part in sorted(parts)]
+            found[array] = da.concatenate(blocks)
+    return found
+
+
+def _stored_block(store: RunStore, receipt: Receipt, key: str) -> da.Array:
+    with store.reader(receipt, key) as reader:
+        shape, dtype = reader.shape, reader.dtype
+    return da.from_delayed(delayed(store.read)(receipt, key), shape=shape, dtype=dtype)
 
 
 def _lazy(
