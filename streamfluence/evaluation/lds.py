@@ -129,8 +129,8 @@ def interval(
     n_queries, n_subsets = predicted.shape
     means = np.empty(draws)
     for draw in range(draws):
-        queries = generator.integers(n_queries, size=n_queries)[:, None]
-        subsets = generator.integers(n_subsets, size=n_subsets)
+        queries = generator.integers(n_queries, size=(n_queries, 1))
+        subsets = generator.integers(n_subsets, size=(n_subsets,))
         means[draw] = spearman(predicted[queries, subsets], losses[queries, subsets]).mean()
     tail = (1 - coverage) / 2
     low, high = np.quantile(means, [tail, 1 - tail])

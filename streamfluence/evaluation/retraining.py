@@ -93,7 +93,7 @@ def groups_of(rows: np.ndarray, length: int) -> list[Without]:
 
 
 def ignored(outcomes: Mapping[Retraining, np.ndarray]) -> str | None:
-    """Return ``seed`` or ``subset`` when every two outcomes that differ in it alone are identical.
+    """Return ``subset`` or ``seed`` when every two outcomes that differ in it alone are identical.
 
     Retraining with another seed, or on other examples, moves the last bits of some query's
     outcome at least; equal bits everywhere mean that the trainer did not look.
@@ -101,7 +101,7 @@ def ignored(outcomes: Mapping[Retraining, np.ndarray]) -> str | None:
     Args:
         outcomes: Outcome of every query, ``(query,)``, by retraining.
     """
-    for what, key in (("seed", lambda one: one.choice), ("subset", lambda one: one.seed)):
+    for what, key in (("subset", lambda one: one.seed), ("seed", lambda one: one.choice)):
         same = [np.array_equal(a, b) for a, b in _pairs(outcomes, key)]
         if same and all(same):
             return what

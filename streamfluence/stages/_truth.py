@@ -107,12 +107,14 @@ def open_truth(
         InputError: If there is none, if it belongs to another task or data set, or if the data
             changed since the run was made.
     """
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: everything is trained with at least one seed")
     for name in ("train", example_set):
         opened.reader(name)  # checks that the data is still what the run pinned
     manifest = _manifest(opened, example_set)
     path = path or _beside(run_path, example_set, manifest)
     if open_storage(path).exists(MANIFEST):
-        _refuse_another(RunStore.open(path), manifest)
+        _refuse_another(RunStore.open(path, HOLDS), manifest)
     elif not create:
         raise InputError(
             f"there is no ground truth at {path}; leave out --no-train to train it, or name its folder "
@@ -144,10 +146,6 @@ def _beside(run_path: str, example_set: str, manifest: Mapping[str, Any]) -> str
 
 
 def _refuse_another(store: RunStore, wanted: Mapping[str, Any]) -> None:
-    if store.manifest.get("holds") != HOLDS:
-        raise InputError(
-            f"{store.url} is a run and no ground truth; give --truth a folder of its own"
-        )
     differing = [words for key, words in _NAMES.items() if store.manifest[key] != wanted[key]]
     if differing:
         raise InputError(

@@ -13,8 +13,8 @@ from streamfluence.stages._truth import REPEAT, Truth
 _REFUSALS = {
     "seed": "gives identical outcomes for seeds 0 and 1, so it ignores its seed: seed everything it draws "
     "at random by it, or give --seeds 1 if nothing in training is random",
-    "subset": "gives identical outcomes on different examples, so it ignores its indices; it must train on "
-    "those rows of the training set alone",
+    "subset": "gives identical outcomes on different examples, so it ignores its indices: it must train on "
+    "those rows of the training set alone (and the measurement must depend on the model)",
 }
 
 
@@ -59,6 +59,8 @@ def fill(
                 run_all(executor, work.retrain, tasks, lambda *_: progress.advance(1))
                 check(truth, opened, choices)
             progress.finish()
+        for sentence in warnings(truth, opened):
+            progress.message(f"warning: {sentence}")
     else:
         check(truth, opened, choices)
     left = truth.missing(everything)
@@ -66,7 +68,6 @@ def fill(
         "retrained": len(missing),
         "retrainings": len(everything) - len(left),
         "of": len(everything),
-        "largest_difference_of_a_repeat": repeat_difference(truth),
     }
 
 
@@ -79,10 +80,16 @@ def check(truth: Truth, opened: Session, choices: Sequence[Choice]) -> None:
         raise InputError(f"{opened.task.name}: train() {_REFUSALS[found]}")
 
 
-def repeat_difference(truth: Truth) -> float | None:
-    """Return how far one retraining was off when done again with the same seed; None if not done."""
+def warnings(truth: Truth, opened: Session) -> list[str]:
+    """Return what makes the ground truth doubtful: a retraining done twice came out differently."""
     receipt = truth.store.receipt(REPEAT, 0)
-    return None if receipt is None else receipt.facts["largest_difference"]
+    difference = 0.0 if receipt is None else receipt.facts["largest_difference"]
+    if not difference:
+        return []
+    return [
+        f"{opened.task.name}: train() on the same examples with the same seed gave outcomes up to "
+        f"{difference:.2g} apart; seed everything it draws, or other numbers come out next time"
+    ]
 
 
 def _first(choices: Sequence[Choice], seeds: int) -> list[Retraining]:

@@ -33,11 +33,11 @@ def judged_query_set(store: RunStore, queries: str | None, scores: str | None) -
         if queries not in (None, of_scores):
             raise InputError(f"scores {scores!r} are of the queries {of_scores!r}, not {queries!r}")
         return of_scores
-    known = query_sets(store)
-    chosen = queries or (known[0] if len(known) == 1 else None)
-    if chosen not in known:
+    names = query_sets(store)
+    chosen = queries or (names[0] if len(names) == 1 else None)
+    if chosen not in names:
         raise InputError(
-            f"{store.url} has query sets {', '.join(known) or 'none'}; name one of them by --queries"
+            f"{store.url} has query sets {', '.join(names) or 'none'}; name one of them by --queries"
         )
     return str(chosen)
 
@@ -76,7 +76,7 @@ class Scores:
 
     Attributes:
         spec: The pinned settings of the scores.
-        without_score: Examples met so far that have no score because their row is not finite; they count as 0.
+        without_score: Examples met so far without a score, because their row is not finite; they count as 0.
     """
 
     def __init__(self, run_path: str, label: str) -> None:
@@ -108,7 +108,7 @@ class Scores:
                 yield Span(start + part.start, start + part.stop), block
 
     def subset_effects(self, truth: Truth, subsets: Sequence[Subset]) -> np.ndarray:
-        """Return the predicted change of every query on every subset up to a constant, ``(subset, query)``."""
+        """Return what is predicted of every subset but for a constant, ``(subset, query)``."""
         total: Any = 0.0
         for span, block in self.blocks():
             kept = np.stack([truth.kept(subset, span.start, span.stop) for subset in subsets])
@@ -135,7 +135,7 @@ class Scores:
         return rows
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Return ``loss`` or ``self_influence`` of chosen rows: the mean, or the sum in the unit of scores."""
+        """Return ``loss`` (mean over checkpoints) or ``self_influence`` (in the unit of scores) of rows."""
         manifest, total = self.store.manifest, np.zeros(len(rows))
         size = manifest["train"]["partition_examples"]
         weights = np.asarray(manifest["checkpoint_weights"])

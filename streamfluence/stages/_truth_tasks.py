@@ -13,7 +13,7 @@ from streamfluence.data import map_batch
 from streamfluence.evaluation.retraining import Choice, Retraining, Subset
 from streamfluence.layout import Span, cut
 from streamfluence.stages._session import Session, session
-from streamfluence.stages._truth import REPEAT, place
+from streamfluence.stages._truth import HOLDS, REPEAT, place
 from streamfluence.store import RunStore
 
 _KEPT_BYTES = 256 << 20  # query batches up to this size stay on the device between retrainings
@@ -32,7 +32,7 @@ def retrain(
     Args:
         repeat: Train what is there already once more, and commit how far its outcome is off.
     """
-    opened, truth = session(run_path, device), RunStore.open(truth_path)
+    opened, truth = session(run_path, device), RunStore.open(truth_path, HOLDS)
     stage, partition = (REPEAT, 0) if repeat else place(retraining)
     if truth.receipt(stage, partition) is not None:
         return {}  # another process was faster; training costs more than asking

@@ -11,7 +11,7 @@ from streamfluence.stages._execution import Execution, Progress, Silent
 from streamfluence.stages._record import record
 from streamfluence.stages._session import session
 from streamfluence.stages._truth import Truth, open_truth
-from streamfluence.stages._truth_fill import fill, repeat_difference
+from streamfluence.stages._truth_fill import fill, warnings
 from streamfluence.stages._truth_result import keep_result
 from streamfluence.stages._truth_scores import Scores, judged_query_set, judged_scores
 
@@ -77,7 +77,7 @@ def evaluate_lds(
         return done
     there = wanted if train else _finished(opened_truth, wanted)
     result = {**_judged(opened_truth, Scores(run_path, label), there), **done}
-    result["largest_difference_of_a_repeat"] = repeat_difference(opened_truth)
+    result["warnings"] = warnings(opened_truth, opened)
     result["record"] = record(opened.store, label)
     return keep_result(opened_truth, "lds", result)
 
@@ -106,7 +106,7 @@ def _judged(truth: Truth, scores: Scores, subsets: list[Subset]) -> dict[str, An
     varying = np.ptp(outcomes.mean(axis=0), axis=0) > 0
     if not varying.any():
         raise InputError(
-            f"retraining on {len(used)} subsets left every one of {len(varying):,} queries exactly as it was; "
+            f"retraining on {len(used)} subsets left all {len(varying):,} queries exactly as they were; "
             f"a constant cannot be ranked, so ask for another measurement, such as the loss"
         )
     outcomes = outcomes[:, :, varying]

@@ -13,7 +13,7 @@ from streamfluence.stages._execution import Execution, Progress, Silent
 from streamfluence.stages._record import record
 from streamfluence.stages._session import Session, session
 from streamfluence.stages._truth import Truth, open_truth
-from streamfluence.stages._truth_fill import fill, repeat_difference
+from streamfluence.stages._truth_fill import fill, warnings
 from streamfluence.stages._truth_result import keep_result
 from streamfluence.stages._truth_scores import Scores, judged_query_set, judged_scores
 
@@ -89,7 +89,7 @@ def evaluate_loo(
         "examples": opened_truth.count,
         "seeds": seeds,
         **done,
-        "largest_difference_of_a_repeat": repeat_difference(opened_truth),
+        "warnings": warnings(opened_truth, opened),
         "left_out": _table(there, predicted, changes),
         "record": record(opened.store, label),
     }

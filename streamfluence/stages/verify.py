@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from streamfluence.errors import DamageError
-from streamfluence.store import RunStore
+from streamfluence.store import ANYTHING, RunStore
 
 SAMPLE = 0.05  # share of partitions whose contents a sampled check reads
 
@@ -15,7 +15,7 @@ def verify(run_path: str, full: bool = False, fraction: float | None = None) -> 
     Raises:
         DamageError: If anything is damaged; it lists the first partitions.
     """
-    store = RunStore.open(run_path)
+    store = RunStore.open(run_path, ANYTHING)
     share = 1.0 if full else fraction or SAMPLE
     problems = [asdict(problem) for problem in store.verify(fraction=share)]
     if problems:
