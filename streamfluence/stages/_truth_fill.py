@@ -41,32 +41,30 @@ def fill(
     """
     opened.task.require_train()
     everything = truth.all_seeds(choices)
-    mine = everything if worker is None else everything[worker[0] :: worker[1]]
-    first = [each for each in _first(choices, truth.seeds) if each in set(mine)]
-    missing = truth.missing(mine)
-    repeats = [] if worker is not None and worker[0] > 0 else _repeats(truth, everything[0])
-    rounds = [[each for each in missing if each in first], [e for e in missing if e not in first]]
-    if missing or repeats:
-        threads = opened.manifest["compute"]["threads"]
-        with execution.open(len(missing) + len(repeats), threads) as executor:
-            progress.start("retrain", len(missing) + len(repeats), "retrainings")
-            for number, retrainings in enumerate(rounds):
-                again = repeats if number == 1 else []
-                tasks = [
-                    (run_path, execution.resolved_device(), truth.example_set, truth.path, *each)
-                    for each in [*((e, True) for e in again), *((e, False) for e in retrainings)]
-                ]
-                run_all(executor, work.retrain, tasks, lambda *_: progress.advance(1))
+    missing = truth.missing(everything if worker is None else everything[worker[0] :: worker[1]])
+    first = _first(choices, truth.seeds)
+    rounds = [
+        [(each, False) for each in missing if each in first],
+        [(each, True) for each in _repeats(truth, everything[0], worker)]
+        + [(each, False) for each in missing if each not in first],
+    ]
+    check(truth, opened, choices)
+    if total := sum(map(len, rounds)):
+        where = (run_path, execution.resolved_device(), truth.example_set, truth.path)
+        with execution.open(total, opened.manifest["compute"]["threads"]) as executor:
+            progress.start("retrain", total, "retrainings")
+            for tasks in rounds:
+                run_all(
+                    *(executor, work.retrain, [(*where, *task) for task in tasks]),
+                    lambda *_: progress.advance(1),
+                )
                 check(truth, opened, choices)
             progress.finish()
-        for sentence in warnings(truth, opened):
-            progress.message(f"warning: {sentence}")
-    else:
-        check(truth, opened, choices)
-    left = truth.missing(everything)
+    for sentence in warnings(truth, opened):
+        progress.message(f"warning: {sentence}")
     return {
         "retrained": len(missing),
-        "retrainings": len(everything) - len(left),
+        "retrainings": len(everything) - len(truth.missing(everything)),
         "of": len(everything),
     }
 
@@ -98,6 +96,9 @@ def _first(choices: Sequence[Choice], seeds: int) -> list[Retraining]:
     return [*two_seeds, *(Retraining(choice, 0) for choice in choices[1:3])]
 
 
-def _repeats(truth: Truth, retraining: Retraining) -> list[Retraining]:
-    """Return what is to be done twice: the first retraining of a new ground truth."""
-    return [] if truth.store.receipt(REPEAT, 0) is not None else [retraining]
+def _repeats(
+    truth: Truth, retraining: Retraining, worker: tuple[int, int] | None
+) -> list[Retraining]:
+    """Return what is to be done twice: the first retraining of a new ground truth, by one worker."""
+    done = truth.store.receipt(REPEAT, 0) is not None
+    return [] if done or (worker is not None and worker[0] > 0) else [retraining]

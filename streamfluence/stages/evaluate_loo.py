@@ -8,7 +8,8 @@ import torch
 
 from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.evaluation.leave_out import judge, leverage, standard_error
-from streamfluence.evaluation.retraining import Without, drawn_examples, groups_of
+from streamfluence.evaluation.retraining import Without, groups_of
+from streamfluence.stages._chosen import Chosen
 from streamfluence.stages._execution import Execution, Progress, Silent
 from streamfluence.stages._record import record
 from streamfluence.stages._session import Session, session
@@ -63,10 +64,11 @@ def evaluate_loo(
         opened.task.require_train()
     example_set = judged_query_set(opened.store, queries, scores)
     judged = _judged_queries(opened, example_set, query)
-    _check_choice(examples, top, random, leave, opened.table("train")["count"])
+    chosen = Chosen(examples, top, random, leave)
+    chosen.check(opened.table("train")["count"])
     label = judged_scores(run_path, example_set, scores, damping, execution, progress)
     of_run = Scores(run_path, label)
-    groups = groups_of(_rows(of_run, judged, examples, top, random, leave, draw_seed), leave)
+    groups = groups_of(chosen.rows(of_run, judged, draw_seed), leave)
     opened_truth = open_truth(opened, run_path, example_set, truth, seeds, create=train)
     done: dict[str, Any] = {"truth": opened_truth.path}
     if train:
@@ -77,7 +79,8 @@ def evaluate_loo(
         return done
     there = groups if train else _finished(opened_truth, groups)
     changes = _changes(opened_truth, there, judged)
-    predicted = np.stack([of_run.of_rows(np.array(g.rows))[:, judged].sum(0) for g in there])
+    rows = np.array([row for group in there for row in group.rows])
+    predicted = of_run.of_rows(rows)[:, judged].reshape(len(there), leave, -1).sum(axis=1)
     result = {
         **judge(predicted, changes),
         "leverage_corrected": _corrected(opened, of_run, there, predicted, changes),
@@ -103,47 +106,6 @@ def _judged_queries(opened: Session, example_set: str, query: int | None) -> np.
     if not 0 <= query < count:
         raise InputError(f"--query {query}: {example_set!r} has queries 0 to {count - 1}")
     return np.array([query])
-
-
-def _check_choice(
-    examples: Sequence[int] | None, top: int | None, random: int | None, leave: int, count: int
-) -> None:
-    """Refuse a choice that names no example, unknown ones, or none to stay."""
-    if [examples is None, top is None, random is None].count(False) != 1:
-        raise InputError("give one of --examples, --top and --random")
-    chosen = len(examples) if examples is not None else (top or random or 0) * leave
-    if chosen < 1 or leave < 1:
-        raise InputError("no example was chosen; name at least one")
-    if leave >= count or chosen > count:
-        raise InputError(
-            f"{chosen:,} examples in groups of {leave:,} were asked for, but the training set has {count:,}"
-            f"{', and some must stay' if leave >= count else ''}"
-        )
-    for row in examples or []:
-        if not 0 <= row < count:
-            raise InputError(f"--examples {row}: the training set has rows 0 to {count - 1:,}")
-    if examples is not None and (len(set(examples)) < len(examples) or len(examples) % leave):
-        raise InputError(
-            f"--examples names {len(examples)} rows, {len(set(examples))} of them different; they must "
-            f"differ and fill groups of --leave {leave}"
-        )
-
-
-def _rows(
-    scores: Scores,
-    judged: np.ndarray,
-    examples: Sequence[int] | None,
-    top: int | None,
-    random: int | None,
-    leave: int,
-    draw_seed: int,
-) -> np.ndarray:
-    """Return the chosen rows, group after group."""
-    if examples is not None:
-        return np.array(examples, np.int64)
-    if top is not None:
-        return scores.largest(top * leave, judged)
-    return drawn_examples(draw_seed, scores.count)[: (random or 0) * leave]
 
 
 def _finished(truth: Truth, groups: list[Without]) -> list[Without]:

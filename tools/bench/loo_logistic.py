@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def write_job(folder: Path, examples: int, queries: int) -> None:
         np.savez(folder / name, x=x[rows], y=y[rows])
     (folder / "task.py").write_text(TASK)
     (folder / "job.toml").write_text(JOB)
-    namespace = {"__file__": str(folder / "task.py")}
+    namespace: dict[str, Any] = {"__file__": str(folder / "task.py")}
     exec(TASK, namespace)
     torch.save(namespace["train"](np.arange(examples), 0), folder / "model.pt")
 
