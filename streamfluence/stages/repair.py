@@ -9,7 +9,7 @@ from streamfluence.stages.collect import collect
 from streamfluence.stages.score import rescore
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.verify import check_documents
-from streamfluence.store import RunStore
+from streamfluence.store import ANYTHING, RunStore
 
 
 def repair(
@@ -19,7 +19,7 @@ def repair(
 
     Partitions that are merely missing stay missing, unless a stage that had finished lost them.
     """
-    store = RunStore.open(run_path)
+    store = RunStore.open(run_path, ANYTHING)
     check_documents(store)
     problems = [asdict(problem) for problem in store.verify()]
     damaged = sorted({(p["stage"], p["partition"]) for p in problems})

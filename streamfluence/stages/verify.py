@@ -4,7 +4,7 @@ from typing import Any
 
 from streamfluence.errors import DamageError
 from streamfluence.stages._sets import query_sets, score_names, set_facts
-from streamfluence.store import Problem, RunStore
+from streamfluence.store import ANYTHING, Problem, RunStore
 
 SHOWN = 5  # damaged partitions that the message names
 SAMPLE = 0.05  # share of partitions whose contents a sampled check reads
@@ -31,7 +31,7 @@ def verify(run_path: str, full: bool = False, fraction: float | None = None) -> 
     Raises:
         DamageError: If anything is damaged; it lists the first partitions.
     """
-    store = RunStore.open(run_path)
+    store = RunStore.open(run_path, ANYTHING)
     check_documents(store)
     share = 1.0 if full else fraction or SAMPLE
     problems = store.verify(fraction=share)
