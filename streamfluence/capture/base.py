@@ -45,9 +45,8 @@ class Outer:
     right: Tensor
 
     def right_times(self, matrix: Tensor) -> Tensor:
-        """Return ``right @ matrix``; ``matrix`` is ``(right, k)`` or ``(group, right, k)``."""
-        right = self.right
-        return right @ matrix.to(right)
+        """Return ``right @ matrix`` in the dtype of ``matrix``, ``(right, k)`` or ``(group, right, k)``."""
+        return self.right.to(matrix) @ matrix
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What every projection asks of a batch of captured gradients."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -34,15 +36,17 @@ def as_needed(use: Use) -> Use:
 class _OnDemand(Outer):
     """An `Outer` in float32 over another one."""
 
+    _use: ClassVar  # an instance's own; a frozen dataclass gives it no field
+
     def __init__(self, use: Outer) -> None:
         object.__setattr__(self, "_use", use)
 
     @property
-    def left(self) -> Tensor:  # type: ignore[override]
+    def left(self) -> Tensor:
         return self._use.left.float()
 
     @property
-    def right(self) -> Tensor:  # type: ignore[override]
+    def right(self) -> Tensor:
         return self._use.right.float()
 
     def right_times(self, matrix: Tensor) -> Tensor:
