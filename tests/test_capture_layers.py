@@ -92,6 +92,16 @@ def test_unfolded_inputs_times_a_matrix_need_no_unfolding(rank, options, each_gr
     torch.testing.assert_close(use.right_times(matrix), use.right @ matrix)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6, 3), (1, 6, 3)])
+def test_inputs_with_a_one_times_a_matrix_need_no_copy(bias, shape):
+    model, batch = nn.Linear(6 - bias, 4, bias=bias).eval(), torch.randn(B, 2, 6 - bias)
+    capture = Capture(model, forward, batch)
+    ((use,),) = uses_of(capture, batch).values()
+    matrix = torch.randn(shape)
+    torch.testing.assert_close(use.right_times(matrix), use.right @ matrix)
+
+
 @pytest.mark.parametrize("kind, space", [(nn.ConvTranspose1d, (5,)), (nn.ConvTranspose2d, (5, 4))])
 def test_transposed_convolutions_by_the_fallback(kind, space):
     exact(partial(kind, 4, 6, 3, stride=2, padding=1, groups=2), 4, *space, slow=True)
