@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_projections import BLOCKS, TOTAL, flat, gradients, random_uses
+from test_projections import BLOCKS, TOTAL, examples_of, flat, gradients, random_uses
 
 from streamfluence.capture.base import Block, Outer
 from streamfluence.projections._directions import Directions, trim
@@ -182,3 +182,15 @@ def test_pairs_gathered_and_pairs_from_the_whole_rectangle_are_the_same_numbers(
     found = directions.features([use]).double()
     torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-4, atol=1e-3)
     assert directions._gathered == gathered
+
+
+def test_every_batch_is_added_with_its_weight(probes):
+    projection = member("projections", "spectral")(BLOCKS, 17, 0, **EXACT)
+    halves = [examples_of(probes, part) for part in (slice(0, 30), slice(30, N))]
+    whole = projection.update(projection.empty(), probes, 1.0)
+    state = projection.empty()
+    for half in halves:
+        state = projection.update(state, half, 0.25)
+    for key in whole:
+        scale = float(whole[key].abs().max())
+        torch.testing.assert_close(state[key], 0.25 * whole[key], rtol=0.0, atol=1e-6 * scale)
