@@ -7,6 +7,8 @@ from test_projections import BLOCKS, TOTAL, examples_of, flat, gradients, random
 
 from streamfluence.capture.base import Block, Outer
 from streamfluence.projections._directions import Directions, trim
+from streamfluence.projections._eigen import of_sketch
+from streamfluence.projections._selection import pair_energies
 from streamfluence.registry import member
 
 N = 60
@@ -194,3 +196,21 @@ def test_every_batch_is_added_with_its_weight(probes):
     for key in whole:
         scale = float(whole[key].abs().max())
         torch.testing.assert_close(state[key], 0.25 * whole[key], rtol=0.0, atol=1e-6 * scale)
+
+
+def test_a_sketch_of_full_rank_finds_the_eigenvalues():
+    generator = torch.Generator().manual_seed(0)
+    side = torch.randn(9, 9, generator=generator, dtype=torch.float64) * torch.logspace(1, -1, 9)
+    omega = torch.randn(9, 9, generator=generator, dtype=torch.float64)
+    matrix = side @ side.T
+    found = of_sketch((matrix @ omega)[None], omega).values[0]
+    expected = torch.linalg.eigvalsh(matrix).flip(0)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4 * float(expected[0]))
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 40])
+def test_no_pair_among_the_largest_is_missed(count):
+    left, right = torch.logspace(0, -2, 6)[None], torch.logspace(0, -1, 8)[None]
+    energy, _ = pair_energies(left, right, torch.ones(1), count)
+    every = (left[0, :, None] * right[0]).flatten().sort(descending=True).values
+    torch.testing.assert_close(energy.sort(descending=True).values[:count], every[:count])
