@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,21 +294,48 @@ def test_a_disk_that_is_really_full_ends_with_74_and_the_next_run_finishes(folde
     assert committed_rows(folder) == before
 
 
-def test_sigterm_ends_within_10_seconds_with_75_and_the_next_run_finishes(tmp_path):
+def descendants(pid):
+    """Return the processes below one, by their numbers."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed] + [n for child in listed for n in descendants(child)]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes", "dask"])
+def test_sigterm_ends_within_10_seconds_with_75_and_leaves_no_process(tmp_path, executor):
     slow = TASK.replace("return module(batch", "import time; time.sleep(0.5); return module(batch")
     write_job(tmp_path, n=300, job=JOB)
     (tmp_path / "task.py").write_text(slow)
-    with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(tmp_path, "--executor", executor), stderr=subprocess.PIPE, text=True
+    ) as process:
         while not (tmp_path / "run" / "manifest.json").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
-        time.sleep(1)
+        time.sleep(3)
+        below = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         told = process.communicate(timeout=30)[1]
     assert process.returncode == 75, told
     assert time.monotonic() - started < 10
     assert "Traceback" not in told
+    time.sleep(0.5)
+    assert not [pid for pid in below if alive(pid)]
+
+
+def test_scores_of_incomplete_rows_must_be_asked_for_and_say_so(folder):
+    assert run_job(folder).exit_code == 0
+    RunStore.open(str(folder / "run")).discard("collect/train/0", 1)
+    assert invoke("score", folder / "run", "--name", "part", "--allow-incomplete").exit_code == 0
+    record = json.loads(invoke("top", folder / "run", "part/0", "--json").stdout)["record"]
+    assert record["missing_partitions"] == [1] and record["examples"] == 80 - 32
 
 
 @pytest.mark.parametrize("query", ["--1", "²", "test/", "1.5", "test/x"])

@@ -85,7 +85,8 @@ def test_top_lists_the_largest_and_smallest_scores(folder):
 
 def test_repeating_a_finished_run_writes_nothing(folder):
     scores_of(folder, "repeated")
-    listing = lambda: {p: p.stat().st_mtime_ns for p in sorted((folder / "repeated").rglob("*"))}  # noqa: E731
+    top = folder / "repeated"
+    listing = lambda: {p: p.stat().st_mtime_ns for p in [top, *sorted(top.rglob("*"))]}  # noqa: E731
     before = listing()
     run(folder / "job.toml", str(folder / "repeated"), {})
     assert listing() == before

@@ -74,7 +74,8 @@ class Aggregate(Readout):
     def join(self, parts: Sequence[Arrays], counts: Sequence[int]) -> Arrays:
         joined = super().join(parts, counts)
         if "query_sum" in joined:
-            total = np.sum([part["query_sum"] for part in parts], axis=0, dtype=np.float64)
+            sums = np.stack([part["query_sum"] for part in parts])
+            total: np.ndarray = np.asarray(sums.sum(axis=0, dtype=np.float64))
             joined["query_sum"] = total.astype(np.float32)
             joined["query_mean"] = (total / max(sum(counts), 1)).astype(np.float32)
         return joined
