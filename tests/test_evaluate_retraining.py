@@ -115,6 +115,8 @@ def test_the_result_says_what_was_judged_and_is_committed(folder, judged):
     stored = store.read(receipt, "per_query.lds")
     np.testing.assert_array_equal(stored, [row["lds"] for row in judged["per_query"]])
     assert store.read_attributes(receipt)["result"]["lds"] == judged["lds"]
+    predicted, outcomes = (store.read(receipt, name) for name in ("predicted", "outcome"))
+    assert spearmanr(predicted[:, 0], outcomes[:, 0]).statistic == pytest.approx(stored[0])
 
 
 def test_another_method_is_judged_by_the_same_truth_without_training(folder, judged):
