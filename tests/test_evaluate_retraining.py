@@ -349,6 +349,19 @@ def test_training_that_diverges_is_refused_with_exit_code_5(tmp_path):
     refused(lds(run, "--subsets", 3), "diverges", code=5)
 
 
+def test_examples_without_a_score_count_as_nothing_and_are_counted(tmp_path):
+    job = write(tmp_path, "x[indices]", "x.nan_to_num()[indices]")
+    shard = dict(np.load(tmp_path / "train-1.npz"))
+    shard["x"][20] = np.nan  # row 40
+    np.savez(tmp_path / "train-1.npz", **shard)
+    ok("run", job, "--set", "rows.max_non_finite=0.1")
+    assert evaluate("lds", tmp_path / "run", "--subsets", 3)["examples_without_score"] == 1
+    found = evaluate("loo", tmp_path / "run", "--examples", "40,5,6", "--seeds", 2)
+    assert found["examples_without_score"] == 1 and found["left_out"][0]["predicted"] == 0
+    found = evaluate("loo", tmp_path / "run", "--examples", "5,6", "--seeds", 2, "--no-train")
+    assert found["examples_without_score"] == 0 and found["groups"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
