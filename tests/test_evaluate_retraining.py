@@ -115,6 +115,8 @@ def test_the_result_says_what_was_judged_and_is_committed(folder, judged):
     stored = store.read(receipt, "per_query.lds")
     np.testing.assert_array_equal(stored, [row["lds"] for row in judged["per_query"]])
     assert store.read_attributes(receipt)["result"]["lds"] == judged["lds"]
+    predicted, outcomes = (store.read(receipt, name) for name in ("predicted", "outcome"))
+    assert spearmanr(predicted[:, 0], outcomes[:, 0]).statistic == pytest.approx(stored[0])
 
 
 def test_another_method_is_judged_by_the_same_truth_without_training(folder, judged):
@@ -345,6 +347,19 @@ def test_one_query_has_an_interval_over_subsets_only(tmp_path):
 def test_training_that_diverges_is_refused_with_exit_code_5(tmp_path):
     run = made(tmp_path, "lr=0.5", "lr=1e30")
     refused(lds(run, "--subsets", 3), "diverges", code=5)
+
+
+def test_examples_without_a_score_count_as_nothing_and_are_counted(tmp_path):
+    job = write(tmp_path, "x[indices]", "x.nan_to_num()[indices]")
+    shard = dict(np.load(tmp_path / "train-1.npz"))
+    shard["x"][20] = np.nan  # row 40
+    np.savez(tmp_path / "train-1.npz", **shard)
+    ok("run", job, "--set", "rows.max_non_finite=0.1")
+    assert evaluate("lds", tmp_path / "run", "--subsets", 3)["examples_without_score"] == 1
+    found = evaluate("loo", tmp_path / "run", "--examples", "40,5,6", "--seeds", 2)
+    assert found["examples_without_score"] == 1 and found["left_out"][0]["predicted"] == 0
+    found = evaluate("loo", tmp_path / "run", "--examples", "5,6", "--seeds", 2, "--no-train")
+    assert found["examples_without_score"] == 0 and found["groups"] == 2
 
 
 @pytest.mark.parametrize(

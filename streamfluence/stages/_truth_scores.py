@@ -76,14 +76,14 @@ class Scores:
 
     Attributes:
         spec: The pinned settings of the scores.
-        without_score: Examples met so far without a score, because their row is not finite; they count as 0.
+        without_score: Rows met so far that are not finite and so have no score; they count as 0.
     """
 
     def __init__(self, run_path: str, label: str) -> None:
         self.run_path, self.store = run_path, RunStore.open(run_path)
         self.spec = self.store.read_document(f"scores/{label}/score.json")
         self.count = self.store.manifest["train"]["count"]
-        self.without_score = 0
+        self.without_score: set[int] = set()
 
     def blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[Span, np.ndarray]]:
         """Yield ``(span, scores)``, scores float64 ``(example, query)``, in the order of examples.
@@ -102,9 +102,9 @@ class Scores:
             for part in cut(Span(0, len(found)), _BLOCK_ROWS):
                 block = found[part.start : part.stop].astype(np.float64)
                 missing = np.isnan(block).any(axis=1)
-                self.without_score += int(missing.sum())
                 block[missing] = 0
                 start = partition * size
+                self.without_score.update((start + part.start + np.flatnonzero(missing)).tolist())
                 yield Span(start + part.start, start + part.stop), block
 
     def subset_effects(self, truth: Truth, subsets: Sequence[Subset]) -> np.ndarray:

@@ -76,10 +76,11 @@ def evaluate_lds(
     if worker is not None:
         return done
     there = wanted if train else _finished(opened_truth, wanted)
-    result = {**_judged(opened_truth, Scores(run_path, label), there), **done}
+    judged, arrays = _judged(opened_truth, Scores(run_path, label), there)
+    result = {**judged, **done}
     result["warnings"] = warnings(opened_truth, opened)
     result["record"] = record(opened.store, label)
-    return keep_result(opened_truth, "lds", result)
+    return keep_result(opened_truth, "lds", result, arrays)
 
 
 def _finished(truth: Truth, subsets: list[Subset]) -> list[Subset]:
@@ -94,7 +95,10 @@ def _finished(truth: Truth, subsets: list[Subset]) -> list[Subset]:
     return there
 
 
-def _judged(truth: Truth, scores: Scores, subsets: list[Subset]) -> dict[str, Any]:
+def _judged(
+    truth: Truth, scores: Scores, subsets: list[Subset]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the judgement, and the ``(subset, query)`` arrays it was made of."""
     outcomes = truth.outcomes(subsets)
     whole = np.isfinite(outcomes).all(axis=(0, 2))
     if whole.sum() < LEAST_SUBSETS:
@@ -115,7 +119,7 @@ def _judged(truth: Truth, scores: Scores, subsets: list[Subset]) -> dict[str, An
     found = interval(predicted, mean)
     by_query = spearman(predicted.T, mean.T)
     several = truth.seeds > 1
-    return {
+    judged = {
         "lds": found.mean,
         "low": found.low,
         "high": found.high,
@@ -131,7 +135,7 @@ def _judged(truth: Truth, scores: Scores, subsets: list[Subset]) -> dict[str, An
         "diverged_subsets": int((~whole).sum()),
         "kept_examples": used[0].size,
         "examples": truth.count,
-        "examples_without_score": scores.without_score,
+        "examples_without_score": len(scores.without_score),
         "seeds": truth.seeds,
         "train_seconds": _train_seconds(truth, used),
         "per_query": [
@@ -139,6 +143,7 @@ def _judged(truth: Truth, scores: Scores, subsets: list[Subset]) -> dict[str, An
             for query, value in zip(np.flatnonzero(varying), by_query, strict=True)
         ],
     }
+    return judged, {"predicted": predicted, "outcome": mean}
 
 
 def _train_seconds(truth: Truth, subsets: list[Subset]) -> float:

@@ -90,13 +90,14 @@ def evaluate_loo(
         "groups": len(there),
         "examples_a_group": leave,
         "examples": opened_truth.count,
+        "examples_without_score": len(of_run.without_score.intersection(rows.tolist())),
         "seeds": seeds,
         **done,
         "warnings": warnings(opened_truth, opened),
         "left_out": _table(there, predicted, changes),
         "record": record(opened.store, label),
     }
-    return keep_result(opened_truth, "loo", result)
+    return keep_result(opened_truth, "loo", result, {"predicted": predicted, "actual": changes})
 
 
 def _judged_queries(opened: Session, example_set: str, query: int | None) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Leave-one-out truth: `evaluate loo` on multinomial logistic regression trained to its optimum.
+"""`evaluate loo` and `evaluate lds` on multinomial logistic regression trained to its optimum.
 
-    python tools/bench/loo_logistic.py [--examples 500] [--queries 100] [--left-out 500]
+    python tools/bench/loo_logistic.py [--examples 500] [--queries 100] [--left-out 500] [--subsets 100]
 
 Digits of scikit-learn in float64, weight decay 1e-2, LBFGS until nothing moves; the measurement
 is the margin. Leaving out keeps the 1/n of all examples, so a change is the example's alone.
@@ -125,16 +125,19 @@ def command(*arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
-def judged(folder: Path, name: str, options: list[str], left_out: int) -> dict:
-    """Return the agreement of one kind of rows with true leave-one-out."""
+def judged(folder: Path, name: str, options: list[str], left_out: int, subsets: int) -> dict:
+    """Return the agreement of one kind of rows with leaving one out, and with halves of the data."""
     run = folder / name.replace(" ", "-").replace(",", "")
     command("run", folder / "job.toml", run, *options)
     started = time.perf_counter()
     found = command("evaluate", "loo", run, "--random", left_out, "--seeds", 1)
+    seconds = time.perf_counter() - started
+    halves = command("evaluate", "lds", run, "--subsets", subsets, "--seeds", 1)
     agreements = ("within_queries", "across_queries", "leverage_corrected", "retrained")
     return {
         **{key: found[key] for key in agreements},
-        "seconds": round(time.perf_counter() - started, 1),
+        "loo_seconds": round(seconds, 1),
+        "lds": {key: halves[key] for key in ("lds", "low", "high", "retrained", "train_seconds")},
     }
 
 
@@ -144,12 +147,14 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--left-out", type=int, default=500)
+    parser.add_argument("--subsets", type=int, default=100)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_job(folder, given.examples, given.queries)
         found = {
-            rows: judged(folder, rows, options, given.left_out) for rows, options in ROWS.items()
+            rows: judged(folder, rows, options, given.left_out, given.subsets)
+            for rows, options in ROWS.items()
         }
     print(json.dumps({**setup(), **vars(given), "rows": found}, indent=1))
 
