@@ -87,6 +87,14 @@ def test_the_bootstrap_interval_holds_the_mean_and_narrows_with_more_subsets():
     assert many.high - many.low < 0.6 * (few.high - few.low)
 
 
+def test_the_interval_of_a_nearly_perfect_score_holds_it():
+    weights, masks = GENERATOR.normal(size=(500, 300)), half_masks(30, 500)
+    losses = masks @ weights + 2 * GENERATOR.normal(size=(30, 300))
+    found = lds.bootstrap(-weights, masks, losses)  # plain percentiles end below the mean here
+    assert 0.96 < found.mean < 0.99
+    assert found.low < found.mean < found.high <= 1
+
+
 def test_the_bootstrap_interval_covers_the_expected_score_about_as_often_as_it_says():
     noise, weights = 4.0, GENERATOR.normal(size=(60, 8))
 

@@ -132,9 +132,11 @@ def interval(
         queries = generator.integers(n_queries, size=(n_queries, 1))
         subsets = generator.integers(n_subsets, size=(n_subsets,))
         means[draw] = spearman(predicted[queries, subsets], losses[queries, subsets]).mean()
-    tail = (1 - coverage) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(spearman(predicted, losses).mean()), float(low), float(high))
+    tail, mean = (1 - coverage) / 2, float(spearman(predicted, losses).mean())
+    # Subsets that are drawn twice are tied, which lowers a rank correlation near 1 by more than
+    # the width of the interval: .9858 was given .9816 to .9851. The draws tell width, not place.
+    low, high = np.quantile(means, [tail, 1 - tail]) + (mean - means.mean())
+    return Interval(mean, float(max(low, -1.0)), float(min(high, 1.0)))
 
 
 def one_against_rest(seed_losses: np.ndarray) -> float:
