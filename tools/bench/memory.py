@@ -19,7 +19,6 @@ from torch import nn
 
 TASK = """
 import torch
-from _setup import setup
 from torch import nn
 
 likelihood = "categorical"
