@@ -1,8 +1,58 @@
 """The commands that measure whether scores can be trusted, one a protocol."""
 
+from typing import Any
+
 import click
+
+from streamfluence.cli import _options as options
+from streamfluence.cli._call import call
+from streamfluence.cli._show import show
 
 
 @click.group()
 def evaluate() -> None:
     """Measure whether the scores of a run can be trusted."""
+
+
+by_id = click.option("--ids", "by_id", is_flag=True, help="FILE lists ids, not rows.")
+query_set = click.option("--queries", metavar="NAME", help="Which query set, of several.")
+
+
+@evaluate.command()
+@options.run_path
+@click.option(
+    "--flags",
+    required=True,
+    metavar="FILE",
+    help="Suspicious examples: a mask (.npy, .npz), or rows (.npy, .npz, .json, .txt).",
+)
+@by_id
+@options.as_json
+def mislabel(run_path: str, flags: str, by_id: bool, as_json: bool) -> None:
+    """Judge how well each ranking of RUN finds flagged examples.
+
+    Self-influence stands beside the loss, its mean over checkpoints and the gradient
+    norm: the mean loss often wins.
+    """
+    show(call("evaluate_mislabel", run_path, flags, by_id=by_id), as_json)
+
+
+@evaluate.command()
+@options.run_path
+@click.option(
+    "--relevant", metavar="FILE", help="JSON: query row to a list of relevant training rows."
+)
+@click.option("--same-group", is_flag=True, help="Relevant are the examples of the query's group.")
+@by_id
+@query_set
+@click.option(
+    "-k", "ks", type=click.IntRange(min=1), multiple=True, metavar="K", help="Recall at K."
+)
+@options.as_json
+def retrieval(run_path: str, as_json: bool, **how: Any) -> None:
+    """Judge whether the scores of RUN bring up relevant training examples.
+
+    Prints recall@K (K = 1, 10, 100, or as given) and the mean reciprocal rank, each beside chance.
+    """
+    given = {key: value for key, value in how.items() if value != ()}
+    show(call("evaluate_retrieval", run_path, **given), as_json)

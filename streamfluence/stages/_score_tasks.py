@@ -66,7 +66,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
             StoredRows(store, checkpoint, partitions, needs_scores), codec, queries, weight
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            _sides(run_path, device, spec["queries"], spec["damping"])
+            score_sides(run_path, device, spec["queries"], spec["damping"])
         )
     ]
     block_rows = _product.rows_per_block(len(terms[0].queries))
@@ -111,7 +111,7 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
     return readouts
 
 
-def _sides(
+def score_sides(
     run_path: str, device: str, example_set: str, damping: float | None
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint."""
@@ -187,7 +187,7 @@ def partition_scores(
     terms = [
         _product.Term(StoredRows(store, checkpoint, [partition], True), codec, queries, weight)
         for checkpoint, (codec, queries, weight) in enumerate(
-            _sides(run_path, "cpu", example_set, damping)
+            score_sides(run_path, "cpu", example_set, damping)
         )
     ]
     blocks = _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)))
