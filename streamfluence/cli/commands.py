@@ -9,7 +9,7 @@ import streamfluence
 from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution
 from streamfluence.cli._program import Program
-from streamfluence.cli._show import show
+from streamfluence.cli._show import show, warn
 from streamfluence.cli.evaluate import evaluate
 
 
@@ -151,6 +151,7 @@ def score(
         name=name,
         execution=execution(how),
     )
+    warn(result)
     show(result, as_json)
 
 
@@ -187,6 +188,7 @@ def top(
         negative=negative or both,
         name=name,
     )
+    warn(result.get("record", {}))
     show(result, as_json)
 
 

@@ -5,13 +5,28 @@ from typing import Any
 import click
 
 from streamfluence.cli import _options as options
-from streamfluence.cli._call import call
-from streamfluence.cli._show import show
+from streamfluence.cli._call import call, call_watched
+from streamfluence.cli._show import show, warn
 
 
 @click.group()
 def evaluate() -> None:
     """Measure whether the scores of a run can be trusted."""
+
+
+class Several(click.ParamType):
+    """Values separated by commas, as a tuple."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.name = kind, f"{kind.__name__},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of values separated by commas", param, ctx)
 
 
 by_id = click.option("--ids", "by_id", is_flag=True, help="FILE lists ids, not rows.")
@@ -56,3 +71,36 @@ def retrieval(run_path: str, as_json: bool, **how: Any) -> None:
     """
     given = {key: value for key, value in how.items() if value != ()}
     show(call("evaluate_retrieval", run_path, **given), as_json)
+
+
+@evaluate.command()
+@options.run_path
+@click.option("--sample", type=click.IntRange(min=1), default=512, show_default=True, metavar="N")
+@click.option(
+    "--queries",
+    "n_queries",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="K",
+    help="How many queries.",
+)
+@click.option("--query-set", "queries", metavar="NAME", help="Which query set, of several.")
+@click.option("--bytes", "row_bytes", type=Several(int), default=(), metavar="N,N", help="To try.")
+@click.option("--width", "widths", type=Several(int), default=(), metavar="N,N", help="To try.")
+@click.option(
+    "--curvature", "curvatures", type=Several(str), default=(), metavar="NAME,NAME", help="To try."
+)
+@click.option("--damping", type=Several(float), default=(), metavar="X,X", help="To try.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="K")
+@click.option("--by-layer/--joint", default=None, help="Whether to solve layer by layer as well.")
+@options.as_json
+def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
+    """Compare the scores of RUN with unprojected Gauss-Newton, without retraining.
+
+    On N training examples the reference is solved by conjugate gradients at the run's
+    damping. Other bytes, widths, curvatures and dampings are tried on the same examples.
+    """
+    result = call_watched("evaluate_fidelity", run_path, **how)
+    warn(result)
+    show(result, as_json)

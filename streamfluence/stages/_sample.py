@@ -21,7 +21,12 @@ BATCHES_PER_TASK = 4  # and none so short that writing its state takes longer th
 
 def sample_rows(session: Session) -> np.ndarray:
     """Return the sorted global rows of the sample, int64."""
-    count, wanted = session.table("train")["count"], session.manifest["sketch"]["examples"]
+    return sample_of(session, session.manifest["sketch"]["examples"])
+
+
+def sample_of(session: Session, wanted: int) -> np.ndarray:
+    """Return the rows of the sample that a sketch of ``wanted`` examples would take."""
+    count = session.table("train")["count"]
     if wanted >= count:
         return np.arange(count)
     generator = np.random.default_rng(session.manifest["sketch"]["seed"])

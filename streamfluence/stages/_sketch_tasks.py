@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from streamfluence.capture import Capture
 from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError, NonFiniteError
@@ -42,12 +43,24 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     facts = {
         "precision_cosine": _precision_cosine(opened, model, batch) if opened.half else None,
         "announcements": list(capture.announcements),
+        **_covered(model, capture),
         "blocks": [
             {"name": b.name, "parameters": list(b.parameters), "size": b.size}
             for b in capture.blocks
         ],
     }
     save_state(opened.store, f"sketch/{checkpoint}/coverage", 0, {}, facts)
+
+
+def _covered(model: torch.nn.Module, capture: Capture) -> dict[str, Any]:
+    """Return how many trainable parameters there are and take part, and the names of the others."""
+    trainable = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    covered = {name for block in capture.blocks for name in block.parameters}
+    return {
+        "trainable_parameters": sum(trainable.values()),
+        "covered_parameters": sum(size for name, size in trainable.items() if name in covered),
+        "left_out": [name for name in trainable if name not in covered],
+    }
 
 
 def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
@@ -130,11 +143,13 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     }
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
     arrays |= {"values": factor.values, "damping": factor.damping, "energies": energies}
+    sampled = load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]
     facts = {
         "curvature": opened.curvature_name(),
         "damping_rule": rule,
         "sample_examples": examples,
-        "vectors": load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]["vectors"],
+        "directions": sum(part.width for part in projection.parts),
+        **{key: sampled[key] for key in ("vectors", "vectors_an_example")},
         "projection": projection.facts(),
         "codec": codec_kind(codec_arrays).facts(),
         "blocks": _block_facts(opened, projection, factor),
@@ -175,7 +190,8 @@ def _accumulate(
 ) -> None:
     """Run ``update`` over one task's probes (or losses) and commit the state with its example count."""
     source = source or opened.curvature().source or "loss"
-    gradient, examples, vectors = opened.gradient(checkpoint, None), 0, "loss gradients"
+    gradient, examples, number = opened.gradient(checkpoint, None), 0, 0
+    vectors = "loss gradients"
     for ids, batch in sample_batches(opened, checkpoint, task):
         examples += len(ids)
         number = 0
@@ -194,7 +210,7 @@ def _accumulate(
         f"sketch/{checkpoint}/{stage}",
         task,
         state,
-        {"examples": examples, "vectors": vectors},
+        {"examples": examples, "vectors": vectors, "vectors_an_example": number},
     )
 
 

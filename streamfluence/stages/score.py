@@ -11,6 +11,7 @@ from streamfluence.layout import collect_stage
 from streamfluence.manifest import Score
 from streamfluence.stages import _score_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._record import warnings
 from streamfluence.stages._sets import (
     named_query_set,
     partition_count,
@@ -51,7 +52,7 @@ def score(
         allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
 
     Returns:
-        ``{"scores": [facts of each result]}``.
+        ``scores``: facts of each result; ``warnings``: what makes them doubtful, with the fix.
 
     Raises:
         IncompleteError: If rows are missing.
@@ -81,7 +82,8 @@ def score(
         _pin(store, label, spec)
         _execute(store, run_path, label, spec, execution, progress)
         done.append({"name": label, **_facts(store, label, spec)})
-    return {"scores": done}
+    missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
+    return {"scores": done, "warnings": warnings(store, missing)}
 
 
 def rescore(run_path: str, labels: list[str]) -> None:
