@@ -88,9 +88,11 @@ class Capture:
     def whole(self, gradients: Mapping[str, Tensor | None]) -> Uses:
         """Return gradients by parameter name, of a whole batch, as the uses of one example.
 
-        Any vectors of the parameters' shapes will do; None is zero.
+        Any vectors of the parameters' shapes will do; None is zero, and so is what is not there.
         """
-        found = {f.block.name: f.gathered(gradients) for f in self._filled}
+        names = {n for weight in self._plan.weights for n in weight.tensors}
+        given = {name: gradients.get(name) for name in names}
+        found = {f.block.name: f.gathered(given) for f in self._filled}
         return {name: [Dense(one[None])] for name, one in found.items() if one is not None}
 
     def check(self, batch: Any, loss: Callable[[Any], Tensor]) -> None:

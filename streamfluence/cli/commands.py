@@ -20,7 +20,8 @@ def main() -> None:
 
     Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 a bug;
     2 usage, configuration or input; 3 damage found; 4 incomplete; 5 too many
-    non-finite rows; 74 storage error, retry later; 75 interrupted, safe to resume.
+    non-finite rows; 6 a check of `evaluate sanity --strict` failed; 74 storage
+    error, retry later; 75 interrupted, safe to resume.
     """
 
 

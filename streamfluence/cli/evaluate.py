@@ -8,6 +8,8 @@ from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched
 from streamfluence.cli._show import show, warn
 
+CHECK_FAILED_EXIT_CODE = 6
+
 
 @click.group()
 def evaluate() -> None:
@@ -104,3 +106,22 @@ def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
     result = call_watched("evaluate_fidelity", run_path, **how)
     warn(result)
     show(result, as_json)
+
+
+@evaluate.command()
+@options.run_path
+@click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
+@click.option("--query-set", "queries", metavar="NAME", help="Which query set, of several.")
+@click.option("--strict", is_flag=True, help="End with exit code 6 when a check fails.")
+@options.as_json
+def sanity(run_path: str, sample: int, queries: str | None, strict: bool, as_json: bool) -> None:
+    """Check that the scores of RUN behave as scores must.
+
+    Duplicates score alike, order does not matter, sums agree with autograd, and a model
+    of shuffled weights scores differently. A failed check is no damage: the exit code
+    stays 0 unless --strict is given.
+    """
+    result = call_watched("evaluate_sanity", run_path, sample=sample, queries=queries)
+    show(result, as_json)
+    if strict and not result["passed"]:
+        raise click.exceptions.Exit(CHECK_FAILED_EXIT_CODE)

@@ -157,13 +157,22 @@ def stored_scores(pilot: Pilot) -> Scored:
 
 
 def whitened(
-    opened: Session, checkpoint: int, made: Directions, pilot: Pilot, of_queries: bool = False
+    opened: Session,
+    checkpoint: int,
+    made: Directions,
+    pilot: Pilot,
+    of_queries: bool = False,
+    batches: list[Any] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the whitened rows of the pilot's examples, or of its queries, batch by batch."""
+    """Yield the whitened rows of the pilot's examples, or of its queries, batch by batch.
+
+    Args:
+        batches: Others, in place of the pilot's.
+    """
     gradient = opened.gradient(checkpoint, made.projection)
-    batches = pilot.query_batches if of_queries else pilot.batches
-    measurement = pilot.measurement if of_queries else "loss"
-    for batch in batches:
+    chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
+    for batch in chosen:
+        measurement = pilot.measurement if of_queries else "loss"
         yield measured_rows(made, gradient, batch, measurement)[0]
 
 
