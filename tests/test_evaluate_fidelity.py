@@ -68,7 +68,7 @@ def test_conjugate_gradients_solve_every_right_hand_side_to_the_tolerance():
 
 def test_conjugate_gradients_that_ran_out_of_steps_say_so():
     matrix = spd(30)
-    found = solve(lambda v: v @ matrix, torch.ones(1, 30).double(), most_iterations=3)
+    found = solve(lambda v: v @ matrix, torch.ones(1, 30).double(), 1e-6, most_iterations=3)
     assert not found.converged and found.iterations == 3 and found.residual > 1e-6
 
 
@@ -139,7 +139,7 @@ def test_agreement_is_scipys_spearman_and_a_count_of_common_rows():
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_reference_scores_are_the_dense_solve_in_float64(folder, by_layer):
     pilot = choose_pilot(str(folder / "run"), "cpu", 150, None, 7)
-    found = reference_scores(pilot, {"joint": 0.01}, by_layer)
+    found = reference_scores(pilot, {"joint": 0.01}, by_layer, True, 1e-8)
     expected = dense_scores(folder, 0.01, joint=not by_layer)
     np.testing.assert_allclose(
         found.scores, expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max()
@@ -149,9 +149,8 @@ def test_reference_scores_are_the_dense_solve_in_float64(folder, by_layer):
 
 def test_each_block_is_damped_by_its_own_value(folder):
     pilot = choose_pilot(str(folder / "run"), "cpu", 150, None, 7)
-    both = reference_scores(pilot, {"0": 0.01, "2": 0.3}, True).scores
-    first = reference_scores(pilot, {"0": 0.01, "2": 1e12}, True).scores
-    second = reference_scores(pilot, {"0": 1e12, "2": 0.3}, True).scores
+    dampings = {"0": 0.01, "2": 0.3}, {"0": 0.01, "2": 1e12}, {"0": 1e12, "2": 0.3}
+    both, first, second = (reference_scores(pilot, d, True, True, 1e-8).scores for d in dampings)
     np.testing.assert_allclose(both, first + second, rtol=1e-5, atol=1e-9)
 
 
@@ -161,7 +160,7 @@ def test_a_model_that_insists_on_float32_is_solved_in_float32_and_says_so(tmp_pa
     task.write_text(task.read_text().replace('batch["x"]', 'batch["x"].float()'))
     ok("run", tmp_path / "job.toml", tmp_path / "run", *EXACT)
     pilot = choose_pilot(str(tmp_path / "run"), "cpu", 150, None, 7)
-    found = reference_scores(pilot, {"joint": 0.01}, False)
+    found = reference_scores(pilot, {"joint": 0.01}, False, True, 1e-5)
     assert found.precision == "float32"
     expected = dense_scores(tmp_path, 0.01, joint=True)
     assert np.abs(found.scores - expected).max() < 1e-3 * np.abs(expected).max()
@@ -182,10 +181,10 @@ def test_an_unquantised_run_agrees_with_its_reference_by_layer_but_not_jointly(f
     report = report_of(folder / "run", "--sample", 150)
     by_layer, joint = rows_of(report), rows_of(report, "joint")
     for name in ("the run as stored", "the run's settings on the pilot"):
-        assert by_layer[name]["spearman"] > 0.9999
-        assert by_layer[name]["relative_error"] < 1e-3
-        assert by_layer[name]["top_10_overlap"] > 0.98
-        assert joint[name]["spearman"] < 0.9999 < by_layer[name]["spearman"]
+        assert by_layer[name]["spearman"] > 0.999
+        assert by_layer[name]["relative_error"] < 1e-2
+        assert by_layer[name]["top_10_overlap"] > 0.95
+        assert joint[name]["spearman"] < 0.999 < by_layer[name]["spearman"]
         assert by_layer[name]["codec_error"] == 0.0
     assert (report["examples"], report["queries"]) == (150, 7)
     assert "the 150 examples that the run's curvature comes from" in report["reference_sample"]
@@ -203,7 +202,7 @@ def test_fewer_bytes_agree_less_and_the_codec_error_is_measured(folder):
     stored = streamfluence.open(str(folder / "bands")).scores().compute()
     exact = dense_scores(folder, 0.01)
     ranks = [spearmanr(*pair).statistic for pair in zip(stored.T, exact.T, strict=True)]
-    assert rows["the run as stored"]["spearman"] == pytest.approx(np.mean(ranks), abs=1e-3)
+    assert rows["the run as stored"]["spearman"] == pytest.approx(np.mean(ranks), abs=5e-3)
 
 
 def test_each_setting_changes_one_thing_and_is_compared_at_its_own_damping(folder):
@@ -224,7 +223,7 @@ def test_a_small_pilot_says_that_the_samples_differ(folder):
     assert (report["examples"], report["queries"]) == (40, 3)
     assert "the run as stored has its curvature from 150" in report["reference_sample"]
     rows = rows_of(report)
-    assert rows["the run's settings on the pilot"]["spearman"] > 0.9999
+    assert rows["the run's settings on the pilot"]["spearman"] > 0.999
     assert (
         rows["the run as stored"]["spearman"] < rows["the run's settings on the pilot"]["spearman"]
     )

@@ -96,6 +96,7 @@ def retrieval(run_path: str, as_json: bool, **how: Any) -> None:
 @click.option("--damping", type=Several(float), default=(), metavar="X,X", help="To try.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="K")
 @click.option("--by-layer/--joint", default=None, help="Whether to solve layer by layer as well.")
+@click.option("--double", is_flag=True, help="Solve the reference in float64.")
 @options.as_json
 def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
     """Compare the scores of RUN with unprojected Gauss-Newton, without retraining.

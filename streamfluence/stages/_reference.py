@@ -4,6 +4,7 @@ Slow and exact up to the residual that is reported; nothing of it is stored.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from streamfluence.data import batch_length, map_batch
 from streamfluence.errors import InputError
-from streamfluence.evaluation.conjugate_gradients import Solved, solve
+from streamfluence.evaluation.conjugate_gradients import TOLERANCE, Solved, solve
 from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.stages._pilot import Pilot
 from streamfluence.task import Task
@@ -40,13 +41,22 @@ class Solution:
     precision: str
 
 
-def reference_scores(pilot: Pilot, damping: Mapping[str, float], by_layer: bool) -> Solution:
+def reference_scores(
+    pilot: Pilot,
+    damping: Mapping[str, float],
+    by_layer: bool,
+    double: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Solution:
     """Return the scores that no projection, sketch or codec has touched.
 
     Args:
         damping: By block of the run's curvature, or of one name for everything; a block that is not
             named gets the mean of the others.
         by_layer: Leave out what couples the layers; one system a layer.
+        double: Solve in float64, where the model can run in it. Convolutions on a CPU are then nine
+            times slower (measured on the digits net); the residual says whether float32 was enough.
+        tolerance: Relative residual to reach.
 
     Raises:
         InputError: If the model has no forward-mode derivatives.
@@ -54,13 +64,13 @@ def reference_scores(pilot: Pilot, damping: Mapping[str, float], by_layer: bool)
     opened, total, systems = pilot.opened, 0.0, []
     precision = "float64"
     for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
-        net = _Net(pilot, checkpoint)
+        net = _Net(pilot, checkpoint, double)
         precision = net.precision
         blocks = {b.name: list(b.parameters) for b in opened.capture(checkpoint).blocks}
         values = _of_blocks(blocks, damping)
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
-            part, solved = net.scores({name: blocks[name] for name in group}, values)
+            part, solved = net.scores({name: blocks[name] for name in group}, values, tolerance)
             total = total + part * (weight / opened.table("train")["count"])
             systems += solved
     return Solution(
@@ -75,9 +85,9 @@ def reference_scores(pilot: Pilot, damping: Mapping[str, float], by_layer: bool)
 class _Net:
     """One checkpoint's model, in float64 where it can be, and the pilot's batches to match."""
 
-    def __init__(self, pilot: Pilot, checkpoint: int) -> None:
+    def __init__(self, pilot: Pilot, checkpoint: int, double: bool) -> None:
         self._task, self._pilot = pilot.opened.task, pilot
-        self._model, self.dtype = _precise(self._task, pilot, checkpoint)
+        self._model, self.dtype = _precise(self._task, pilot, checkpoint, double)
         self._batches, self._queries = (
             [_cast(batch, self.dtype) for batch in batches]
             for batches in (pilot.batches, pilot.query_batches)
@@ -88,7 +98,7 @@ class _Net:
         return str(self.dtype).removeprefix("torch.")
 
     def scores(
-        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, float]
+        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, float], tolerance: float
     ) -> tuple[np.ndarray, list[Solved]]:
         """Return the scores of the parameters of some blocks, without weight and 1/n."""
         first_names = {name for name, _ in self._model.named_parameters()}
@@ -103,7 +113,7 @@ class _Net:
         right = torch.cat([linear.gradients(b, self._measure) for b in self._queries])
         step = max(1, _GROUP_ENTRIES // len(shift))
         systems = [
-            solve(lambda v: self._product(linear, v) + shift * v, part)
+            solve(lambda v: self._product(linear, v) + shift * v, part, tolerance)
             for part in right.split(step)
         ]
         solved = torch.cat([system.solution for system in systems])
@@ -120,24 +130,18 @@ class _Net:
         return total / len(self._pilot.rows)
 
 
-def _precise(task: Task, pilot: Pilot, checkpoint: int) -> tuple[nn.Module, torch.dtype]:
-    """Return the model in float64, or in float32 where its forward insists on that."""
-    model = pilot.opened.model(checkpoint)
-    precise = deepcopy(model).double()
-    batch = _cast(pilot.batches[0], torch.float64)
-    try:
-        with torch.no_grad():
-            outputs, _ = task.forward(precise, batch)
-    except InputError:
-        return deepcopy(model).float(), torch.float32
-    return (
-        (precise, torch.float64)
-        if outputs.dtype == torch.float64
-        else (
-            deepcopy(model).float(),
-            torch.float32,
-        )
-    )
+def _precise(
+    task: Task, pilot: Pilot, checkpoint: int, double: bool
+) -> tuple[nn.Module, torch.dtype]:
+    """Return a copy of the model in float64 if that is wanted and works, else in float32."""
+    model = deepcopy(pilot.opened.model(checkpoint))
+    if double:
+        model = model.double()
+        with torch.no_grad(), suppress(InputError):
+            outputs, _ = task.forward(model, _cast(pilot.batches[0], torch.float64))
+            if outputs.dtype == torch.float64:
+                return model, torch.float64
+    return model.float(), torch.float32
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:

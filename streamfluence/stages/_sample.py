@@ -53,10 +53,12 @@ def sample_batches(session: Session, checkpoint: int, task: int) -> Iterator[tup
         mine, prefetch(reader.take(batches[i]) for i in mine), strict=True
     ):
         ids = torch.from_numpy(batches[number])
-        yield _finite(session, checkpoint, ids, session.batch(host_batch))
+        yield finite_examples(session, checkpoint, ids, session.batch(host_batch))
 
 
-def _finite(session: Session, checkpoint: int, ids: Tensor, batch: Any) -> tuple[Tensor, Any]:
+def finite_examples(
+    session: Session, checkpoint: int, ids: Tensor, batch: Any
+) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
     with torch.no_grad():
         loss = session.task.loss(session.forward(session.model(checkpoint), batch))

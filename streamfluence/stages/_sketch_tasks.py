@@ -17,7 +17,7 @@ from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
-from streamfluence.stages._sample import sample_batches, sample_rows, sample_tasks
+from streamfluence.stages._sample import finite_examples, sample_batches, sample_rows, sample_tasks
 from streamfluence.stages._session import (
     Session,
     load_state,
@@ -35,7 +35,9 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     """Prove on the first batch that the captured gradients are autograd's, and commit the facts."""
     opened = session(run_path, device)
     capture = opened.capture(checkpoint)
-    batch = opened.batch(opened.reader("train").read(0, min(8, opened.table("train")["count"])))
+    first = torch.arange(min(8, opened.table("train")["count"]))
+    rows = opened.batch(opened.reader("train").read(0, len(first)))
+    _, batch = finite_examples(opened, checkpoint, first, rows)
     model = opened.model(checkpoint)
     # Coverage is proved in float32: bfloat16 rounds by more than a missed use would show.
     exact = opened.planned(model, partial(opened.forward_at, False)) if opened.half else capture
@@ -195,10 +197,13 @@ def _accumulate(
     for ids, batch in sample_batches(opened, checkpoint, task):
         examples += len(ids)
         number = 0
-        for uses, weight in _vectors(opened, gradient, source, ids, batch):
+        asked: list[int | None] = []
+        for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
             state, number = update(state, uses, weight), number + 1
         if source == "probes":
-            vectors = f"{number} exact columns" if weight == 1.0 else f"{number} probes an example"
+            # Not told by the weight: one probe and one exact column both weigh 1.
+            exact = asked == [None]
+            vectors = f"{number} exact columns" if exact else f"{number} probes an example"
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
@@ -215,12 +220,23 @@ def _accumulate(
 
 
 def _vectors(
-    opened: Session, gradient: Any, source: str, ids: torch.Tensor, batch: Any
+    opened: Session,
+    gradient: Any,
+    source: str,
+    ids: torch.Tensor,
+    batch: Any,
+    asked: list[int | None],
 ) -> Iterator[tuple[Uses, float]]:
+    """Yield one batch's vectors and their weights; ``asked`` gets the probes, None for all columns."""
     if source == "loss":
         return gradient.loss_uses(batch)
     seed = opened.manifest["sketch"]["seed"]
-    return gradient.probe_uses(batch, ids, seed, lambda columns: probe_count(opened, columns))
+
+    def probes(columns: int) -> int | None:
+        asked.append(probe_count(opened, columns))
+        return asked[-1]
+
+    return gradient.probe_uses(batch, ids, seed, probes)
 
 
 def probe_count(opened: Session, columns: int) -> int | None:

@@ -55,6 +55,7 @@ def evaluate_fidelity(
     damping: Sequence[float] = (),
     k: int = 10,
     by_layer: bool | None = None,
+    double: bool = False,
     execution: Execution | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def evaluate_fidelity(
         k: How many of the largest scores are compared as sets.
         by_layer: Also solve the reference layer by layer, as the rows are whitened by default; None
             does so for runs whose curvature is by layer and whose layers are few.
+        double: Solve the reference in float64, where the model can run in it.
 
     Returns:
         ``settings``: one row a setting and reference, with Spearman, overlap of the ``k`` largest and
@@ -81,7 +83,7 @@ def evaluate_fidelity(
     settings = _settings(row_bytes, widths, curvatures, damping)
     _refuse(run_path, execution, sample, k)
     pilot = choose_pilot(run_path, execution.resolved_device(), sample, queries, n_queries)
-    compared = _Comparison(pilot, k, by_layer)
+    compared = _Comparison(pilot, k, by_layer, double)
     rows: list[dict[str, Any]] = []
     progress.start("fidelity", 2 + len(settings), "settings")
     rows += compared.rows("the run as stored", pilot.opened.store, stored_scores(pilot))
@@ -108,8 +110,8 @@ def evaluate_fidelity(
 class _Comparison:
     """Compares scores with references, each solved once a damping."""
 
-    def __init__(self, pilot: Pilot, k: int, by_layer: bool | None) -> None:
-        self._pilot, self._k = pilot, k
+    def __init__(self, pilot: Pilot, k: int, by_layer: bool | None, double: bool) -> None:
+        self._pilot, self._k, self._double = pilot, k, double
         blocks = pilot.opened.capture(0).blocks
         layered = pilot.opened.manifest["curvature"]["blocks"] == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
@@ -161,7 +163,7 @@ class _Comparison:
     def _solve(self, damping: dict[str, float], by_layer: bool) -> Solution:
         key = (tuple(sorted(damping.items())), by_layer)
         if key not in self._solved:
-            self._solved[key] = reference_scores(self._pilot, damping, by_layer)
+            self._solved[key] = reference_scores(self._pilot, damping, by_layer, self._double)
         return self._solved[key]
 
 
