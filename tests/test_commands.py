@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 import zarr
-from click.testing import CliRunner
+from calls import invoke, ok
 from small_job import write_job
 
 import streamfluence
-from streamfluence.cli import main
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import load_job
 from streamfluence.store import RunStore
@@ -25,16 +24,6 @@ def folder(tmp_path_factory):
     write_job(path)
     ok("run", path / "job.toml")
     return path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def ok(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_status_of_a_finished_run_is_complete(folder):

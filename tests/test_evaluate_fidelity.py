@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from calls import ok, refused
 from scipy.stats import spearmanr
 from small_job import JOB, dense_scores, write_job
 from torch import nn
 
 import streamfluence
-from streamfluence.cli import main
 from streamfluence.evaluation.conjugate_gradients import solve
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.evaluation.gauss_newton import Linearised
@@ -29,23 +28,6 @@ def folder(tmp_path_factory):
     ok("run", path / "job.toml", path / "run", *EXACT)
     ok("run", path / "job.toml", path / "bands", "--bytes", "16")
     return path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def ok(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    return result.stderr
 
 
 # --- the mathematics ------------------------------------------------------------------------

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from calls import invoke, ok, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from small_job import JOB, write_job
 
 import streamfluence
-from streamfluence.cli import main
 from streamfluence.evaluation.mislabel import SHARES, Ranking
 from streamfluence.evaluation.retrieval import FirstPass, SecondPass, chance_reciprocal_rank
 from streamfluence.layout import collect_stage
@@ -32,23 +31,6 @@ def folder(tmp_path_factory):
     two = json.dumps(["model.pt", "second.pt"])
     ok("run", path / "job.toml", path / "run", "--set", f"checkpoints={two}")
     return path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def ok(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    return result.stderr
 
 
 # --- the mathematics ------------------------------------------------------------------------

@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
+from calls import invoke
 from small_job import JOB, write_job
 from torch import nn
 
 from streamfluence.capture import Capture
-from streamfluence.cli import main
 from streamfluence.stages import _session, evaluate_sanity
 
 DECAYED = JOB.replace("damping = 0.01", "weight_decay = 0.01")
@@ -22,10 +21,6 @@ def folder(tmp_path_factory):
     result = invoke("run", path / "job.toml", path / "run")
     assert result.exit_code == 0, result.output
     return path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def verdicts(run_path):

@@ -5,24 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from calls import done
 from small_job import JOB, write_job
 
 import streamfluence
-from streamfluence.cli import main
 from streamfluence.stages._doubts import row_doubts, sketch_doubts
 from streamfluence.stages._session import load_codec
 from streamfluence.store import RunStore
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def ok(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +29,7 @@ def folder(tmp_path_factory):
 def ran(folder):
     options = ("sketch.probes=1", "sketch.examples=100", "rows.max_non_finite=0.1", "rows.bytes=16")
     sets = [word for option in options for word in ("--set", option)]
-    return ok(
+    return done(
         "run", folder / "job.toml", folder / "run", *sets, "--set", 'model.exclude=["0.bias"]'
     )
 
@@ -66,7 +55,7 @@ def test_the_codec_error_in_the_record_is_that_of_the_stored_rows(folder, ran):
     codec = run.top("0", k=1)["record"]["codec"]
     # The first batch of 16 of every partition of 32, without the row that is not finite.
     assert codec["measured_rows"] == 5 * 16 - 1
-    ok("run", folder / "job.toml", folder / "floats", *_same("float32", 0))
+    done("run", folder / "job.toml", folder / "floats", *_same("float32", 0))
     stored = run.rows("train").compute()
     rows = streamfluence.open(str(folder / "floats")).rows("train").compute()
     kept, _ = load_codec(RunStore.open(str(folder / "run")), 0)
@@ -86,7 +75,7 @@ def _same(codec, row_bytes):
 
 def test_another_damping_when_scoring_changes_the_damping_and_the_effective_dimension(folder, ran):
     before = streamfluence.open(str(folder / "run")).top("test/0", k=1)["record"]
-    ok("score", folder / "run", "--damping", "1000")
+    done("score", folder / "run", "--damping", "1000")
     after = streamfluence.open(str(folder / "run")).top("0", k=1, name="test-damping-1000")[
         "record"
     ]
@@ -95,9 +84,9 @@ def test_another_damping_when_scoring_changes_the_damping_and_the_effective_dime
 
 
 def test_an_export_and_top_carry_the_warnings(folder, ran, tmp_path):
-    wanted = json.loads(ok("top", folder / "run", "test/0", "-k", 1, "--json").stdout)["record"]
+    wanted = json.loads(done("top", folder / "run", "test/0", "-k", 1, "--json").stdout)["record"]
     assert len(wanted["warnings"]) >= 3
-    ok("export", folder / "run", tmp_path / "out.csv", "--name", "test")
+    done("export", folder / "run", tmp_path / "out.csv", "--name", "test")
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert f"# warnings: {json.dumps(wanted['warnings'])}" in lines
 
@@ -117,23 +106,23 @@ def test_run_warns_on_stderr_once_and_with_the_fix(ran):
 @pytest.mark.parametrize("command", [("score",), ("top", "test/0", "-k", "1")])
 def test_score_and_top_warn_on_stderr_once(folder, ran, command):
     name, *rest = command
-    result = ok(name, folder / "run", *rest)
+    result = done(name, folder / "run", *rest)
     lines = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert len(lines) == len(set(lines)) == 3
 
 
 def test_a_sound_job_raises_no_doubt(tmp_path):
     write_job(tmp_path)
-    result = ok("run", tmp_path / "job.toml", tmp_path / "run")
+    result = done("run", tmp_path / "job.toml", tmp_path / "run")
     assert "warning" not in result.stderr
     assert streamfluence.open(str(tmp_path / "run")).top("0", k=1)["record"]["warnings"] == []
 
 
 def test_missing_partitions_that_were_allowed_are_a_warning(tmp_path):
     write_job(tmp_path)
-    ok("run", tmp_path / "job.toml", tmp_path / "run")
+    done("run", tmp_path / "job.toml", tmp_path / "run")
     RunStore.open(str(tmp_path / "run")).discard("collect/train/0", 2)
-    result = ok("score", tmp_path / "run", "--allow-incomplete", "--name", "part")
+    result = done("score", tmp_path / "run", "--allow-incomplete", "--name", "part")
     assert "1 of 5 partitions of training rows are missing" in result.stderr
 
 
@@ -217,6 +206,13 @@ def test_the_worst_checkpoint_speaks():
 
 def test_rows_that_are_bad_or_missing_are_counted():
     counts = {"non_finite": 2, "rows": 300, "missing": 1, "partitions": 4}
-    bad, missing = row_doubts(counts)
+    bad, missing = row_doubts(counts, 0.1)
     assert "2 of 300 training rows" in bad and "1 of 4 partitions" in missing
-    assert row_doubts(counts | {"non_finite": 0, "missing": 0}) == []
+    assert row_doubts(counts | {"non_finite": 0, "missing": 0}, None) == []
+
+
+def test_rows_that_storing_changed_much_are_a_doubt():
+    counts = {"non_finite": 0, "rows": 300, "missing": 0, "partitions": 4}
+    (sentence,) = row_doubts(counts, 0.7)
+    assert "70% off" in sentence and "raise rows.bytes" in sentence
+    assert row_doubts(counts, 0.5) == []

@@ -9,6 +9,7 @@ from typing import Any
 VECTORS_A_DIRECTION = 20  # examples x probes a direction; with fewer, small eigenvalues are noise
 MOST_OF_THE_WIDTH = 0.5
 LEAST_ENERGY = 0.5
+LARGEST_ERROR = 0.5
 
 Facts = Mapping[str, Any]
 
@@ -29,11 +30,12 @@ def sketch_doubts(
     return [sentence for sentence in found if sentence]
 
 
-def row_doubts(counts: Mapping[str, int]) -> list[str]:
+def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
     """Return the doubts that collected rows raise.
 
     Args:
         counts: ``non_finite`` rows, ``rows`` of all checkpoints, ``missing`` and all ``partitions``.
+        error: Measured relative error of the stored coordinates; None when nothing was stored.
     """
     found = []
     if counts["non_finite"]:
@@ -45,6 +47,11 @@ def row_doubts(counts: Mapping[str, int]) -> list[str]:
         found.append(
             f"{counts['missing']:,} of {counts['partitions']:,} partitions of training rows are "
             f"missing and count nowhere; run `streamfluence collect`, then score under another name"
+        )
+    if error is not None and error > LARGEST_ERROR:
+        found.append(
+            f"stored rows are {error:.0%} off what was measured, because they have few bytes; raise "
+            f"rows.bytes, and see `streamfluence evaluate fidelity` for what it buys"
         )
     return found
 

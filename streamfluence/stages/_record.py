@@ -1,11 +1,12 @@
 """What every result says of itself: method, damping, bytes, coverage, doubts, sign and unit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from streamfluence.layout import collect_stage
 from streamfluence.stages._doubts import row_doubts, sketch_doubts
 from streamfluence.stages._sets import partition_count, plan_stage
-from streamfluence.store import RunStore
+from streamfluence.store import Receipt, RunStore
 
 
 def record(store: RunStore, label: str) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def row_warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
             "rows": sum(len(receipt.span) for receipt in receipts),
             "missing": len(missing_partitions),
             "partitions": partition_count(store, "train"),
-        }
+        },
+        _measured(receipts)["measured_error"],
     )
 
 
@@ -96,16 +98,21 @@ def _effective_dimension(store: RunStore, plan: dict[str, Any], damping: float |
 
 
 def _stored(store: RunStore) -> dict[str, Any]:
-    """Return how rows are stored, with the error measured on the first batch of every partition."""
-    facts = [f for receipt in _train_receipts(store) if (f := receipt.facts["stored"])]
+    """Return how rows are stored, and the error that was measured."""
+    codec = plan_facts(store, 0)["codec"]
+    measured = _measured(_train_receipts(store))
+    return {"codec": {"name": store.manifest["rows"]["codec"], **codec, **measured}}
+
+
+def _measured(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Return what the codec did to the first batch of every partition, relative, root mean square."""
+    facts = [stored for receipt in receipts if (stored := receipt.facts["stored"])]
     rows = sum(one["rows"] for one in facts)
-    measured = {
+    return {
         "measured_error": (sum(one["error"] for one in facts) / rows) ** 0.5 if rows else None,
         "measured_energy_kept": sum(one["kept"] for one in facts) / rows if rows else None,
         "measured_rows": int(rows),
     }
-    codec = plan_facts(store, 0)["codec"]
-    return {"codec": {"name": store.manifest["rows"]["codec"], **codec, **measured}}
 
 
 def _coverage(store: RunStore) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def plan_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
     return store.read_attributes(receipt)["facts"]
 
 
-def _train_receipts(store: RunStore) -> list[Any]:
+def _train_receipts(store: RunStore) -> list[Receipt]:
     """Return the receipts of the training rows at every checkpoint."""
     return [
         receipt

@@ -127,6 +127,7 @@ class _Comparison:
             "row_bytes": _row_bytes(store, codec),
             "directions": plan["directions"],
             "effective_dimension": sum(b["effective_dimension"] for b in plan["blocks"]),
+            "gradient_energy_kept": plan["projection"].get("kept"),
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
