@@ -137,7 +137,7 @@ def doubts(curvature="gauss_newton", count=10_000, coverage=None, **changes):
         "vectors": "10 probes an example",
         "vectors_an_example": 10,
         "directions": 1000,
-        "projection": {"kept": 0.9},
+        "projection": {"kept": 0.97},
         "blocks": [
             {"name": "a", "width": 600, "effective_dimension": 100.0},
             {"name": "b", "width": 400, "effective_dimension": 50.0},

@@ -6,9 +6,18 @@ Pure functions of what the sketch and the receipts recorded.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-VECTORS_A_DIRECTION = 20  # examples x probes a direction; with fewer, small eigenvalues are noise
-MOST_OF_THE_WIDTH = 0.5
-LEAST_ENERGY = 0.5
+# examples x probes a direction; measured on a small MLP (digits): one probe each of 1,437
+# examples costs .04 of LDS at 512 directions, eight cost .007.
+VECTORS_A_DIRECTION = 20
+# Rank agreement with unprojected Gauss-Newton by layer, measured by `evaluate fidelity` on the
+# digits example (160 examples, damping 1e-3, rows in float32) for widths 1024 to 64:
+#   effective dimension / width   .18   .23   .33   .41   .54   .76   .90
+#   gradient energy kept         .997  .996  .992  .988  .977  .943
+#   Spearman                      .98   .96   .91   .88   .77   .56   .46
+MOST_OF_THE_WIDTH = 0.4
+LEAST_ENERGY = 0.95
+# Same net, 1024 directions, against joint Gauss-Newton: float32 .71; an error of .23 (128 bytes)
+# leaves .63, .48 (64 bytes) .54, .76 (32 bytes) .43.
 LARGEST_ERROR = 0.5
 
 Facts = Mapping[str, Any]

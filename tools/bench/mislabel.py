@@ -1,8 +1,7 @@
 """Mislabel detection: the digits example trained on labels of which a tenth is flipped at random.
 
-    python tools/bench/mislabel.py                     # two minutes on one core
+    python tools/bench/mislabel.py                     # a few minutes on one core
     python tools/bench/mislabel.py --epochs 2 10 50 150 --weight-decay 0 --seeds 1   # memorised
-
 
 JSON on stdout, a table on stderr. The example's net, recipe and job; checkpoints after some of
 its epochs, the last one the end of training. Every judged run is one of the library: `run`, then
@@ -165,7 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.1, help="share of flipped labels")
     parser.add_argument("--epochs", type=int, nargs="+", default=list(EPOCHS), metavar="N")
     parser.add_argument("--weight-decay", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1, help="draws of flips and weights")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
