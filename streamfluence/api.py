@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from streamfluence.stages.score import lazy_rows, lazy_scores
+from streamfluence.stages.score import lazy_rows, lazy_scores, results
 from streamfluence.stages.status import status
 from streamfluence.stages.top import top
 from streamfluence.store import RunStore
@@ -37,7 +37,9 @@ class Run:
         """Return what is done and what is missing."""
         return status(self.path)
 
-    def top(self, query: int | str, k: int = 10, name: str | None = None) -> dict[str, Any]:
+    def top(
+        self, query: int | str, k: int | None = None, name: str | None = None
+    ) -> dict[str, Any]:
         """Return the examples that help and hurt a query most; see ``streamfluence top``."""
         return top(self.path, str(query), k=k, name=name)
 
@@ -59,6 +61,22 @@ class Run:
         Inner products of queries in the same coordinates with these rows are the scores times n.
         """
         return lazy_rows(self.path, example_set, checkpoint)
+
+    def results(self, name: str | None = None) -> dict[str, Any]:
+        """Return what the readouts of finished scores kept, by ``readout.array``.
+
+        For example ``self_influence.top_rows``, ``aggregate.group_sums`` or
+        ``subset_sum.subset_sums``; the class of each readout says what its arrays are. What has
+        one value an example, such as ``aggregate.query_mean`` or ``dense.scores``, is a lazy
+        Dask array with the examples of the scored partitions in order; the rest is in memory.
+
+        Args:
+            name: Of the scores, when the run has several.
+
+        Raises:
+            IncompleteError: If they are not finished.
+        """
+        return results(self.path, name)
 
     def __repr__(self) -> str:
         return f"Run({self.path!r})"

@@ -6,12 +6,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamfluence.errors import BudgetError
+from streamfluence.errors import BudgetError, InputError
 
 _PER_EXAMPLE = 8 + 3 * 4 + 1 + 8  # example_id, loss, grad_norm, self_influence, flags, group
-_FILES_PER_PARTITION = (
-    17  # seven arrays of one object and one zarr.json each, the group's, two receipts
-)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Files, and the bytes in them."""
+
+    files: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: "Stored") -> "Stored":
+        return Stored(self.files + other.files, self.nbytes + other.nbytes)
+
+    def __mul__(self, times: int) -> "Stored":
+        return Stored(self.files * times, self.nbytes * times)
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,19 @@ def disk_bytes(count: int, row_bytes: int, checkpoints: int) -> int:
     return count * (row_bytes + _PER_EXAMPLE) * checkpoints
 
 
-def file_count(partitions: int, checkpoints: int) -> int:
-    """Return how many files the rows of one example set take at all checkpoints."""
-    return partitions * _FILES_PER_PARTITION * checkpoints
+def rows_stored(count: int, partitions: int, row_bytes: int, partition: Stored) -> Stored:
+    """Return what the rows of one example set take at one checkpoint.
+
+    Args:
+        partition: What a partition takes besides its rows: metadata, checksums, its receipt.
+    """
+    return partition * partitions + Stored(0, disk_bytes(count, row_bytes, 1))
+
+
+def stored_below(folder: Path) -> Stored:
+    """Return what lies in a folder and all below it."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return Stored(len(sizes), sum(sizes))
 
 
 def refuse_what_does_not_fit(cost: Cost, run_path: str, memory: int | None) -> None:
@@ -76,10 +97,10 @@ def parse_size(text: str) -> int:
     unless they end in a plain ``B``, as in ``kB``.
 
     Raises:
-        ValueError: If it is no size.
+        InputError: If it is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)\s*", text.lower())
     if not match or (match[3] == "i" or (match[3] == "ib" and not match[2])):
-        raise ValueError(f"{text!r} is no size in bytes, such as 4GiB")
+        raise InputError(f"memory {text!r} is no size in bytes; give one such as 4GiB")
     base = 1000 if match[2] and match[3] == "b" else 1024
     return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))

@@ -6,6 +6,7 @@ manifest, so that a run may be continued on another machine.
 """
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -57,7 +58,8 @@ class Curvature:
     Attributes:
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything.
         damping: In the unit of the eigenvalues, or ``auto``: the weight decay when it is given
-            (plus 1 / (learning_rate * steps) when those are), else a multiple of each block's mean.
+            (plus 0.61 (1 - momentum) / (learning_rate * steps) when those are), else a multiple of
+            each block's mean.
         weight_decay: The L2 coefficient the model was trained with.
         learning_rate, steps, momentum: Of training that was stopped early with SGD.
     """
@@ -201,14 +203,15 @@ def _validate(job: Job) -> None:
         raise InputError(
             f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything"
         )
-    if isinstance(job.curvature.damping, float) and not job.curvature.damping > 0:
-        raise InputError(f"curvature.damping = {job.curvature.damping}; it must be positive")
+    _check_curvature(job.curvature)
+    if not 0 <= job.rows.max_non_finite <= 1:
+        raise InputError(
+            f"rows.max_non_finite = {job.rows.max_non_finite}; it is a share of the rows, 0 to 1"
+        )
     if not job.checkpoints:
         raise InputError("checkpoints is empty; name at least one")
-    if job.checkpoint_weights is not None and len(job.checkpoint_weights) != len(job.checkpoints):
-        raise InputError(
-            f"{len(job.checkpoint_weights)} checkpoint_weights for {len(job.checkpoints)} checkpoints"
-        )
+    if not all(math.isfinite(weight) for weight in job.checkpoint_weights or ()):
+        raise InputError(f"checkpoint_weights = {job.checkpoint_weights}; they must be finite")
     batch, partition = job.compute.batch_size, job.compute.partition_examples
     if isinstance(partition, int) and partition % batch:
         raise InputError(
@@ -220,6 +223,28 @@ def _validate(job: Job) -> None:
             raise InputError(
                 f"query set {name!r}: use letters, digits, - and _, and not the name 'train'"
             )
+
+
+def _check_curvature(curvature: Curvature) -> None:
+    """Refuse numbers that would make a damping of zero, less, or something other than was meant."""
+    damping, momentum = curvature.damping, curvature.momentum
+    if isinstance(damping, float) and not 0 < damping < math.inf:
+        raise InputError(f"curvature.damping = {damping}; it must be positive and finite")
+    decay = curvature.weight_decay
+    if decay is not None and not 0 <= decay < math.inf:
+        raise InputError(f"curvature.weight_decay = {decay}; it must be 0 or more, and finite")
+    rate, steps = curvature.learning_rate, curvature.steps
+    if (rate is None) != (steps is None):
+        raise InputError(
+            "curvature.learning_rate and curvature.steps belong together: both say when training "
+            "was stopped; give both or neither"
+        )
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"curvature.learning_rate = {rate}; it must be positive and finite")
+    if steps is not None and steps < 1:
+        raise InputError(f"curvature.steps = {steps}; it must be at least 1")
+    if not 0 <= momentum < 1:
+        raise InputError(f"curvature.momentum = {momentum}; it must be at least 0 and below 1")
 
 
 def _build(kind: type, table: Mapping[str, Any], where: str) -> Any:

@@ -8,13 +8,16 @@ it, and its hash is part of the run's manifest.
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,27 +92,73 @@ class Task:
         """Return the loss of each example from what ``forward`` returned, shape ``(example,)``."""
         return returned if self.likelihood is None else self.likelihood.loss(*returned)
 
+    def check_measurement(self, name: str) -> None:
+        """Raise InputError when there is no measurement of that name."""
+        known = ["loss", "margin", *self._measurements]
+        if name not in known:
+            raise InputError(
+                f"{self.name} has no measurement {name!r}; there are: {', '.join(known)}"
+            )
+        if name != "loss" and self.likelihood is None:
+            raise InputError(
+                f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()"
+            )
+
     def measure(self, name: str, returned: Any) -> Tensor:
         """Return a query's measurement, oriented so that *lower is better*, shape ``(example,)``.
 
         ``loss`` is the loss; ``margin`` its log-odds with the sign turned; any other
         name is the task's own function of ``(outputs, targets)``.
         """
+        self.check_measurement(name)
         if name == "loss":
             return self.loss(returned)
-        if self.likelihood is None:
-            raise InputError(
-                f"measurement {name!r} needs a likelihood, but {self.name} gives only loss()"
-            )
         if name == "margin":
+            assert self.likelihood is not None
             return -self.likelihood.margin(*returned)
-        if name not in self._measurements:
-            known = ", ".join(["loss", "margin", *self._measurements])
-            raise InputError(f"{self.name} has no measurement {name!r}; there are: {known}")
         measured = self._call(name, self._measurements[name], *returned)
         if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
             raise InputError(f"{self.name}: measurement {name!r} must return shape (example,)")
         return measured
+
+    def require_train(self) -> None:
+        """Raise InputError unless the task can be trained again: ``train(indices, seed)``."""
+        if not callable(self.train):
+            raise InputError(
+                f"task {self.name} defines no train(indices, seed); without it nothing can be trained "
+                f"again, so add one that returns the weights trained on those rows of the training set"
+            )
+        try:
+            inspect.signature(self.train).bind([0], 0)
+        except TypeError as error:
+            raise InputError(f"{self.name}: train must take (indices, seed): {error}") from error
+        except ValueError:  # a callable without a signature
+            return
+
+    def retrain(self, indices: np.ndarray, seed: int) -> dict[str, Tensor]:
+        """Return the weights that the task's ``train`` makes of some rows of the training set.
+
+        Args:
+            indices: Sorted rows, int64.
+
+        Raises:
+            InputError: If it fails, or returns neither a state_dict nor a module.
+        """
+        assert self.train is not None
+        # Results are on stdout, and nobody knows what a training script prints.
+        with redirect_stdout(sys.stderr):
+            trained = self._call("train", self.train, indices, seed)
+        state = trained.state_dict() if isinstance(trained, nn.Module) else trained
+        if not (isinstance(state, Mapping) and state and _tensors(tuple(state.values()))):
+            raise InputError(
+                f"{self.name}: train() must return a state_dict or a module, got "
+                f"{type(trained).__name__}"
+            )
+        return dict(state)
+
+    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Put weights into a model of this task; InputError if they do not fit it."""
+        self._call("load_state_dict", model.load_state_dict, state)
 
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the user's code; what it raises becomes one clear sentence."""

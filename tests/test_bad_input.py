@@ -1,11 +1,14 @@
 """Bad input: one clear sentence, the documented exit code, and nothing committed is lost."""
 
 import json
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,18 +265,212 @@ def test_a_full_disk_ends_with_74_and_the_next_run_finishes(folder):
     assert run_job(folder).exit_code == 0
 
 
-def test_sigterm_ends_within_10_seconds_with_75_and_the_next_run_finishes(tmp_path):
+SCRIPT = """
+mount -t tmpfs -o size={size}k tmpfs "$DISK" || exit 99
+"$@" "$DISK/run"; first=$?
+mount -o remount,size=64m "$DISK"
+"$@" "$DISK/run" || exit 98
+cp -r "$DISK/run" "$COPY"
+exit $first
+"""
+
+
+@pytest.mark.parametrize("size", [300, 700])
+def test_a_disk_that_is_really_full_ends_with_74_and_the_next_run_finishes(folder, size):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    (folder / "disk").mkdir()
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c", SCRIPT.format(size=size), "sh"]
+    places = {"DISK": str(folder / "disk"), "COPY": str(folder / "copy")}
+    told = subprocess.run(
+        [*inside, *command(folder)], env=os.environ | places, capture_output=True, text=True
+    )
+    if "unshare" in told.stderr or told.returncode == 99:
+        pytest.skip(f"no file system can be mounted here: {told.stderr}")
+    assert told.returncode == 74, told.stderr
+    assert "the disk is full" in told.stderr and "Traceback" not in told.stderr
+    shutil.rmtree(folder / "run")
+    shutil.move(folder / "copy", folder / "run")
+    assert committed_rows(folder) == before
+
+
+def descendants(pid):
+    """Return the processes below one, by their numbers."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed] + [n for child in listed for n in descendants(child)]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes", "dask"])
+def test_sigterm_ends_within_10_seconds_with_75_and_leaves_no_process(tmp_path, executor):
     slow = TASK.replace("return module(batch", "import time; time.sleep(0.5); return module(batch")
     write_job(tmp_path, n=300, job=JOB)
     (tmp_path / "task.py").write_text(slow)
-    with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(tmp_path, "--executor", executor), stderr=subprocess.PIPE, text=True
+    ) as process:
         while not (tmp_path / "run" / "manifest.json").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
-        time.sleep(1)
+        time.sleep(3)
+        below = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         told = process.communicate(timeout=30)[1]
     assert process.returncode == 75, told
     assert time.monotonic() - started < 10
     assert "Traceback" not in told
+    time.sleep(0.5)
+    assert not [pid for pid in below if alive(pid)]
+
+
+def test_scores_of_incomplete_rows_must_be_asked_for_and_say_so(folder):
+    assert run_job(folder).exit_code == 0
+    RunStore.open(str(folder / "run")).discard("collect/train/0", 1)
+    assert invoke("score", folder / "run", "--name", "part", "--allow-incomplete").exit_code == 0
+    record = json.loads(invoke("top", folder / "run", "part/0", "--json").stdout)["record"]
+    assert record["missing_partitions"] == [1] and record["examples"] == 80 - 32
+
+
+@pytest.mark.parametrize("query", ["--1", "²", "test/", "1.5", "test/x"])
+def test_a_query_that_is_no_number_is_refused(folder, query):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("top", folder / "run", "--", query), 2, "INDEX")
+
+
+@pytest.mark.parametrize("name", ["sketch", "collect", "score", "repair"])
+def test_what_cannot_execute_anything_is_refused_by_every_command(folder, name):
+    assert run_job(folder).exit_code == 0
+    refused(invoke(name, folder / "run", "--memory", "12xx"), 2, "12xx", "4GiB")
+    refused(invoke(name, folder / "run", "--executor", "slurm"), 2, "slurm", "serial")
+    refused(invoke(name, folder / "run", "--device", "meta"), 2, "meta", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rows.codec", "nope"),
+        ("rows.compressor", "nope"),
+        ("projection.name", "nope"),
+        ("curvature.name", "nope"),
+        ("score.readouts", "nope"),
+        ("queries.test.measurement", "nope"),
+        ("compute.executor", "nope"),
+        ("compute.device", "meta"),
+        ("curvature.damping", "nan"),
+        ("curvature.weight_decay", "-1.0"),
+        ("rows.max_non_finite", "2.0"),
+        ("checkpoint_weights", "[nan]"),
+    ],
+)
+def test_a_job_that_can_never_work_is_refused_before_there_is_a_run(folder, key, value):
+    refused(run_job(folder, "--set", f"{key}={value}"), 2, value.strip("[]"))
+    assert not (folder / "run" / "manifest.json").exists()
+
+
+def test_another_job_in_a_run_without_any_result_is_told_that_it_may_be_removed(folder):
+    edit(folder, "task.py", "return module.eval()", "return module.train()")
+    refused(run_job(folder), 2, "eval()")
+    edit(folder, "task.py", "return module.train()", "return module.eval()")
+    refused(run_job(folder), 2, "task_digest", "nothing is committed yet")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x" * 101])
+def test_a_name_that_is_no_folder_name_is_refused(folder, name):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("score", folder / "run", "--name", name), 2, "--name")
+    assert invoke("status", folder / "run").exit_code == 0
+
+
+def test_scores_that_cannot_be_made_leave_no_trace(folder):
+    assert run_job(folder).exit_code == 0
+    for wrong in (["--readout", "nope"], ["--readout", "subset_sum", "--subsets", "nope.json"]):
+        refused(invoke("score", folder / "run", "--name", "new", *wrong), 2, "nope")
+    assert json.loads(invoke("status", folder / "run", "--json").stdout)["complete"]
+
+
+def test_scores_of_one_name_with_other_settings_are_refused_with_the_setting(folder):
+    assert run_job(folder).exit_code == 0
+    refused(run_job(folder, "--set", "score.top_k=5"), 2, "top_k.k: stored 100, asked 5", "--name")
+
+
+def test_top_lists_what_there_is_when_fewer_than_ten_were_kept(folder):
+    assert run_job(folder, "--set", "score.top_k=3").exit_code == 0
+    assert len(json.loads(invoke("top", folder / "run", "0", "--json").stdout)["helps"]) == 3
+    refused(invoke("top", folder / "run", "0", "-k", "4"), 2, "kept 3")
+
+
+@pytest.mark.parametrize("name", ["collect", "finalise"])
+def test_an_example_set_that_does_not_exist_is_refused_with_those_that_do(folder, name):
+    assert run_job(folder).exit_code == 0
+    option = ["--example-set"] if name == "collect" else []
+    refused(invoke(name, folder / "run", *option, "nope"), 2, "nope", "train, test")
+
+
+def test_an_export_into_a_missing_folder_is_refused(folder):
+    assert run_job(folder).exit_code == 0
+    refused(invoke("export", folder / "run", folder / "none" / "x.csv"), 2, "does not exist")
+
+
+def test_changed_bytes_are_found_though_size_and_modification_time_were_restored(folder):
+    assert run_job(folder).exit_code == 0
+    shard = folder / "train-0.npz"
+    before, data = shard.stat(), bytearray(shard.read_bytes())
+    place = data.index(np.load(shard)["x"][:2].tobytes())
+    data[place] ^= 1
+    shard.write_bytes(data)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert shard.stat().st_size == before.st_size
+    refused(run_job(folder), 2, "train")
+
+
+def damage(path):
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def test_a_damaged_manifest_is_made_again_by_the_same_job(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    damage(folder / "run" / "manifest.json")
+    for name in ("status", "verify", "repair", "collect"):
+        refused(invoke(name, folder / "run"), 3, "manifest.json", "remove it and repeat")
+    (folder / "run" / "manifest.json").unlink()
+    assert run_job(folder).exit_code == 0
+    assert invoke("verify", folder / "run", "--full").exit_code == 0
+    assert committed_rows(folder) == before
+
+
+@pytest.mark.parametrize("name", ["queries/test.json", "scores/test/score.json"])
+def test_a_damaged_document_is_named_and_made_again(folder, name):
+    assert run_job(folder).exit_code == 0
+    damage(folder / "run" / name)
+    for command in ("verify", "repair"):
+        refused(invoke(command, folder / "run"), 3, name, "remove it and repeat")
+    (folder / "run" / name).unlink()
+    assert run_job(folder).exit_code == 0
+    assert json.loads(invoke("status", folder / "run", "--json").stdout)["complete"]
+
+
+def test_a_damaged_identity_is_only_a_lost_shortcut(folder):
+    assert run_job(folder).exit_code == 0
+    for path in (folder / "run" / "identities").iterdir():
+        damage(path)
+    assert run_job(folder).exit_code == 0
+
+
+def test_a_damaged_receipt_is_found_and_repaired(folder):
+    assert run_job(folder).exit_code == 0
+    before = committed_rows(folder)
+    damage(folder / "run" / "receipts" / "collect" / "train" / "0" / "00000001.json")
+    for name in ("status", "verify"):
+        refused(invoke(name, folder / "run"), 3, "00000001.json", "repair")
+    refused(run_job(folder), 3, "00000001.json", "repair")
+    assert invoke("repair", folder / "run").exit_code == 0
+    assert committed_rows(folder) == before

@@ -342,3 +342,20 @@ def test_any_plan_fits_its_bytes_and_reads_what_it_stores(features, row_bytes, m
     decoded, exact = codec.decode(encoded).double(), codec.query(rows).double()
     ratio = (decoded * exact).sum(dim=1) / (exact**2).sum(dim=1)
     assert (ratio - 1).abs().max() < 2**-8 + 1e-5
+
+
+@pytest.mark.parametrize("row_bytes", [24, 48, 96])
+def test_bits_go_where_they_make_the_error_of_a_score_small(row_bytes):
+    # Rows and queries of the same energies: the expected squared error of <q, y>, measured, is
+    # smaller than where bits follow the rows' energy alone, or its cube.
+    generator = torch.Generator().manual_seed(0)
+    energies = 1 / (1 + (torch.arange(400, dtype=torch.float64) / 30) ** 2)
+    rows, queries = (torch.randn(n, 400, generator=generator) for n in (600, 300))
+    rows, queries = rows * energies.sqrt().float(), queries * energies.sqrt().float()
+    errors = {}
+    for power in (0.5, 1.0, 1.5):
+        codec = Bands(Bands.plan(energies**power, row_bytes, 0))
+        decoded = codec.product(codec.query(queries), codec.encode(rows))
+        errors[power] = float((decoded - rows @ queries.T).square().mean())
+    assert errors[1.0] < 0.98 * errors[0.5]
+    assert errors[1.0] < 0.98 * errors[1.5]

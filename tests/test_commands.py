@@ -14,6 +14,8 @@ from small_job import write_job
 import streamfluence
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import load_job
+from streamfluence.stages import _score_tasks
+from streamfluence.stages import score as score_stage
 from streamfluence.store import RunStore
 from streamfluence.task import load_task
 
@@ -42,6 +44,15 @@ def test_plan_measures_and_writes_nothing(folder):
     assert found["row_bytes"] <= 256
     assert found["disk_bytes"] > 150 * found["row_bytes"]
     assert found["peak_bytes"] > 50 << 20 and found["seconds"] > 0
+
+
+def test_plan_foresees_the_files_and_bytes_of_the_run(tmp_path):
+    write_job(tmp_path, n=400)
+    told = json.loads(ok("plan", tmp_path / "job.toml", "--json"))
+    ok("run", tmp_path / "job.toml")
+    sizes = [path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert told["files"] == pytest.approx(len(sizes), rel=0.1)
+    assert told["disk_bytes"] == pytest.approx(sum(sizes), rel=0.15)
 
 
 def test_plan_refuses_what_does_not_fit_in_memory(folder):
@@ -174,3 +185,55 @@ def test_an_example_brings_its_task_its_training_and_a_job_that_is_valid(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["job.toml", "task.py", "train.py"]
     job = load_job(tmp_path / "job.toml")
     assert load_task(job.task, job.root).train is not None and job.queries
+
+
+def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_result(
+    tmp_path, monkeypatch
+):
+    write_job(tmp_path, n_queries=150)
+    for shard in (0, 1):
+        fields = dict(np.load(tmp_path / f"train-{shard}.npz"))
+        np.savez(tmp_path / f"train-{shard}.npz", **fields, author=np.arange(len(fields["y"])) % 3)
+    grouped = ["--set", "train.group_field=author", "--set", 'train.fields=["x", "y"]']
+    ok("run", tmp_path / "job.toml", *grouped)
+    (tmp_path / "subsets.json").write_text(json.dumps({"first": list(range(10))}))
+    chosen = ["top_k", "self_influence", "aggregate", "subset_sum", "dense"]
+    asked = [word for readout in chosen for word in ("--readout", readout)]
+    asked += ["--subsets", "subsets.json", "--executor", "serial"]
+    ok("score", tmp_path / "run", *asked, "--name", "whole")
+    found = streamfluence.open(str(tmp_path / "run")).results("whole")
+    scores = streamfluence.open(str(tmp_path / "run")).scores().compute().astype(float)
+    authors = np.concatenate(
+        [np.load(tmp_path / f"train-{shard}.npz")["author"] for shard in (0, 1)]
+    )
+    sums = [scores[authors == author].sum(0) for author in range(3)]
+    np.testing.assert_allclose(found["aggregate.group_sums"], sums, rtol=1e-5, atol=1e-9)
+    means = found["aggregate.query_mean"].compute()
+    np.testing.assert_allclose(means, scores.mean(1), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(found["dense.scores"].compute(), scores, rtol=1e-6)
+    np.testing.assert_allclose(
+        found["subset_sum.subset_sums"][0], scores[:10].sum(0), rtol=1e-5, atol=1e-9
+    )
+    monkeypatch.setattr(_score_tasks, "QUERY_BYTES", 1)
+    store = RunStore.open(str(tmp_path / "run"))
+    assert _score_tasks.query_tiles(store, "test") == [(0, 64), (64, 128), (128, 150)]
+    ok("score", tmp_path / "run", *asked, "--name", "tiled")
+    for stage in ("score/{}", "scores/{}"):
+        whole, tiled = (store.receipts(stage.format(name)) for name in ("whole", "tiled"))
+        assert sorted(whole) == sorted(tiled)
+        for part in whole:
+            assert store.array_names(whole[part]) == store.array_names(tiled[part])
+            for name in store.array_names(whole[part]):
+                expected, found = store.read(whole[part], name), store.read(tiled[part], name)
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10, err_msg=name)
+
+
+def test_dense_scores_are_cut_into_tasks_that_fit_in_memory(folder, monkeypatch):
+    monkeypatch.setattr(score_stage, "DENSE_BYTES", 4 * 7 * 64)
+    ok("score", folder / "run", "--readout", "dense", "--name", "cut", "--executor", "serial")
+    store = RunStore.open(str(folder / "run"))
+    parts = store.receipts("score/cut")
+    assert len(parts) == 3
+    stored = np.concatenate([store.read(parts[p], "example.dense.scores") for p in sorted(parts)])
+    scores = streamfluence.open(str(folder / "run")).scores("test").compute()
+    np.testing.assert_array_equal(stored, scores)

@@ -120,3 +120,11 @@ def test_a_block_without_any_gradient_has_no_relative_damping():
     rows = torch.zeros(10, sum(WIDTHS))
     with pytest.raises(InputError, match="set curvature"):
         sketch("gauss_newton", rows, None)
+
+
+@pytest.mark.parametrize("name", names("curvature"))
+def test_a_weight_counts_rows_that_many_times(name):
+    rows, curvature = random_rows(20), member("curvature", name)()
+    light, once = (curvature.update(curvature.empty(WIDTHS), rows, w) for w in (0.25, 1.0))
+    for key in once:
+        torch.testing.assert_close(light[key], 0.25 * once[key])

@@ -9,6 +9,7 @@ import torch
 from small_job import dense_scores, write_job
 
 import streamfluence
+from streamfluence.errors import InputError
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 from streamfluence.store import RunStore
@@ -57,6 +58,9 @@ def test_another_damping_at_scoring_time_needs_no_new_rows(folder):
     measured = streamfluence.open(path).scores(damping=0.3).compute()
     assert_close(measured, dense_scores(folder, 0.3))
     score(path, damping=0.3)
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="positive and finite"):
+            streamfluence.open(path).scores(damping=wrong)
     assert sorted(p for p in Path(path).rglob("*") if "collect" in str(p)) == before
 
 
@@ -81,7 +85,8 @@ def test_top_lists_the_largest_and_smallest_scores(folder):
 
 def test_repeating_a_finished_run_writes_nothing(folder):
     scores_of(folder, "repeated")
-    listing = lambda: {p: p.stat().st_mtime_ns for p in sorted((folder / "repeated").rglob("*"))}  # noqa: E731
+    top = folder / "repeated"
+    listing = lambda: {p: p.stat().st_mtime_ns for p in [top, *sorted(top.rglob("*"))]}  # noqa: E731
     before = listing()
     run(folder / "job.toml", str(folder / "repeated"), {})
     assert listing() == before
@@ -127,11 +132,17 @@ def test_an_ensemble_is_the_mean_of_its_models(folder):
     write_job(other, seed=1)
     torch.save(torch.load(other / "model.pt", weights_only=True), folder / "second.pt")
     single = [
-        scores_of(folder, f"single-{name}", **EXACT, **{"checkpoints": [name]})
+        scores_of(folder, f"single-{name[:-3]}", **EXACT, **{"checkpoints": [name]})
         for name in ("model.pt", "second.pt")
     ]
-    both = scores_of(folder, "both", **EXACT, **{"checkpoints": ["model.pt", "second.pt"]})
+    # A pattern is as many checkpoints as it matches.
+    both = scores_of(folder, "both", **EXACT, **{"checkpoints": ["*.pt"]})
     assert_close(both, (single[0] + single[1]) / 2, 1e-5)
+    weights = {"checkpoints": ["*.pt"], "checkpoint_weights": [0.25, 2.0]}
+    weighted = scores_of(folder, "weighted", **EXACT, **weights)
+    assert_close(weighted, 0.25 * single[0] + 2.0 * single[1], 1e-5)
+    with pytest.raises(InputError, match="1 checkpoint_weights for 2 checkpoints"):
+        scores_of(folder, "one", **weights | {"checkpoint_weights": [1.0]})
 
 
 def test_every_other_projection_and_codec_runs_end_to_end(folder):

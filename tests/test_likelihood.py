@@ -131,3 +131,27 @@ def test_an_example_with_every_position_ignored_has_zero_loss_and_no_curvature()
     targets = torch.full((1, 2), -100)
     assert likelihood.loss(outputs, targets).item() == 0
     assert likelihood.probe(outputs, targets, 0, 0, torch.tensor([0])).abs().max() == 0
+
+
+@pytest.mark.parametrize("counted", [1, 2, 4])
+def test_the_mean_is_over_the_positions_that_count_however_few(counted):
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(3, 4, 5), torch.randint(0, 5, (3, 4))
+    targets[:, counted:] = -100
+    expected = [
+        F.cross_entropy(o, t, reduction="mean") for o, t in zip(outputs, targets, strict=True)
+    ]
+    torch.testing.assert_close(Categorical("mean").loss(outputs, targets), torch.stack(expected))
+    assert Gaussian("mean").loss(torch.full((1, 1), 3.0), torch.zeros(1, 1)).item() == 4.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_outputs_are_measured_in_single(case, dtype):
+    torch.manual_seed(0)
+    likelihood, outputs, targets = case((3, 4, 5), "mean")
+    half = outputs.to(dtype)
+    found = likelihood.loss(half, targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, likelihood.loss(half.float(), targets), rtol=1e-6, atol=0)
+    assert likelihood.column(half, targets, 0).dtype == dtype

@@ -60,7 +60,13 @@ def test_the_decisive_part_survives_json_and_leaves_out_how_work_is_run(tmp_path
         ("sketch.examples", True, "a whole number"),
         ("sketch.probes", 0, "at least 1"),
         ("checkpoints", [], "name at least one"),
-        ("checkpoint_weights", [0.5, 0.5], "2 checkpoint_weights for 1"),
+        ("checkpoint_weights", [float("nan")], "must be finite"),
+        ("curvature.damping", float("inf"), "positive and finite"),
+        ("curvature.damping", 0, "must be positive"),
+        ("curvature.weight_decay", -1e-3, "0 or more"),
+        ("curvature.learning_rate", 0.1, "steps belong together"),
+        ("curvature.steps", 10, "steps belong together"),
+        ("curvature.momentum", 1.0, "below 1"),
         ("queries.train", {"reader": "arrays"}, "not the name 'train'"),
         ("queries.a b", {"reader": "arrays"}, "use letters"),
         ("rows", 3, "must be a table"),
@@ -69,6 +75,15 @@ def test_the_decisive_part_survives_json_and_leaves_out_how_work_is_run(tmp_path
 def test_a_wrong_value_is_one_clear_sentence(tmp_path, key, value, words):
     with pytest.raises(InputError, match=words):
         load_job(write(tmp_path), {key: value})
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "words"),
+    [(0.0, 10, "learning_rate = 0"), (-1.0, 10, "must be positive"), (0.1, 0, "at least 1")],
+)
+def test_a_rate_or_number_of_steps_that_cannot_be_is_refused(tmp_path, rate, steps, words):
+    with pytest.raises(InputError, match=words):
+        load_job(write(tmp_path), {"curvature.learning_rate": rate, "curvature.steps": steps})
 
 
 def test_a_missing_file_wrong_toml_and_missing_keys_are_told(tmp_path):

@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
-from streamfluence.capture.base import Block, Dense, Indexed, Outer
+from streamfluence.capture import Capture
+from streamfluence.capture.base import Block, Dense, Indexed, Outer, dense_gradient
 from streamfluence.projections._uses import as_float
 from streamfluence.registry import member, names
 
@@ -290,3 +292,23 @@ def test_a_gpu_gives_the_rows_of_the_cpu(name):
     }
     expected = ready(name).apply(uses)
     assert_close(ready(name).to("cuda").apply(there).cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_layers_that_make_their_sides_on_demand_give_the_features_of_their_gradients(name, dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Tanh(), nn.Conv2d(6, 5, 2), nn.Flatten())
+    net = net.append(nn.Linear(80, 3)).to(dtype).eval()
+    batch = torch.randn(30, 4, 7, 7, dtype=dtype)
+    capture = Capture(net, lambda model, batch: model(batch), batch)
+    with capture.record(batch) as tape:
+        uses = tape.gradients(tape.returned, torch.randn_like(tape.returned), last=True)
+    dense = {b.name: [Dense(dense_gradient(b, uses[b.name]))] for b in capture.blocks}
+    for options in ({}, {"dense_limit": 1}) if name == "spectral" else ({},):
+        projection = member("projections", name)(capture.blocks, 40, 0, **options)
+        if projection.fitted:
+            projection.load(projection.fit(projection.update(projection.empty(), uses, 1.0), 30))
+        found, expected = projection.apply(uses), projection.apply(dense)
+        assert found.dtype == torch.float32
+        assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -5,6 +5,7 @@ The server speaks real S3 over a loopback socket; obstore is the same client tha
 
 import contextlib
 import io
+import json
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 pytest.importorskip(
     "moto.server", reason="moto[server] is not installed, so there is no S3 to talk to"
@@ -20,7 +22,9 @@ obstore = pytest.importorskip("obstore", reason="obstore is not installed")
 
 from moto.server import ThreadedMotoServer  # noqa: E402
 from obstore.store import MemoryStore, S3Store  # noqa: E402
+from small_job import write_job  # noqa: E402
 
+from streamfluence.cli import main  # noqa: E402
 from streamfluence.errors import DamageError, InputError, StorageError  # noqa: E402
 from streamfluence.layout import Span, collect_stage  # noqa: E402
 from streamfluence.store import RunStore, grid, open_storage, storage_object  # noqa: E402
@@ -248,3 +252,30 @@ def test_an_address_that_obstore_does_not_know_is_refused():
 def test_a_path_that_leaves_the_run_is_refused(store, path):
     with pytest.raises(InputError, match="leaves the run"):
         store.read_document(path)
+
+
+def test_every_command_works_on_a_run_in_an_object_store(url, tmp_path):
+    def ok(*arguments):
+        told = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert told.exit_code == 0, told.output
+        return told.stdout
+
+    job = write_job(tmp_path, n=80)
+    ok("run", job, tmp_path / "local")
+    ok("run", job, url)
+    assert json.loads(ok("status", url, "--json"))["complete"]
+    assert ok("top", url, "0", "--json") == ok("top", tmp_path / "local", "0", "--json")
+    ok("finalise", url)
+    ok("export", url, tmp_path / "top.csv")
+    run, receipt = RunStore.open(url), RunStore.open(url).receipt("collect/train/0", 1)
+    before = run.read(receipt, "rows")
+    (name,) = (n for n in receipt.objects if n.startswith("rows/c"))
+    path = f"{receipt.path}/{name}"
+    data = bytearray(run.storage.read(path))
+    data[20] ^= 1
+    run.storage.write(path, bytes(data))
+    told = CliRunner().invoke(main, ["verify", url, "--full"])
+    assert told.exit_code == 3 and "collect/train/0 partition 1" in told.output
+    ok("repair", url)
+    ok("verify", url, "--full")
+    np.testing.assert_array_equal(run.read(run.receipt("collect/train/0", 1), "rows"), before)

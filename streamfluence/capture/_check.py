@@ -16,6 +16,7 @@ from streamfluence.capture.base import Dense, Indexed, Outer, Use, dense_gradien
 from streamfluence.errors import CoverageError
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+_TF32 = 0.02
 # Below this share of the whole gradient a block is rounding: attention's key bias is 0 in truth.
 _FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
@@ -115,7 +116,10 @@ def _refuse_uncovered(
 def _allowed(filled: Filled, scale: float, whole: float) -> float:
     dtypes = {tensor.dtype for tensor in filled.matrix.tensors.values()}
     dtype = max(dtypes, key=lambda kind: torch.finfo(kind).eps)
-    return _TOLERANCE[dtype] * scale + _FLOOR[dtype] * whole
+    # cuDNN's convolutions are TF32 unless the user says otherwise: 11 bits, in every layer.
+    cuda = any(tensor.is_cuda for tensor in filled.matrix.tensors.values())
+    tolerance = _TF32 if cuda and dtype == torch.float32 else _TOLERANCE[dtype]
+    return tolerance * scale + _FLOOR[dtype] * whole
 
 
 def _sum(filled: Filled, uses: Sequence[Use]) -> Tensor:

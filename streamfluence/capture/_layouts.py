@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from streamfluence.capture._axis import Axis, IrregularShape, find_axis
 from streamfluence.capture._recorder import Call
+from streamfluence.capture._sites import Site
 from streamfluence.errors import CoverageError
 
 
@@ -21,6 +22,18 @@ class Layout:
         return not any(self.inputs) and not any(self.outputs)
 
 
+class UnevenCall(Exception):
+    """A layer whose calls cannot be told apart by example; the module around it may be."""
+
+    def __init__(self, site: Site, message: str) -> None:
+        super().__init__(message)
+        self.site = site
+
+    def refusal(self) -> CoverageError:
+        """Return what the user is told when nothing around the layer can be run again."""
+        return CoverageError(str(self))  # an error may travel between processes, a site may not
+
+
 Layouts = Mapping[tuple[str, int], Layout]
 
 
@@ -28,8 +41,9 @@ def find_layouts(two: Sequence[Call], three: Sequence[Call]) -> Layouts:
     """Return the layout of each call.
 
     Raises:
-        CoverageError: If a site is called another number of times, sees a tensor whose shape
-            does not scale, or mixes the axis of the examples.
+        UnevenCall: If a site is called another number of times, or sees a tensor whose shape
+            does not scale.
+        CoverageError: If a site mixes the axis of the examples.
     """
     _refuse_uneven(two, three)
     others = {call.key: call for call in three}
@@ -40,6 +54,29 @@ def find_layouts(two: Sequence[Call], three: Sequence[Call]) -> Layouts:
     return layouts
 
 
+def find_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> UnevenCall | None:
+    """Return what is wrong with the first call that the layouts do not describe, if there is one."""
+    for call in calls:
+        layout = layouts.get(call.key)
+        if layout is None or not _fits(call, layout, examples):
+            return UnevenCall(
+                call.site,
+                f"call {call.number + 1} of {call.site.label} was not there when the capture was "
+                "planned, or had other shapes, although the batch looks the same: its work depends "
+                f"on the values, as in routed experts; exclude {call.site.owned}",
+            )
+    return None
+
+
+def _fits(call: Call, layout: Layout, examples: int) -> bool:
+    tensors = [tuple(tensor.shape) for tensor in call.inputs] + call.shapes
+    axes = (*layout.inputs, *layout.outputs)
+    return len(tensors) == len(axes) and all(
+        axis is None or (len(shape) > axis.index and shape[axis.index] == examples * axis.rows)
+        for shape, axis in zip(tensors, axes, strict=True)
+    )
+
+
 def _layout(two: Call, three: Call) -> Layout:
     try:
         return Layout(
@@ -47,10 +84,11 @@ def _layout(two: Call, three: Call) -> Layout:
             _axes(two.shapes, three.shapes),
         )
     except IrregularShape as error:
-        raise CoverageError(
+        raise UnevenCall(
+            two.site,
             f"{two.site.label} sees {error}: no axis grows with the number of examples, as in "
             "routed experts, so its gradient cannot be told apart by example; exclude "
-            f"{two.site.owned}"
+            f"{two.site.owned}",
         ) from None
 
 
@@ -65,10 +103,11 @@ def _refuse_uneven(two: Sequence[Call], three: Sequence[Call]) -> None:
     for name, site in sites.items():
         counts = [sum(call.site.name == name for call in calls) for calls in (two, three)]
         if counts[0] != counts[1]:
-            raise CoverageError(
+            raise UnevenCall(
+                site,
                 f"{site.label} is called {counts[0]} times with two examples but {counts[1]} "
                 "times with three, so its calls cannot be told apart by example; call it once "
-                f"for the whole batch, or exclude {site.owned}"
+                f"for the whole batch, or exclude {site.owned}",
             )
 
 

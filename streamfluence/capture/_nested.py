@@ -31,7 +31,8 @@ def rebuild(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(tree, MutableMapping):
         # A copy keeps the mapping's own type (transformers' BatchEncoding has attributes).
         same = copy(tree)
-        same.update({key: rebuild(value, function) for key, value in tree.items()})
+        for key, value in tree.items():  # its outputs refuse update()
+            same[key] = rebuild(value, function)
         return same
     if isinstance(tree, (tuple, list)):
         return _like(tree, [rebuild(value, function) for value in tree])

@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from streamfluence.capture._layouts import Layout, Layouts, find_layouts
+from streamfluence.capture._layouts import (
+    Layout,
+    Layouts,
+    UnevenCall,
+    find_layouts,
+    find_unplanned,
+)
 from streamfluence.capture._nested import signature
 from streamfluence.capture._recorder import Call, Recorder, SharedParameter
 from streamfluence.capture._sites import Site, Weight, find_sites, find_weights, shortened
@@ -60,7 +66,10 @@ class Plan:
         """
         key = signature(batch)
         if key not in self._known:
-            recorder, layouts = self._observe(Trial(self.model, self.forward, batch))
+            try:
+                recorder, layouts = self._observe(Trial(self.model, self.forward, batch))
+            except UnevenCall as uneven:
+                raise uneven.refusal() from None
             for call in recorder.calls:
                 if call.site in self.absent or self._unresolved(call, layouts[call.key]):
                     raise CoverageError(
@@ -74,10 +83,22 @@ class Plan:
     def _settle(self, trial: Trial) -> Layouts:
         """Change sites and copies until every call has a usable layout, and return the layouts."""
         while True:
-            recorder, layouts = self._observe(trial)
-            changed = self._adopt_unseen(trial, recorder)
-            if not changed and not self._resolve_first(trial, recorder, layouts):
-                return layouts
+            try:
+                recorder, layouts = self._observe(trial)
+                changed = self._adopt_unseen(trial, recorder)
+                if changed or self._resolve_first(trial, recorder, layouts):
+                    continue
+                # Two and three examples may happen to be routed evenly; more seldom are.
+                whole = self.recorder(trial.examples)
+                trial.run(whole)
+                unplanned = find_unplanned(whole.calls, layouts, trial.examples)
+                if unplanned is None:
+                    return layouts
+            except UnevenCall as uneven:
+                unplanned = uneven
+            if not unplanned.site.name:
+                raise unplanned.refusal()
+            self._run_routed_again(unplanned.site)
 
     def _observe(self, trial: Trial) -> tuple[Recorder, Layouts]:
         two, three = self.recorder(2), self.recorder(3)
@@ -104,8 +125,9 @@ class Plan:
         used = {weight for weight, has_gradient in pairs if has_gradient}
         for site in unseen:
             del self.sites[site.name]
-            owned = {path: weight for path, weight in site.weights.items() if weight in used}
-            if owned:
+            # All of them: what these few examples do not use, others may.
+            owned = {path: weight for path, weight in site.weights.items() if weight not in called}
+            if used & {*owned.values()}:
                 self._to_parent(site, owned)
             else:
                 self.absent.append(site)
@@ -119,11 +141,15 @@ class Plan:
                 "call, so there is nothing to run again; move the use into a module's forward, "
                 "or exclude it"
             )
-        parent, _, last = site.name.rpartition(".")
-        moved = {f"{last}.{path}": weight for path, weight in weights.items()}
-        kept = self.sites[parent].weights if parent in self.sites else {}
-        module = self.model.get_submodule(parent)
-        self.sites[parent] = Site(parent, module, None, kept | moved)
+        self._move(site.name.rpartition(".")[0], site, weights)
+
+    def _move(self, around: str, site: Site, weights: Mapping[str, Weight]) -> None:
+        """Give ``weights`` of ``site`` to the module called ``around``, which holds it."""
+        inner = site.name[len(around) :].lstrip(".")
+        moved = {f"{inner}.{path}": weight for path, weight in weights.items()}
+        kept = self.sites[around].weights if around in self.sites else {}
+        module = self.model.get_submodule(around)
+        self.sites[around] = Site(around, module, None, kept | moved)
 
     def _resolve_first(self, trial: Trial, recorder: Recorder, layouts: Layouts) -> bool:
         """Deal with the first call that has no usable layout; return whether there was one."""
@@ -150,9 +176,26 @@ class Plan:
                 f"{site.label}: what it returns mixes the examples or is shared by them, so it has "
                 f"no gradient per example; return one value per example, or exclude {site.owned}"
             )
-        del self.sites[site.name]
-        self.copies = {key: value for key, value in self.copies.items() if key[0] != site.name}
+        self._drop(site)
         self._to_parent(site, site.weights)
+
+    def _run_routed_again(self, site: Site) -> None:
+        """Run the module around an uneven layer again, with all that it holds.
+
+        Routed experts see as many tokens as are sent to them. Their neighbours in one
+        container share that fate, even where the first examples do not show it.
+        """
+        parent = site.name.rpartition(".")[0]
+        inside = f"{parent}." if parent else ""
+        for one in [*self.sites.values(), *self.absent]:
+            if one.name.startswith(inside) and one.name != parent:
+                self._drop(one)
+                self._move(parent, one, one.weights)
+
+    def _drop(self, site: Site) -> None:
+        self.sites.pop(site.name, None)
+        self.absent = [other for other in self.absent if other is not site]
+        self.copies = {key: value for key, value in self.copies.items() if key[0] != site.name}
 
     def _copy_output(self, trial: Trial, call: Call) -> bool:
         """Copy the output of a call that the batch shares, if the model lets the copies through."""

@@ -5,8 +5,9 @@ backward pass costs the activation path only. Where a gradient arrives is noted
 inside the call, before an in-place activation changes the output.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from streamfluence.capture._nested import leaves
+from streamfluence.capture._nested import leaves, rebuild
 from streamfluence.capture._sites import Site, Weight
 from streamfluence.capture.expanded import Expanded
 from streamfluence.errors import CoverageError
@@ -122,9 +123,7 @@ class Recorder:
         recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self.recording = True
         try:
-            # The backward of cuDNN's recurrent layers needs training mode.
-            cudnn = torch.backends.cudnn.enabled and not recurrent
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=cudnn):
+            with eager(), torch.enable_grad(), without_cudnn(recurrent):
                 return forward(model, batch)
         finally:
             self.recording = False
@@ -159,7 +158,7 @@ class Recorder:
         self._counts[site.name] = number + 1
         layout = self.layouts.get((site.name, number))
         before = leaves(output)
-        after, views = self._protected(layout, arguments, output)
+        after, views = self._protected(site, layout, arguments, output)
         inputs = leaves(arguments)
         self.calls.append(
             Call(
@@ -178,18 +177,23 @@ class Recorder:
         return after
 
     def _protected(
-        self, layout: Expanded | None, arguments: Any, output: Any
+        self, site: Site, layout: Expanded | None, arguments: Any, output: Any
     ) -> tuple[Any, list[tuple[Tensor, int]]]:
         """Return the output to go on with, and the views whose change would lose the gradient."""
         if layout is not None:
             return self._nudged(layout.copies(output, self.examples), layout), []
+        if site.rule is None and sum(tensor.requires_grad for tensor in leaves(output)) > 1:
+            # One output may be computed from another, or be the same tensor. The module that
+            # is run again counts that path itself, so each output's gradient has to be only
+            # what arrives from outside the module.
+            return rebuild(output, _apart), []
         views = [tensor for tensor in leaves(output) if tensor.requires_grad and tensor._is_view()]
         inside = {id(tensor._base if tensor._is_view() else tensor) for tensor in leaves(arguments)}
         if views and views[0] is output and id(output._base) not in inside:
             # An in-place operation on a view rewrites the view's place in the graph and
             # passes our edge by. Nobody else holds the base of a layer's result, so the
             # result may as well be no view. A linear layer's result often is one.
-            return torch.ops.aten._unsafe_view.default(output, output.shape), []
+            return _apart(output), []
         return output, [(tensor, tensor._version) for tensor in views]
 
     def _again(self, site: Site, output: Any) -> Any:
@@ -209,3 +213,23 @@ class Recorder:
             axis = layout.axis or 0
             nudged = copies * factors.to(copies.device).view(-1, *[1] * (copies.ndim - 1 - axis))
         return nudged.requires_grad_()
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Run compiled modules as they were written: a compiler would trace the hooks, or skip them."""
+    # Nothing is compiled before this module is imported, and importing it takes a second.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def without_cudnn(wanted: bool = True) -> AbstractContextManager[Any]:
+    """Keep off cuDNN if ``wanted``: the backward of its recurrent layers needs training mode."""
+    # Nothing is set where nothing has to change: flags() would also reset the user's
+    # choices of determinism and of TF32.
+    return torch.backends.cudnn.flags(enabled=False) if wanted else nullcontext()
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return the same values at a place of their own in the graph; no view, and no copy."""
+    return torch.ops.aten._unsafe_view.default(tensor, tensor.shape)

@@ -78,14 +78,10 @@ class Deferred(Outer):
     def right(self) -> Tensor:
         return self._sides[1]()
 
-    def left_times(self, matrix: Tensor) -> Tensor:
-        """Return ``left @ matrix``; ``matrix`` is ``(left, k)`` or ``(group, left, k)``."""
-        return self.left @ matrix
-
     def right_times(self, matrix: Tensor) -> Tensor:
         """Return ``right @ matrix``; a convolution does it without unfolding its input."""
         times = self._sides[2]
-        return times(matrix) if times else self.right @ matrix
+        return times(matrix) if times else super().right_times(matrix)
 
 
 def factor(tensor: Tensor) -> Tensor:

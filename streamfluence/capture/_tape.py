@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._layouts import Layouts
-from streamfluence.capture._recorder import Recorder
-from streamfluence.capture._uses import find_uses, refuse_unplanned
+from streamfluence.capture._layouts import Layouts, find_unplanned
+from streamfluence.capture._recorder import Recorder, eager
+from streamfluence.capture._uses import find_uses
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
 
@@ -27,7 +27,8 @@ class Tape:
         self.returned = returned
         self._recorder, self._layouts, self._blocks = recorder, layouts, blocks
         self._spent = False
-        refuse_unplanned(recorder.calls, layouts, recorder.examples)
+        if unplanned := find_unplanned(recorder.calls, layouts, recorder.examples):
+            raise unplanned.refusal()
 
     def gradients(
         self, outputs: Tensor, cotangent: Tensor, last: bool = False
@@ -54,7 +55,8 @@ class Tape:
             )
         for call in self._recorder.calls:
             call.refuse_changed()
-        arrived = self._backward(outputs, cotangent, last)
+        with eager():  # checkpointing runs modules again here
+            arrived = self._backward(outputs, cotangent, last)
         with torch.no_grad():
             return find_uses(self._recorder, self._layouts, self._blocks, arrived)
 

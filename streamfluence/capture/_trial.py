@@ -18,6 +18,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, forward: Callable, batch: Any) -> None:
         self.model, self.forward, self.batch = model, forward, batch
+        self.examples = example_count(batch)
         self._plain_runs: dict[int, list[Tensor]] = {}
 
     def run(self, recorder: Recorder, batch: Any = None) -> list[Tensor]:
@@ -29,7 +30,7 @@ class Trial:
     def passes(self, recorder_of: Callable[..., Recorder]) -> bool:
         """Return whether ``recorder_of(examples, nudge)`` makes copies that change nothing."""
         try:
-            for count in sorted({2, 3, example_count(self.batch)}):
+            for count in sorted({2, 3, self.examples}):
                 if not _equal(self.run(recorder_of(count)), self._plain(count)):
                     return False
             # Changed copies of the second example must leave the first example alone.

@@ -10,7 +10,6 @@ from streamfluence.capture._recorder import Call, Recorder
 from streamfluence.capture._rule import factor
 from streamfluence.capture._sites import Weight
 from streamfluence.capture.base import Dense, Use
-from streamfluence.errors import CoverageError
 
 
 def find_uses(
@@ -35,31 +34,6 @@ def find_uses(
         if not uses[filled.block.name]:
             uses[filled.block.name].append(_zero(filled, recorder.examples))
     return uses
-
-
-def refuse_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> None:
-    """Refuse calls that the plan does not describe.
-
-    Raises:
-        CoverageError: It names the module.
-    """
-    for call in calls:
-        layout = layouts.get(call.key)
-        if layout is None or not _fits(call, layout, examples):
-            raise CoverageError(
-                f"call {call.number + 1} of {call.site.label} was not there when the capture was "
-                "planned, or had other shapes, although the batch looks the same: its work depends "
-                f"on the values, as in routed experts; exclude {call.site.owned}"
-            )
-
-
-def _fits(call: Call, layout: Layout, examples: int) -> bool:
-    tensors = [tuple(tensor.shape) for tensor in call.inputs] + call.shapes
-    axes = (*layout.inputs, *layout.outputs)
-    return len(tensors) == len(axes) and all(
-        axis is None or (len(shape) > axis.index and shape[axis.index] == examples * axis.rows)
-        for shape, axis in zip(tensors, axes, strict=True)
-    )
 
 
 def _by_weight(blocks: Sequence[Filled]) -> dict[Weight, Filled]:

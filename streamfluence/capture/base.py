@@ -44,6 +44,10 @@ class Outer:
     left: Tensor
     right: Tensor
 
+    def right_times(self, matrix: Tensor) -> Tensor:
+        """Return ``right @ matrix`` in the dtype of ``matrix``, ``(right, k)`` or ``(group, right, k)``."""
+        return self.right.to(matrix) @ matrix
+
 
 @dataclass(frozen=True)
 class Indexed:

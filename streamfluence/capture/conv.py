@@ -28,7 +28,10 @@ class Conv(Rule):
         return Deferred(
             lambda: _left(module, factor(gradient)),
             lambda: _right(module, factor(inputs), bias),
-            lambda matrix: _right_times(module, factor(inputs), bias, matrix),
+            # cuDNN's convolutions are TF32 by default, products of matrices are not.
+            None
+            if inputs.is_cuda
+            else lambda matrix: _right_times(module, factor(inputs), bias, matrix),
         )
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:

@@ -44,6 +44,7 @@ class Linear(Rule):
         return Deferred(
             lambda: factor(_positions(gradient)),
             lambda: with_ones(factor(_positions(inputs)), bias),
+            lambda matrix: _right_times(factor(_positions(inputs)), bias, matrix),
         )
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:
@@ -53,3 +54,11 @@ class Linear(Rule):
 def _positions(tensor: Tensor) -> Tensor:
     """Return ``(example, 1, position, side)``."""
     return tensor.reshape(tensor.shape[0], 1, -1, tensor.shape[-1])
+
+
+def _right_times(inputs: Tensor, bias: bool, matrix: Tensor) -> Tensor:
+    """Return ``with_ones(inputs, bias) @ matrix``, without a copy of the inputs."""
+    matrix = matrix.to(inputs)
+    if not bias:
+        return inputs @ matrix
+    return inputs @ matrix[..., :-1, :] + matrix[..., -1:, :]

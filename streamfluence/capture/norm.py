@@ -65,5 +65,7 @@ def _channels_last(module: Layer, tensor: Tensor) -> Tensor:
     """Return ``(example, position, channel)``."""
     if hasattr(module, "normalized_shape"):
         return tensor.reshape(tensor.shape[0], -1, module.weight.numel())
-    # (example, rows, channel, space...): positions are rows and space.
-    return tensor.flatten(3).movedim(2, -1).reshape(tensor.shape[0], -1, tensor.shape[2])
+    # (example, rows, channel, space...): positions are rows and space, and there may be no space.
+    return (
+        tensor.unsqueeze(-1).flatten(3).movedim(2, -1).reshape(tensor.shape[0], -1, tensor.shape[2])
+    )

@@ -23,4 +23,6 @@ def execution(how: dict[str, Any]) -> Any:
     options = dict(how)
     if "memory" in options:
         options["memory"] = import_module("streamfluence.budget").parse_size(options["memory"])
-    return import_module("streamfluence.stages._execution").Execution(**options)
+    made = import_module("streamfluence.stages._execution").Execution(**options)
+    made.check()
+    return made

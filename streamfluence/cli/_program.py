@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from streamfluence.cli._interrupts import Interruptible
-from streamfluence.errors import StreamfluenceError
+from streamfluence.errors import Interrupted, StreamfluenceError
 
 BUG_EXIT_CODE = 1
 
@@ -25,10 +25,12 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with Interruptible():
+            with Interruptible() as interrupts:
                 return super().invoke(ctx)
         except StreamfluenceError as error:
             click.echo(f"error: {error}", err=True)
+            if isinstance(error, Interrupted):
+                interrupts.leave()
             ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

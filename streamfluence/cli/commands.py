@@ -160,7 +160,10 @@ def score(
 @options.run_path
 @click.argument("query")
 @click.option(
-    "-k", type=click.IntRange(min=1), default=10, show_default=True, help="Examples in each list."
+    "-k",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Examples in each list; 10 if so many are kept.",
 )
 @click.option("--positive", is_flag=True, help="Only those that help.")
 @click.option("--negative", is_flag=True, help="Only those that hurt.")
@@ -169,7 +172,7 @@ def score(
 def top(
     run_path: str,
     query: str,
-    k: int,
+    k: int | None,
     positive: bool,
     negative: bool,
     name: str | None,

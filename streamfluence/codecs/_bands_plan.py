@@ -41,6 +41,10 @@ def fixed_widths(row_bytes: int | None, width: int, bits: int) -> dict[int, int]
 def best_widths(energies: Tensor, row_bytes: int | None, max_bits: int) -> dict[int, int]:
     """Return how many coordinates have how many bits, most bits first.
 
+    What has to be small is the error of a score, ``sum_j q_j (y_j - yhat_j)``. Its square expects
+    ``E[q_j^2] d(b_j) e_j`` of coordinate j, and a query is a gradient like any other, whitened
+    alike: its energy is e_j, too. So a coordinate is worth e_j^2, not e_j.
+
     Args:
         energies: Descending, shape ``(feature,)``, float64.
         row_bytes: Budget; None gives every coordinate ``max_bits``.
@@ -50,8 +54,13 @@ def best_widths(energies: Tensor, row_bytes: int | None, max_bits: int) -> dict[
         return {max_bits: len(energies)}
     if not energies.any():
         raise InputError("no coordinate has any energy, so none is worth a byte; check the sketch")
-    groups = pad(energies, (0, -len(energies) % GROUP)).view(-1, GROUP).sum(dim=1)
-    bits = allocate(groups.numpy(), row_bytes, distortions(max_bits))
+    # Relative to the largest: the squares of energies of 1e-170 would vanish.
+    worth = (
+        pad((energies / energies[0]).square(), (0, -len(energies) % GROUP))
+        .view(-1, GROUP)
+        .sum(dim=1)
+    )
+    bits = allocate(worth.numpy(), row_bytes, distortions(max_bits))
     if not bits.any():
         raise BudgetError(
             f"a row of {row_bytes} bytes holds no direction: the least is {1 + SCALE_BYTES} bytes "

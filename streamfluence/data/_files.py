@@ -88,7 +88,10 @@ def file_digests(paths: Sequence[Path]) -> list[dict[str, str | int]]:
 
 
 def file_signatures(paths: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Return path, size and modification time of every path; while equal, digests may be kept."""
+    """Return path, size and times of every path; while equal, digests may be kept.
+
+    The change time is among them: whoever rewrites a file can restore all but that.
+    """
     return [_signature(path) for path in paths]
 
 
@@ -105,4 +108,9 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 def _signature(path: Path) -> dict[str, str | int]:
     with readable(path):
         stat = path.stat()
-    return {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {
+        "path": str(path),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+    }

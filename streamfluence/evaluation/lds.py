@@ -109,17 +109,32 @@ def bootstrap(
     """
     scores, masks, losses = np.asarray(scores), np.asarray(masks), np.asarray(losses)
     _check(scores, masks, losses)
-    predicted = predicted_effects(scores, masks).T
+    return interval(predicted_effects(scores, masks), losses, draws, coverage, seed)
+
+
+def interval(
+    predicted: np.ndarray,
+    losses: np.ndarray,
+    draws: int = 200,
+    coverage: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the score of predicted effects, with the interval of :func:`bootstrap`.
+
+    Args:
+        predicted, losses: ``(subset, query)``. With one query only subsets are redrawn.
+    """
+    predicted, losses = np.asarray(predicted).T, np.asarray(losses).T
     generator = np.random.default_rng(seed)
     n_queries, n_subsets = predicted.shape
     means = np.empty(draws)
     for draw in range(draws):
         queries = generator.integers(n_queries, size=(n_queries, 1))
-        subsets = generator.integers(n_subsets, size=n_subsets)
-        means[draw] = spearman(predicted[queries, subsets], losses.T[queries, subsets]).mean()
+        subsets = generator.integers(n_subsets, size=(n_subsets,))
+        means[draw] = spearman(predicted[queries, subsets], losses[queries, subsets]).mean()
     tail = (1 - coverage) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(spearman(predicted, losses.T).mean()), float(low), float(high))
+    return Interval(float(spearman(predicted, losses).mean()), float(low), float(high))
 
 
 def one_against_rest(seed_losses: np.ndarray) -> float:

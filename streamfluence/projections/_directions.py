@@ -14,8 +14,8 @@ from torch import Tensor
 from streamfluence.capture.base import Block, Outer, Use, dense_gradient
 from streamfluence.linalg import State
 from streamfluence.projections._entries import outer_entries
-from streamfluence.projections._kronecker import core, core_of_rows, thin
-from streamfluence.projections._uses import as_float, place
+from streamfluence.projections._kronecker import core, core_of_rows, thin, thin_right
+from streamfluence.projections._uses import as_float, as_needed, place
 
 # A gathered pair costs this many times a pair of the whole rectangle, which is a matrix product.
 _GATHER_COST = 16
@@ -63,10 +63,10 @@ class Directions:
 
     def features(self, uses: Sequence[Use]) -> Tensor:
         """Return the features of every example, shape ``(example, direction)``, float32."""
-        uses = [as_float(use) for use in uses]
         if "whole" in self._arrays:
-            return dense_gradient(self.block, uses).flatten(1) @ self._arrays["whole"]
-        first, *more = (self._features(use) for use in uses)
+            floats = [as_float(use) for use in uses]
+            return dense_gradient(self.block, floats).flatten(1) @ self._arrays["whole"]
+        first, *more = (self._features(as_needed(use)) for use in uses)
         return sum(more, first)
 
     def _features(self, use: Use) -> Tensor:
@@ -74,7 +74,7 @@ class Directions:
         if "rows" in arrays:
             rectangle = core_of_rows(use, arrays["rows"], arrays["slot"], arrays["right"])
         elif self._gathered and isinstance(use, Outer):
-            left, right = thin(use.left, arrays["left"]), thin(use.right, arrays["right"])
+            left, right = thin(use.left, arrays["left"]), thin_right(use, arrays["right"])
             return outer_entries(left, right, arrays["group"], arrays["row"], arrays["column"])
         else:
             rectangle = core(use, arrays["left"], arrays["right"])

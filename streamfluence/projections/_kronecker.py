@@ -28,7 +28,7 @@ def core(use: Use, left_basis: Tensor, right_basis: Tensor) -> Tensor:
     if isinstance(use, Indexed):
         rows, columns = left_basis[0][use.index], use.right @ right_basis[0]
         return (rows.transpose(-1, -2) @ columns).unsqueeze(1)
-    return _outer_core(use.left, use.right, left_basis, right_basis)
+    return _outer_core(use, left_basis, right_basis)
 
 
 def thin(side: Tensor, basis: Tensor) -> Tensor:
@@ -38,15 +38,21 @@ def thin(side: Tensor, basis: Tensor) -> Tensor:
     return torch.einsum("ekts,ksr->ektr", side, basis)
 
 
-def _outer_core(left: Tensor, right: Tensor, left_basis: Tensor, right_basis: Tensor) -> Tensor:
+def thin_right(use: Outer, basis: Tensor) -> Tensor:
+    """Return ``thin(use.right, basis)``, without making the right side where the layer can."""
+    return use.right_times(basis[0] if len(basis) == 1 else basis)
+
+
+def _outer_core(use: Outer, left_basis: Tensor, right_basis: Tensor) -> Tensor:
+    left = use.left
     order = cheapest_order(left.shape[2], left_basis.shape[1:], right_basis.shape[1:])
     if order == "left":
-        half = thin(left, left_basis).transpose(-1, -2) @ right
+        half = thin(left, left_basis).transpose(-1, -2) @ use.right
         return thin(half, right_basis)
+    right = thin_right(use, right_basis)
     if order == "right":
-        half = thin(right, right_basis).transpose(-1, -2) @ left
-        return thin(half, left_basis).transpose(-1, -2)
-    return thin(left, left_basis).transpose(-1, -2) @ thin(right, right_basis)
+        return thin(right.transpose(-1, -2) @ left, left_basis).transpose(-1, -2)
+    return thin(left, left_basis).transpose(-1, -2) @ right
 
 
 def _dense_core(gradient: Tensor, left_basis: Tensor, right_basis: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """What every projection asks of a batch of captured gradients."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,35 @@ def as_float(use: Use) -> Use:
     if isinstance(use, Indexed):
         return Indexed(use.index, use.right.float())
     return Outer(use.left.float(), use.right.float())
+
+
+def as_needed(use: Use) -> Use:
+    """Return what `as_float` does, but make a side only when it is read, and anew every time.
+
+    A convolution's inputs times a few columns is a small convolution; the unfolded inputs,
+    nine times as large for a kernel of 3 x 3, are then never made.
+    """
+    return _OnDemand(use) if isinstance(use, Outer) else as_float(use)
+
+
+class _OnDemand(Outer):
+    """An `Outer` in float32 over another one."""
+
+    _use: ClassVar  # an instance's own; a frozen dataclass gives it no field
+
+    def __init__(self, use: Outer) -> None:
+        object.__setattr__(self, "_use", use)
+
+    @property
+    def left(self) -> Tensor:
+        return self._use.left.float()
+
+    @property
+    def right(self) -> Tensor:
+        return self._use.right.float()
+
+    def right_times(self, matrix: Tensor) -> Tensor:
+        return self._use.right_times(matrix).float()
 
 
 def place(tensors: dict[str, Tensor], device) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from streamfluence.capture.base import Block, Use, Uses
 from streamfluence.errors import InputError
 from streamfluence.projections._kronecker import core
 from streamfluence.projections._random import gaussians
-from streamfluence.projections._uses import as_float, batch
+from streamfluence.projections._uses import as_needed, batch
 from streamfluence.projections.base import Part, Projection
 
 
@@ -85,7 +85,7 @@ class Factored(Projection):
         for part, factors in zip(self.parts, self._factors, strict=True):
             stop = start + part.width
             for use in uses.get(part.name, ()):
-                features[:, start:stop] += _project(as_float(use), factors)
+                features[:, start:stop] += _project(as_needed(use), factors)
             start = stop
         return features
 

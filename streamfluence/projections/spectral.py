@@ -154,7 +154,8 @@ class Spectral(Projection):
 
         ``energy`` is the mean squared norm of a block's gradient; ``kept`` the part of it in the
         directions kept, ``candidates`` in all that were considered, ``out_of_reach`` the part
-        estimated to lie outside the eigenvectors of sketched sides.
+        estimated to lie outside the eigenvectors of sketched sides: from above, as a sketch finds
+        eigenvalues that are a little too small.
         """
         facts = {self.blocks[n].name: self._facts(n, b) for n, b in self._blocks().items()}
         total = sum(block["energy"] for block in facts.values())
@@ -171,13 +172,15 @@ class Spectral(Projection):
         kept = float(arrays["energy"][arrays["keep"].bool()].sum()) if "energy" in arrays else 0.0
         tried = float(arrays["tried"]) if "tried" in arrays else 0.0
         directions = self._kept.get(number)
+        candidates = tried / total if total > 0 else 0.0
         return {
             "directions": directions.width if directions else 0,
             "rectangle": directions.rectangle if directions else [0, 0],
             "energy": total,
             "kept": kept / total if total > 0 else 0.0,
-            "candidates": tried / total if total > 0 else 0.0,
-            "out_of_reach": float(arrays["out_of_reach"]),
+            "candidates": candidates,
+            # What the candidates were measured to hold is within reach.
+            "out_of_reach": max(0.0, min(float(arrays["out_of_reach"]), 1 - candidates)),
         }
 
     def _blocks(self) -> Blocks:

@@ -3,6 +3,8 @@
 Memory is ``groups * queries`` float64 sums, whatever the number of examples.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 
@@ -25,6 +27,8 @@ class Aggregate(Readout):
     Raises:
         BudgetError: While scoring, if there are more than ``max_groups`` groups.
     """
+
+    query_axis: Mapping[str, int] = {"group_sums": 1}
 
     def __init__(self, max_groups: int = 10_000) -> None:
         if max_groups < 1:
@@ -66,6 +70,15 @@ class Aggregate(Readout):
         total = np.where(block.valid, block.scores.sum(axis=1, dtype=np.float64), np.nan)
         mean = total / max(block.scores.shape[1], 1)
         return {"query_sum": total.astype(np.float32), "query_mean": mean.astype(np.float32)}
+
+    def join(self, parts: Sequence[Arrays], counts: Sequence[int]) -> Arrays:
+        joined = super().join(parts, counts)
+        if "query_sum" in joined:
+            sums = np.stack([part["query_sum"] for part in parts])
+            total: np.ndarray = np.asarray(sums.sum(axis=0, dtype=np.float64))
+            joined["query_sum"] = total.astype(np.float32)
+            joined["query_mean"] = (total / max(sum(counts), 1)).astype(np.float32)
+        return joined
 
     def result_bytes(self, n_examples: int, n_queries: int) -> int:
         groups = min(self.max_groups, n_examples)

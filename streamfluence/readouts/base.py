@@ -6,6 +6,7 @@ into the result. What has one value per example goes through ``per_example``
 and is stored with its partition, never merged in memory.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ class Readout:
     """Base of every readout; options arrive as keyword arguments of ``__init__``."""
 
     needs_scores = True
+    query_axis: Mapping[str, int] = {}  # of the arrays that have one, the axis that counts queries
 
     def chunk(self, block: ScoreBlock) -> Arrays:
         """Return the state of one block; {} when there is none."""
@@ -55,6 +57,21 @@ class Readout:
         """
         chunk = self.chunk(block)
         return self.combine(state, chunk) if state else chunk
+
+    def join(self, parts: Sequence[Arrays], counts: Sequence[int]) -> Arrays:
+        """Return the arrays for all queries, of those for consecutive queries of the same examples.
+
+        Args:
+            parts: States, or what ``per_example`` gave.
+            counts: Queries of each part.
+        """
+        first, *_ = parts
+        return {
+            name: np.concatenate([part[name] for part in parts], axis=self.query_axis[name])
+            if name in self.query_axis
+            else array
+            for name, array in first.items()
+        }
 
     def finalize(self, state: Arrays) -> Arrays:
         """Return the result."""

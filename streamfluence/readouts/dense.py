@@ -1,5 +1,7 @@
 """Every score, written to storage: the whole (example, query) matrix, only when asked for."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
@@ -10,6 +12,8 @@ class Dense(Readout):
 
     Stored with each partition and never merged in memory; four bytes per example and query.
     """
+
+    query_axis: Mapping[str, int] = {"scores": 1}
 
     def per_example(self, block: ScoreBlock) -> Arrays:
         return {"scores": np.where(block.valid[:, None], block.scores, np.float32(np.nan))}

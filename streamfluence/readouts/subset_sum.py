@@ -3,6 +3,7 @@
 Memory is ``subsets * queries`` float64 sums.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class SubsetSum(Readout):
     Raises:
         InputError: If the subsets cannot be read or name rows that do not exist.
     """
+
+    query_axis: Mapping[str, int] = {"subset_sums": 1}
 
     def __init__(self, subsets: Any) -> None:
         self.subsets = open_subsets(subsets)

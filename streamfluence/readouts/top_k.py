@@ -3,6 +3,8 @@
 Memory is ``2 * queries * k`` entries whatever the number of examples.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from streamfluence.readouts._ranking import best_of, checked_length, first_best, pack
@@ -24,6 +26,10 @@ class TopK(Readout):
     ``negative``: shape ``(query, k)``, best first (``negative``: smallest first), ties in the
     order of rows, padded with NaN and row -1.
     """
+
+    query_axis: Mapping[str, int] = {
+        f"{side}_{field}": 0 for side in ("positive", "negative") for field in _FIELDS
+    }
 
     def __init__(self, k: int = 100) -> None:
         self.k = checked_length(k)

@@ -40,7 +40,7 @@ def collect(
             arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
-            pending = committer.submit(_commit, opened, stage, partition, span, arrays, notes)
+            pending = committer.submit(commit, opened, stage, partition, span, arrays, notes)
             done["examples"] += len(span)
             done["non_finite"] += notes["non_finite"]
     if pending is not None:
@@ -129,7 +129,7 @@ def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]
     }
 
 
-def _commit(
+def commit(
     opened: Session,
     stage: str,
     partition: int,
@@ -137,6 +137,7 @@ def _commit(
     arrays: dict[str, np.ndarray],
     notes: dict[str, Any],
 ) -> None:
+    """Commit the rows of one partition."""
     compressor = opened.manifest["rows"]["compressor"]
     opened.store.commit(
         stage, partition, arrays, {"stage": stage}, notes, {"rows": compressor}, span=span

@@ -12,7 +12,7 @@ import torch
 
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.executors.base import Executor, Task
-from streamfluence.registry import member
+from streamfluence.registry import member, names
 
 
 class Progress(Protocol):
@@ -51,6 +51,18 @@ class Execution:
     device: str = "auto"
     memory: int | None = None
 
+    def check(self) -> None:
+        """Refuse an executor or a device that is not there, before any work.
+
+        Raises:
+            InputError: If there is no such executor, or CUDA is asked for where there is none.
+        """
+        if self.executor not in names("executors"):
+            raise InputError(
+                f"there is no executor {self.executor!r}; use one of {', '.join(names('executors'))}"
+            )
+        self.resolved_device()
+
     def resolved_device(self) -> str:
         """Return the torch device to use.
 
@@ -65,6 +77,8 @@ class Execution:
             raise InputError(
                 f"device {self.device!r} is no torch device; use cpu or cuda"
             ) from error
+        if device.type not in ("cpu", "cuda"):
+            raise InputError(f"device {self.device!r} is not supported; use cpu or cuda")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 f"device {self.device!r} was asked for, but torch sees no CUDA device here"

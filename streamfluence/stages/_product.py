@@ -20,7 +20,7 @@ from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
 BLOCK_ROWS = 8192
 # Matrix products of fewer rows than this, or of an odd number, round differently on a CPU:
 # padding makes a row's score the same bits wherever its partition or block ends.
-_PADDING_ROWS = 64
+PADDING_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def rows_per_block(n_queries: int, memory: int = 64 << 20) -> int:
     affordable = memory // (
         8 * max(n_queries, 1)
     )  # float32 scores, and a second buffer to add from
-    return min(BLOCK_ROWS, max(affordable // _PADDING_ROWS, 1) * _PADDING_ROWS)
+    return min(BLOCK_ROWS, max(affordable // PADDING_ROWS, 1) * PADDING_ROWS)
 
 
 def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
@@ -195,7 +195,7 @@ def _add_product(codec: Codec, queries: Tensor, block: RowBlock, out: Tensor) ->
 def _on(device: torch.device, array: np.ndarray | None) -> Tensor:
     """Return ``array`` on ``device``, with zero rows up to a multiple of the padding."""
     assert array is not None, "scores need codes and scales"
-    if len(array) % _PADDING_ROWS:
+    if len(array) % PADDING_ROWS:
         padded = np.zeros((_padded(len(array)), *array.shape[1:]), array.dtype)
         padded[: len(array)] = array
         array = padded
@@ -203,7 +203,7 @@ def _on(device: torch.device, array: np.ndarray | None) -> Tensor:
 
 
 def _padded(rows: int) -> int:
-    return -(-rows // _PADDING_ROWS) * _PADDING_ROWS
+    return -(-rows // PADDING_ROWS) * PADDING_ROWS
 
 
 def _score_block(

@@ -13,12 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from streamfluence.codecs._compressors import zarr_compressors
 from streamfluence.data import open_reader
 from streamfluence.data.base import Reader
-from streamfluence.errors import InputError
+from streamfluence.errors import DamageError, InputError, StorageError
 from streamfluence.layout import FORMAT_VERSION, default_partition_examples
 from streamfluence.manifest import Job, decisive
+from streamfluence.registry import member
 from streamfluence.store import RunStore, open_storage
+from streamfluence.store.documents import seal, unseal
 from streamfluence.task import load_task
 
 _QUERY_KEYS = ("measurement",)
@@ -34,17 +37,26 @@ def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
         InputError: If an input is missing, or the run was made from another job or other data.
     """
     storage = open_storage(run_path)
+    _check_names(job)
     task = load_task(job.task, job.root)
+    for table in job.queries.values():
+        task.check_measurement(table.get("measurement", "loss"))
     reader = open_reader(dict(job.train), job.root)
     count = reader.count()
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
-    weights = job.checkpoint_weights or [1.0 / len(job.checkpoints)] * len(job.checkpoints)
+    paths = expand(job)
+    weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
+    if len(weights) != len(paths):
+        raise InputError(
+            f"{len(weights)} checkpoint_weights for {len(paths)} checkpoints ({', '.join(paths)}); "
+            "give each its weight, or leave checkpoint_weights out for the mean"
+        )
     manifest = {
         "format_version": FORMAT_VERSION,
         **decisive(job),
         "task_digest": task.digest,
-        "checkpoints": [checkpoint_facts(job.root, path) for path in expand(job)],
+        "checkpoints": [checkpoint_facts(job.root, path) for path in paths],
         "checkpoint_weights": list(weights),
         "train": {
             "table": _plain(job.train),
@@ -89,10 +101,12 @@ def identity(
     """Return the reader's identity, from the run's cache when its files are untouched since."""
     signature = json.dumps([_plain(table), reader.stat_signature()], sort_keys=True)
     path = f"identities/{hashlib.sha256(signature.encode()).hexdigest()[:32]}.json"
-    with suppress(FileNotFoundError):
-        return json.loads(storage.read(path))
+    with suppress(FileNotFoundError, DamageError):
+        return unseal(storage.read(path), path)
     found = _plain(reader.identity()) if digest else {"signature": signature}
-    storage.create(path, json.dumps(found, sort_keys=True).encode())
+    # Only a cache: in a run that cannot be written to, or where a damaged one lies, it is done without.
+    with suppress(StorageError):
+        storage.create(path, seal(found))
     return found
 
 
@@ -122,6 +136,16 @@ def checkpoint_facts(root: Path, name: str) -> dict[str, Any]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return {"path": name, "sha256": digest.hexdigest()}
+
+
+def _check_names(job: Job) -> None:
+    """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
+    member("projections", job.projection.name)
+    member("codecs", job.rows.codec)
+    member("curvature", job.curvature.name)
+    zarr_compressors(job.rows.compressor, "uint8")
+    for readout in job.score.readouts:
+        member("readouts", readout)
 
 
 def _partition_examples(job: Job, count: int) -> int:

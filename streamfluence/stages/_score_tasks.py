@@ -16,7 +16,10 @@ from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.registry import member
 from streamfluence.stages import _product
 from streamfluence.stages._session import load_codec
+from streamfluence.stages._sets import set_facts
 from streamfluence.store import Receipt, RunStore, array_names
+
+QUERY_BYTES = 256 << 20  # of query rows held at once, all checkpoints together
 
 
 class StoredRows:
@@ -60,32 +63,79 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     spec = store.read_document(f"scores/{name}/score.json")
     readouts = build_readouts(spec, Path(store.manifest["root"]))
     needs_scores = any(readout.needs_scores for readout in readouts.values())
-    partitions = spec["tasks"][task]
+    tiles = query_tiles(store, spec["queries"]) if needs_scores else [(0, 0)]
+    read = [
+        _read_tile(run_path, device, spec, task, readouts, tile, needs_scores) for tile in tiles
+    ]
+    counts = [stop - start for start, stop in tiles]
+    states = _joined(readouts, [states for states, _, _ in read], counts)
+    kept = _joined(readouts, [kept for _, kept, _ in read], counts)
+    arrays = {f"state.{key}": array for key, array in _flat(states).items()}
+    arrays |= {f"example.{key}": array for key, array in _flat(kept).items()}
+    facts = {"examples": read[0][2].examples, "invalid": max(each[2].invalid for each in read)}
+    compressors = {key: "blosc-bitshuffle-zstd" for key in arrays if key.startswith("example.")}
+    store.commit(f"score/{name}", task, arrays, {"score": name}, facts, compressors=compressors)
+    return facts
+
+
+def query_tiles(store: RunStore, example_set: str) -> list[tuple[int, int]]:
+    """Return the ranges of queries that are scored at a time: all, where their rows fit in memory.
+
+    Every tile reads the training rows once. The cut depends on the run alone, never on the
+    machine, so that results do not.
+    """
+    count = set_facts(store, example_set)["count"]
+    checkpoints = len(store.manifest["checkpoints"])
+    widths = [len(load_codec(store, checkpoint)[1].values) for checkpoint in range(checkpoints)]
+    size = max(_product.PADDING_ROWS, QUERY_BYTES // (4 * sum(widths)))
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _read_tile(
+    run_path: str,
+    device: str,
+    spec: Mapping[str, Any],
+    task: int,
+    readouts: Mapping[str, Readout],
+    tile: tuple[int, int],
+    needs_scores: bool,
+) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
+    """Return the states of one task for some queries, what is stored per example, and the counts."""
+    store = RunStore.open(run_path)
     terms = [
         _product.Term(
-            StoredRows(store, checkpoint, partitions, needs_scores), codec, queries, weight
+            StoredRows(store, checkpoint, spec["tasks"][task], needs_scores), codec, queries, weight
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            score_sides(run_path, device, spec["queries"], spec["damping"])
+            score_sides(run_path, device, spec["queries"], spec["damping"], tile)
         )
     ]
     block_rows = _product.rows_per_block(len(terms[0].queries))
     blocks = (
         _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
     )
-    kept: dict[str, list[np.ndarray]] = {}
+    kept: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def keep(readout: str, start: int, arrays: Arrays) -> None:
         for key, array in arrays.items():
-            kept.setdefault(f"{readout}.{key}", []).append(array.copy())
+            kept.setdefault(readout, {}).setdefault(key, []).append(array.copy())
 
     reading = _product.read_out(blocks, readouts, keep)
-    arrays = {f"state.{key}": array for key, array in _flat(reading.states).items()}
-    arrays |= {f"example.{key}": np.concatenate(pieces) for key, pieces in kept.items()}
-    facts = {"examples": reading.examples, "invalid": reading.invalid}
-    compressors = {key: "blosc-bitshuffle-zstd" for key in arrays if key.startswith("example.")}
-    store.commit(f"score/{name}", task, arrays, {"score": name}, facts, compressors=compressors)
-    return facts
+    whole = {
+        readout: {key: np.concatenate(pieces) for key, pieces in arrays.items()}
+        for readout, arrays in kept.items()
+    }
+    return reading.states, whole, reading
+
+
+def _joined(
+    readouts: Mapping[str, Readout], tiles: list[dict[str, Arrays]], counts: list[int]
+) -> dict[str, Arrays]:
+    """Return what was read out of all queries; nothing where a readout keeps nothing."""
+    return {
+        name: readouts[name].join([tile[name] for tile in tiles], counts) if first else {}
+        for name, first in tiles[0].items()
+    }
 
 
 def merge(run_path: str, name: str) -> None:
@@ -112,21 +162,30 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
 
 
 def score_sides(
-    run_path: str, device: str, example_set: str, damping: float | None
+    run_path: str,
+    device: str,
+    example_set: str,
+    damping: float | None,
+    tile: tuple[int, int] | None = None,
 ) -> list[tuple[Codec, Tensor, float]]:
-    """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint."""
+    """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint.
+
+    Args:
+        tile: Range of queries; None takes all.
+    """
     store = RunStore.open(run_path)
     stages = [collect_stage(example_set, c) for c in range(len(store.manifest["checkpoints"]))]
     attempts = tuple(r.attempt for stage in stages for r in store.receipts(stage).values())
-    return _cached_sides(run_path, device, example_set, damping, store.fingerprint, attempts)
+    return _cached_sides(run_path, device, example_set, damping, tile, store.fingerprint, attempts)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _cached_sides(
     run_path: str,
     device: str,
     example_set: str,
     damping: float | None,
+    tile: tuple[int, int] | None,
     fingerprint: str,
     attempts: tuple[str, ...],
 ) -> list[tuple[Codec, Tensor, float]]:
@@ -134,17 +193,21 @@ def _cached_sides(
     store = RunStore.open(run_path)
     count = store.manifest["train"]["count"]
     sides = []
-    for checkpoint, weight in enumerate(store.manifest["checkpoint_weights"]):
+    weights = store.manifest["checkpoint_weights"]
+    assert len(weights) == len(store.manifest["checkpoints"]), "a weight is missing"
+    for checkpoint, weight in enumerate(weights):
         codec, factor = load_codec(store, checkpoint)
-        queries = query_rows(store, example_set, checkpoint)
+        queries = query_rows(store, example_set, checkpoint, tile)
         if damping is not None:
             queries = factor.redamp(queries, damping)
         sides.append((codec.to(device), codec.query(queries).to(device), weight / count))
     return sides
 
 
-def query_rows(store: RunStore, example_set: str, checkpoint: int) -> Tensor:
-    """Return the whitened float32 rows of a query set, shape ``(query, feature)``.
+def query_rows(
+    store: RunStore, example_set: str, checkpoint: int, tile: tuple[int, int] | None = None
+) -> Tensor:
+    """Return the whitened float32 rows of a query set, or a tile of it, ``(query, feature)``.
 
     Raises:
         NonFiniteError: If a query was NaN or infinite; its scores would mean nothing.
@@ -158,7 +221,13 @@ def query_rows(store: RunStore, example_set: str, checkpoint: int) -> Tensor:
             f"queries {bad} of {example_set!r} gave NaN or infinite rows at checkpoint {checkpoint}; "
             f"remove them from the query set"
         )
-    return torch.from_numpy(np.concatenate([store.read(receipt, "rows") for receipt in ordered]))
+    low, high = tile or (0, ordered[-1].stop)
+    pieces = [
+        store.read(receipt, "rows", rows=slice(max(low - receipt.start, 0), high - receipt.start))
+        for receipt in ordered
+        if receipt.start < high and receipt.stop > low
+    ]
+    return torch.from_numpy(np.concatenate(pieces or [store.read(ordered[0], "rows")[:0]]))
 
 
 def _reading(store: RunStore, receipt: Receipt) -> _product.Reading:

@@ -27,6 +27,8 @@ from streamfluence.stages._sets import plan_stage, set_facts
 from streamfluence.store import RunStore
 from streamfluence.task import Task, load_task
 
+PLANNING = 16  # examples a capture is planned on: enough for routed experts to show
+
 
 class Session:
     """An opened run on one device.
@@ -96,7 +98,7 @@ class Session:
 
     def planned(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> Capture:
         """Return a capture of ``model`` under ``forward``, planned on the first examples."""
-        rows = self.reader("train").read(0, min(3, self.table("train")["count"]))
+        rows = self.reader("train").read(0, min(PLANNING, self.table("train")["count"]))
         exclude = tuple(self.manifest["model"]["exclude"])
         return Capture(model, forward, self.batch(rows), exclude)
 

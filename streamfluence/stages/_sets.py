@@ -11,6 +11,11 @@ def set_facts(store: RunStore, example_set: str) -> dict[str, Any]:
     """Return the pinned facts of a set: table, count, partition_examples, measurement, identity."""
     if example_set == "train":
         return {**store.manifest["train"], "measurement": "loss"}
+    known = query_sets(store)
+    if example_set not in known:
+        raise InputError(
+            f"{store.url} has no example set {example_set!r}; there are: {', '.join(['train', *known])}"
+        )
     return store.read_document(f"queries/{example_set}.json")
 
 
@@ -36,7 +41,8 @@ def named_query_set(store: RunStore, name: str | None) -> str:
 
 def score_names(store: RunStore) -> list[str]:
     """Return the names of the scores that were asked for, sorted."""
-    return store.storage.children("scores")[0]
+    folders = store.storage.children("scores")[0]
+    return [name for name in folders if store.has(f"scores/{name}/score.json")]
 
 
 def partition_count(store: RunStore, example_set: str) -> int:

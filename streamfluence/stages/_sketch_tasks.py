@@ -3,6 +3,7 @@
 fit (sample) -> basis (merge) [-> refine (sample) -> directions (merge)] -> gram (sample) -> plan (merge)
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -247,7 +248,7 @@ def probe_count(opened: Session, columns: int) -> int | None:
     if wanted != "auto":
         return wanted
     needed = PROBES_PER_DIRECTION * opened.width() / len(sample_rows(opened))
-    return min(max(1, round(needed)), MOST_PROBES)
+    return min(math.ceil(needed), MOST_PROBES)
 
 
 def _merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:

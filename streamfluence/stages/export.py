@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def export(
         raise InputError(f"format {kind!r} is none of {', '.join(_WRITERS)}; give --format")
     if path.exists():
         raise InputError(f"{path} exists already; remove it or name another file")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"the folder of {path} does not exist; make it, or name another file")
     label, _ = parse_query(store, "0", name)
     header = record(store, label) if finished(store, label) else {}
     lines = list(_lines(store, label))
@@ -46,6 +49,9 @@ def export(
         partial.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
     return {"output": str(path), "format": kind, "lines": len(lines), "record": header}
 
 

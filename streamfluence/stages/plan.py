@@ -16,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from streamfluence import budget
-from streamfluence.layout import Span
-from streamfluence.manifest import Job, load_job
+from streamfluence.budget import Stored
+from streamfluence.data import open_reader
+from streamfluence.layout import Span, collect_stage
+from streamfluence.manifest import Job, decisive, load_job
+from streamfluence.registry import member
 from streamfluence.stages import _collect_tasks, _sketch_tasks
 from streamfluence.stages._resolve import open_run
-from streamfluence.stages._sample import TASKS
-from streamfluence.stages._session import directions, session
+from streamfluence.stages._sample import BATCHES_PER_TASK, TASKS
+from streamfluence.stages._session import Directions, Session, directions, session
 from streamfluence.stages.run import execution_of
-from streamfluence.stages.sketch import sketch
+from streamfluence.stages.score import TASK_ROWS, readout_options
+from streamfluence.stages.sketch import sketch, steps_of
 
 PROBE_BATCHES = 4
+STARTS = 3  # sketch, collect and score each start their workers
+_FILES_PER_READOUT = 13  # arrays of a state, each with its metadata; measured on top_k
 
 
 def plan(
@@ -42,33 +48,38 @@ def plan(
         StreamfluenceError: Whatever the first batches of the job itself would raise.
     """
     job = load_job(Path(job_path), overrides)
+    execution = execution_of(job)
+    execution.check()
+    started = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         probe = pool.submit(_probe, job).result()
-    execution = execution_of(job)
+    start_seconds = time.monotonic() - started - probe.pop("probe_seconds")
     partitions = -(-probe["examples"] // probe["partition_examples"])
     workers = execution.worker_count(partitions)
     checkpoints = probe["checkpoints"]
     sketched = min(job.sketch.examples, probe["examples"])
-    seconds = checkpoints * (
+    collected = probe["examples"] + sum(probe["queries"].values())
+    seconds = STARTS * start_seconds + checkpoints * (
         probe["sketch_fixed_seconds"]
         + sketched * probe["sketch_seconds_per_example"] / min(workers, TASKS)
-        + probe["examples"] * probe["collect_seconds_per_example"] / workers
+        + collected * probe["collect_seconds_per_example"] / workers
     )
-    stored = budget.disk_bytes(probe["examples"], probe["row_bytes"], checkpoints)
+    stored = Stored(probe.pop("stored_files"), probe.pop("stored_bytes"))
     cost = budget.Cost(
-        disk_bytes=stored + checkpoints * probe["sketch_bytes"],
-        files=budget.file_count(partitions, checkpoints),
+        disk_bytes=stored.nbytes,
+        files=stored.files,
         peak_bytes=probe["peak_bytes"],
         passes=checkpoints,
         seconds=round(seconds, 1),
     )
     budget.refuse_what_does_not_fit(cost, run_path, execution.memory)
+    probe["queries"] = sum(probe["queries"].values())
     return {**cost.table(), "partitions": partitions, "workers": workers, **probe}
 
 
 def _probe(job: Job) -> dict[str, Any]:
     """Run the first batches of a job in a temporary run; return what was measured."""
-    size = job.compute.batch_size
+    begun, size = time.monotonic(), job.compute.batch_size
     short = replace(
         job,
         queries={},
@@ -87,19 +98,82 @@ def _probe(job: Job) -> dict[str, Any]:
         made, opened = directions(path, device, 0), session(path, device)
         rows = min(facts["count"], size * PROBE_BATCHES)
         rate = _time_collect(opened, made, rows)
+        fixed = _fixed(sketch_seconds, rate, rows)
+        queries = {
+            name: open_reader(dict(table), job.root).count() for name, table in job.queries.items()
+        }
+        sketched = _sketch_stored(Path(path), short, job, facts["count"])
+        stored = _stored(Path(path), opened, made, job, queries, sketched)
         return {
             "examples": facts["count"],
+            "queries": queries,
             "checkpoints": opened.checkpoint_count(),
             "partition_examples": facts["partition_examples"],
             "row_bytes": made.codec.stored_bytes,
             "directions": opened_width(made),
-            "sketch_bytes": sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()),
-            "sketch_fixed_seconds": round(_fixed(sketch_seconds, rate, rows), 3),
-            "sketch_seconds_per_example": sketch_seconds / rows,
+            "stored_files": stored.files,
+            "stored_bytes": stored.nbytes,
+            "sketch_bytes": sketched.nbytes,
+            "sketch_fixed_seconds": round(fixed, 3),
+            "sketch_seconds_per_example": (sketch_seconds - fixed) / rows,
             "collect_seconds_per_example": rate,
             "peak_bytes": _peak_bytes() + _partition_bytes(facts, made.codec.stored_bytes),
             "device": device,
+            "probe_seconds": time.monotonic() - begun,
         }
+
+
+def _sketch_stored(path: Path, short: Job, job: Job, count: int) -> Stored:
+    """Return what the sketch of one checkpoint takes: the probe's, its split steps once a task."""
+    batches = -(-min(job.sketch.examples, count) // job.compute.batch_size)
+    tasks = min(TASKS, -(-batches // BATCHES_PER_TASK))
+    total = Stored()
+    for stage, _, split in steps_of(decisive(short)):
+        for top in ("parts", "receipts"):
+            total += budget.stored_below(path / top / "sketch/0" / stage) * (tasks if split else 1)
+    return total
+
+
+def _stored(
+    path: Path,
+    opened: Session,
+    made: Directions,
+    job: Job,
+    queries: Mapping[str, int],
+    sketched: Stored,
+) -> Stored:
+    """Return what the whole run takes, from one partition of rows that is committed for real."""
+    rows = min(opened.table("train")["count"], job.compute.batch_size)
+    arrays, notes = _collect_tasks.partition_arrays(opened, made, "train", 0, Span(0, rows))
+    _collect_tasks.commit(opened, collect_stage("train", 0), 0, Span(0, rows), arrays, notes)
+    own = Stored()
+    for top in ("parts", "receipts"):
+        own += budget.stored_below(path / top / "collect")
+    row_bytes = made.codec.stored_bytes
+    partition = own + Stored(0, -budget.disk_bytes(rows, row_bytes, 1))
+    count, size = opened.table("train")["count"], opened.table("train")["partition_examples"]
+    total = sketched + budget.rows_stored(count, -(-count // size), row_bytes, partition)
+    for n in queries.values():
+        total += budget.rows_stored(n, -(-n // size), 4 * opened_width(made), partition)
+    total = total * opened.checkpoint_count()
+    tasks = -(-count // TASK_ROWS)
+    for n in queries.values():
+        total += _score_stored(job, count, n) * (tasks + 1)
+    return total + Stored(
+        3 + 3 * len(queries), 0
+    )  # the manifest, and what pins every set and score
+
+
+def _score_stored(job: Job, examples: int, queries: int) -> Stored:
+    """Return what one task of one score takes; the merged result takes as much again."""
+    total = Stored(2, 2048)
+    for name in job.score.readouts:
+        options = readout_options(name, job.score)
+        if "subsets" in options:
+            options = {"subsets": job.root / options["subsets"]}
+        readout = member("readouts", name)(**options)
+        total += Stored(_FILES_PER_READOUT, readout.result_bytes(examples, queries))
+    return total
 
 
 def opened_width(made: Any) -> int:

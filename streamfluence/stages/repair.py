@@ -8,7 +8,8 @@ from streamfluence.stages._sets import plan_stage
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import rescore
 from streamfluence.stages.sketch import sketch
-from streamfluence.store import RunStore
+from streamfluence.stages.verify import check_documents
+from streamfluence.store import ANYTHING, RunStore
 
 
 def repair(
@@ -18,7 +19,8 @@ def repair(
 
     Partitions that are merely missing stay missing, unless a stage that had finished lost them.
     """
-    store = RunStore.open(run_path)
+    store = RunStore.open(run_path, ANYTHING)
+    check_documents(store)
     problems = [asdict(problem) for problem in store.verify()]
     damaged = sorted({(p["stage"], p["partition"]) for p in problems})
     for stage, partition in damaged:

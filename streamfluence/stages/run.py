@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
-from streamfluence.errors import InputError
 from streamfluence.manifest import Job, load_job
 from streamfluence.stages._execution import Execution, Progress, Silent
 from streamfluence.stages._record import row_warnings, sketch_warnings
@@ -30,6 +29,7 @@ def run(
     progress = progress or Silent()
     job = load_job(Path(job_path), overrides)
     execution = execution_of(job)
+    execution.check()
     store = open_run(job, run_path)
     if not status(run_path)["complete"]:
         needed = disk_bytes(store.manifest["train"]["count"], job.rows.bytes, len(job.checkpoints))
@@ -77,12 +77,5 @@ def execution_of(job: Job) -> Execution:
         workers=compute.workers,
         dask=compute.dask,
         device=compute.device,
-        memory=None if compute.memory is None else _memory(compute.memory),
+        memory=None if compute.memory is None else parse_size(compute.memory),
     )
-
-
-def _memory(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise InputError(f"compute.memory: {error}") from error

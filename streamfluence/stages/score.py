@@ -1,6 +1,9 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
+import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -20,8 +23,12 @@ from streamfluence.stages._sets import (
     require_complete,
     set_facts,
 )
-from streamfluence.store import RunStore
+from streamfluence.stages.top import finished, parse_query
+from streamfluence.store import Receipt, RunStore
+from streamfluence.store.documents import differences
 
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
+DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
 TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
 
 MEANING = (
@@ -73,6 +80,8 @@ def score(
         raise InputError(
             f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries"
         )
+    if name is not None and not LABEL.fullmatch(name):
+        raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     done = []
     for example_set in chosen:
         label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
@@ -102,8 +111,7 @@ def _spec(
 ) -> dict[str, Any]:
     """Return everything that decides a result, after checking that its rows are there."""
     named_query_set(store, example_set)
-    if damping is not None and not damping > 0:
-        raise InputError(f"damping = {damping}; it must be positive")
+    _check_damping(store, damping)
     for checkpoint in range(len(store.manifest["checkpoints"])):
         require_complete(store, example_set, checkpoint)
     missing = sorted(
@@ -119,12 +127,14 @@ def _spec(
         refuse_missing(store, "train", missing)
     facts = store.read_document(f"queries/{example_set}.json")
     present = sorted(set(range(partition_count(store, "train"))) - set(missing))
-    size = max(1, TASK_ROWS // store.manifest["train"]["partition_examples"])
+    size = max(
+        1, _task_rows(options, facts["count"]) // store.manifest["train"]["partition_examples"]
+    )
     return {
         "queries": example_set,
         "measurement": facts["measurement"],
         "damping": damping,
-        "readouts": {readout: _options(readout, options) for readout in options.readouts},
+        "readouts": {readout: readout_options(readout, options) for readout in options.readouts},
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
         "meaning": MEANING,
@@ -132,7 +142,28 @@ def _spec(
     }
 
 
-def _options(readout: str, options: Score) -> dict[str, Any]:
+def _check_damping(store: RunStore, damping: float | None) -> None:
+    """Refuse another damping that is no number to damp with, or that nothing would be damped by."""
+    if damping is None:
+        return
+    if not 0 < damping < math.inf:
+        raise InputError(f"damping = {damping}; it must be positive and finite")
+    if store.manifest["curvature"]["name"] == "identity":
+        raise InputError(
+            f"{store.url} was made with curvature.name = 'identity', which has no damping to change; "
+            "leave --damping out, or make a run with a curvature"
+        )
+
+
+def _task_rows(options: Score, queries: int) -> int:
+    """Return how many rows one task scores: fewer when every score of them is kept."""
+    if "dense" not in options.readouts:
+        return TASK_ROWS
+    return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
+
+
+def readout_options(readout: str, options: Score) -> dict[str, Any]:
+    """Return the options of one readout among those of a score."""
     if readout == "subset_sum":
         if options.subsets is None:
             raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
@@ -141,11 +172,16 @@ def _options(readout: str, options: Score) -> dict[str, Any]:
 
 
 def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    """Fix what a result of that name is, once everything in it was seen to be possible."""
+    work.build_readouts(spec, Path(store.manifest["root"]))
     if not store.has(_path(label)):
         store.create_document(_path(label), dict(spec))
-    elif store.read_document(_path(label)) != spec:
+        return
+    stored = store.read_document(_path(label))
+    if stored != spec:
         raise InputError(
-            f"scores named {label!r} were made with other settings; give these another --name"
+            f"scores {label!r} of {store.url} were made with other settings: "
+            f"{differences(stored, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
         )
 
 
@@ -190,6 +226,26 @@ def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
     return _lazy(
         store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set
     )
+
+
+def results(run_path: str, name: str | None) -> dict[str, Any]:
+    """Return what the readouts of finished scores kept, by ``readout.array``; see ``Run.results``."""
+    store = RunStore.open(run_path)
+    label, _ = parse_query(store, "0", name)
+    found: dict[str, Any] = store.read_all(finished(store, label))
+    parts = store.receipts(f"score/{label}")
+    for key in store.array_names(parts[0]) if parts else []:
+        kind, _, array = key.partition(".")
+        if kind == "example":
+            blocks = [_stored_block(store, parts[part], key) for part in sorted(parts)]
+            found[array] = da.concatenate(blocks)
+    return found
+
+
+def _stored_block(store: RunStore, receipt: Receipt, key: str) -> da.Array:
+    with store.reader(receipt, key) as reader:
+        shape, dtype = reader.shape, reader.dtype
+    return da.from_delayed(delayed(store.read)(receipt, key), shape=shape, dtype=dtype)
 
 
 def _lazy(

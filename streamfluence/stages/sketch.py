@@ -30,7 +30,7 @@ def sketch(
         (checkpoint, *step)
         for checkpoint in range(opened.checkpoint_count())
         if not opened.store.receipts(plan_stage(checkpoint))
-        for step in _steps(opened.manifest)
+        for step in steps_of(opened.manifest)
     ]
     if steps:
         parts = sample_tasks(opened)
@@ -63,7 +63,7 @@ def describe(run_path: str, execution: Execution | None = None) -> dict[str, Any
     return {"checkpoints": facts}
 
 
-def _steps(manifest: dict[str, Any]) -> list[tuple[str, Callable[..., None], bool]]:
+def steps_of(manifest: dict[str, Any]) -> list[tuple[str, Callable[..., None], bool]]:
     """Return (stage, work unit, split over the sample?) in order."""
     kind = member("projections", manifest["projection"]["name"])
     steps: list[tuple[str, Callable[..., None], bool]] = [("coverage", work.coverage, False)]

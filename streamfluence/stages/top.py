@@ -1,5 +1,6 @@
 """The examples that help and hurt one query most, with what a person needs to judge them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from streamfluence.stages._record import record
 from streamfluence.stages._sets import score_names, set_facts
 from streamfluence.store import RunStore, array_names
 
+DEFAULT_K = 10
+
 
 def top(
     run_path: str,
     query: str,
-    k: int = 10,
+    k: int | None = None,
     positive: bool = True,
     negative: bool = True,
     name: str | None = None,
@@ -26,7 +29,7 @@ def top(
 
     Args:
         query: ``INDEX``, or ``SET/INDEX`` when the run has several scores.
-        k: Examples in each list.
+        k: Examples in each list; by default 10, or as many as the scores kept if that is fewer.
         positive, negative: Whether to list those that help, and those that hurt.
         name: Of the scores, when it is not the query set's.
 
@@ -50,9 +53,12 @@ def top(
     if not 0 <= row < count:
         raise InputError(f"query {row}: {spec['queries']!r} has queries 0 to {count - 1}")
     listed = store.read(receipt, "top_k.positive_rows").shape[1]
-    if k > listed:
+    if k is None:
+        k = min(DEFAULT_K, listed)
+    if not 1 <= k <= listed:
         raise InputError(
-            f"{k} examples were asked for, but score.top_k kept {listed}; ask for fewer"
+            f"{k} examples were asked for, but scores {label!r} kept {listed} (score.top_k); "
+            f"ask for 1 to {listed}"
         )
     wanted = {"helps": ("positive", positive), "hurts": ("negative", negative)}
     sides = {key: _side(store, receipt, side, row, k) for key, (side, on) in wanted.items() if on}
@@ -62,7 +68,7 @@ def top(
 def parse_query(store: RunStore, query: str, name: str | None) -> tuple[str, int]:
     """Return the name of the scores and the row of the query."""
     label, _, number = query.rpartition("/")
-    if not number.lstrip("-").isdigit():
+    if not re.fullmatch(r"-?[0-9]+", number):
         raise InputError(f"query {query!r} is neither INDEX nor SET/INDEX")
     names = score_names(store)
     label = name or label

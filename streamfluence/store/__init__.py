@@ -4,11 +4,12 @@ from streamfluence.store.array_reader import ArrayReader, array_names
 from streamfluence.store.connect import open_storage
 from streamfluence.store.garbage import Leftover
 from streamfluence.store.receipts import Receipt, StoredObject
-from streamfluence.store.run_store import RunStore
+from streamfluence.store.run_store import ANYTHING, RunStore
 from streamfluence.store.storage import Storage
 from streamfluence.store.verify import Problem
 
 __all__ = [
+    "ANYTHING",
     "ArrayReader",
     "Leftover",
     "Problem",

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamfluence import __version__
-from streamfluence.errors import InputError
+from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import FORMAT_VERSION, MANIFEST
 from streamfluence.store.documents import canonical, differences, is_sealed, plain, seal, unseal
+from streamfluence.store.receipts import stages
 from streamfluence.store.storage import Storage
 
 _WRITER = "streamfluence_version"
@@ -26,7 +27,8 @@ def create_manifest(storage: Storage, manifest: Mapping[str, Any]) -> tuple[dict
     if storage.create(MANIFEST, seal({_WRITER: __version__, **wanted}, indent=2)):
         return wanted, __version__
     stored, written_by = read_manifest(storage)
-    _refuse_other(f"{storage.url} holds another run", stored, wanted)
+    empty = "" if stages(storage) else " of which nothing is committed yet, so it can be removed"
+    _refuse_other(f"{storage.url} holds another run{empty}", stored, wanted)
     return stored, written_by
 
 
@@ -46,7 +48,7 @@ def read_manifest(storage: Storage) -> tuple[dict[str, Any], str]:
         ) from None
     if not is_sealed(data):
         _refuse_other_format(_parsed(data), storage.url)
-    content = unseal(data, f"{storage.url}/{MANIFEST}")
+    content = _unseal(data, f"{storage.url}/{MANIFEST}")
     _refuse_other_format(content, storage.url)
     return content, content.pop(_WRITER, "unknown")
 
@@ -64,9 +66,20 @@ def create_document(storage: Storage, path: str, content: Mapping[str, Any]) -> 
 def read_document(storage: Storage, path: str) -> dict[str, Any]:
     """Return a document; ``InputError`` if there is none, ``DamageError`` if it is damaged."""
     try:
-        return unseal(storage.read(path), f"{storage.url}/{path}")
+        return _unseal(storage.read(path), f"{storage.url}/{path}")
     except FileNotFoundError:
         raise InputError(f"{storage.url} has no {path}") from None
+
+
+def _unseal(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        return unseal(data, where)
+    except DamageError as error:
+        # Its content follows from the job, so the same job makes the same document.
+        raise DamageError(
+            f"{error}; remove it and repeat the command that made the run: the same job writes the same "
+            "document again, and what is committed stays valid"
+        ) from error
 
 
 def _refuse_other(what: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamfluence.errors import DamageError
+from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import Span, receipt_path
 from streamfluence.store import finalise as _finalise
 from streamfluence.store.array_reader import ArrayReader, array_names, open_array
@@ -39,6 +39,7 @@ from streamfluence.store.unique import unique_name
 from streamfluence.store.verify import Problem, verify_stage
 
 DAY_S = 86_400.0
+ANYTHING = "anything"
 
 
 class RunStore:
@@ -72,16 +73,26 @@ class RunStore:
         return cls(storage, *create_manifest(storage, manifest))
 
     @classmethod
-    def open(cls, url: Any) -> "RunStore":
+    def open(cls, url: Any, holds: str | None = None) -> "RunStore":
         """Open a run.
 
+        Args:
+            holds: What the manifest says it holds instead of a run; ``ANYTHING`` takes whatever it is.
+
         Raises:
-            InputError: If there is none, or its format is not the one this version reads.
+            InputError: If there is none, it holds something else, or its format is not the one this
+                version reads.
             DamageError: If its manifest is damaged.
             StorageError: If the storage fails.
         """
         storage = open_storage(url)
-        return cls(storage, *read_manifest(storage))
+        opened = cls(storage, *read_manifest(storage))
+        found = opened.manifest.get("holds")
+        if holds not in (found, ANYTHING):
+            raise InputError(
+                f"{opened.url} holds {found or 'a run'} and not {holds or 'a run'}; check the path"
+            )
+        return opened
 
     def create_document(self, path: str, content: Mapping[str, Any]) -> bool:
         """Create a JSON document exclusively; False if the same one was already there.

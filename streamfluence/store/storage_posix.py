@@ -58,6 +58,8 @@ class PosixStorage(Storage):
 
     def create(self, path: str, data: bytes) -> bool:
         target = self._resolve(path)
+        if self.exists(path):
+            return False  # without a temporary file: a repeated run touches nothing
         temporary = target.with_name(f".{target.name}.{unique_name()}{PARTIAL}")
         with operating_system_errors("write", target, missing=False):
             target.parent.mkdir(parents=True, exist_ok=True)

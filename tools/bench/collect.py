@@ -9,7 +9,6 @@ two alternate; the figure is the median of the pairwise ratios. JSON on stdout.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import torch
 from _models import RESNET, TRANSFORMER
+from _setup import setup
 
 from streamfluence.data import prefetch
 from streamfluence.layout import Span, cut
@@ -143,13 +143,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sample", type=int, default=64)
     options = parser.parse_args()
-    device = platform.processor() or platform.machine()
-    if options.device != "cpu":
-        device = torch.cuda.get_device_name(options.device)
-    setup = {"device": device, "torch": torch.__version__, **vars(options)}
+    models = [measure(model, options) for model in options.model]
     print(
         json.dumps(
-            {"setup": setup, "models": [measure(m, options) for m in options.model]}, indent=1
+            {"setup": setup(options.device), "options": vars(options), "models": models}, indent=1
         )
     )
 

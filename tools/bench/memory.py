@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _setup import setup
 from torch import nn
 
 TASK = """
 import torch
+from _setup import setup
 from torch import nn
 
 likelihood = "categorical"
@@ -98,7 +100,7 @@ def main() -> None:
             make(Path(name) / str(examples), examples)
             peaks[examples] = peak(Path(name) / str(examples))
     small, large = peaks.values()
-    print(json.dumps({"peak_bytes": peaks, "ratio": large / small}, indent=1))
+    print(json.dumps({"setup": setup(), "peak_bytes": peaks, "ratio": large / small}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ take, in a process that only scores. JSON on stdout.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from _setup import setup
 
 from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.layout import collect_stage, default_partition_examples, partitions
@@ -213,13 +213,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_run(folder, codec, options.rows, partition_rows, options.row_bytes)
         result = {
+            "setup": setup(),
             **{name: value for name, value in vars(options).items() if name != "measure_memory"},
             "partition_rows": partition_rows,
             "codec_facts": codec.facts(),
             **compare(folder, codec, queries, options),
             **memory(folder, options),
-            "torch": torch.__version__,
-            "machine": platform.processor() or platform.machine(),
         }
     print(json.dumps(result, indent=2))
 

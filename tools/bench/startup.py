@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from _setup import setup
 
 from streamfluence.layout import FORMAT_VERSION, Span, collect_stage
 from streamfluence.store import RunStore
@@ -58,6 +59,7 @@ def main() -> None:
         path = str(Path(folder) / "run")
         synthetic_run(path)
         figures = {
+            "setup": setup(),
             "help_seconds": median_seconds("--help"),
             "status_seconds_of_1000_partitions": median_seconds("status", path),
         }
