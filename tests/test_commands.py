@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 import zarr
-from click.testing import CliRunner
+from calls import invoke, ok
 from small_job import write_job
 
 import streamfluence
-from streamfluence.cli import main
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import load_job
 from streamfluence.stages import _score_tasks
@@ -27,16 +26,6 @@ def folder(tmp_path_factory):
     write_job(path)
     ok("run", path / "job.toml")
     return path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def ok(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_status_of_a_finished_run_is_complete(folder):
@@ -185,7 +174,7 @@ def test_the_skeleton_works_as_it_is_written(tmp_path):
     subprocess.run([sys.executable, tmp_path / "task.py"], check=True)
     ok("run", tmp_path / "job.toml", "--executor", "serial")
     found = json.loads(ok("top", tmp_path / "run", "test/0", "-k", "2", "--json"))
-    assert found["record"]["damping"] == "weight decay 0.001"
+    assert found["record"]["damping_rule"] == "weight decay 0.001"
     assert found["helps"][0]["score"] > 0 > found["hurts"][0]["score"]
     assert not found["record"]["missing_partitions"]
 

@@ -159,7 +159,7 @@ def test_the_record_says_what_the_numbers_are(folder):
     record = streamfluence.open(str(folder / "bands")).top("0", k=1)["record"]
     json.dumps(record)
     assert record["curvature"] == "gauss_newton, layer"
-    assert record["damping"] == "given"
+    assert (record["damping"], record["damping_rule"]) == (0.01, "given")
     assert record["curvature_from"] == "3 exact columns"
     assert record["missing_partitions"] == []
     assert record["examples"] == 150

@@ -109,7 +109,7 @@ def test_lds_is_what_training_by_hand_and_scipy_give(folder, judged):
 def test_the_result_says_what_was_judged_and_is_committed(folder, judged):
     assert judged["retrained"] == judged["of"] == 12
     assert judged["subsets"] == 6 and judged["kept_examples"] == 30 and judged["examples"] == 60
-    assert judged["warnings"] == [] and judged["record"]["damping"] == "given"
+    assert judged["warnings"] == [] and judged["record"]["damping_rule"] == "given"
     store = truth_of(folder)
     receipt = store.receipt(judged["kept_as"], 0)
     stored = store.read(receipt, "per_query.lds")

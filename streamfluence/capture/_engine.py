@@ -4,7 +4,7 @@ The model is left as it was: hooks live inside `record` only, no parameter's
 ``requires_grad`` or ``grad`` is touched, and weight gradients are never computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from streamfluence.capture._nested import example_count, leaves, resize, select
 from streamfluence.capture._plan import Plan
 from streamfluence.capture._sites import shortened
 from streamfluence.capture._tape import Tape
-from streamfluence.capture.base import Block
+from streamfluence.capture.base import Block, Dense, Uses
 from streamfluence.errors import CoverageError
 
 
@@ -84,6 +84,16 @@ class Capture:
                 yield tape
             finally:
                 tape.close()
+
+    def whole(self, gradients: Mapping[str, Tensor | None]) -> Uses:
+        """Return gradients by parameter name, of a whole batch, as the uses of one example.
+
+        Any vectors of the parameters' shapes will do; None is zero, and so is what is not there.
+        """
+        names = {n for weight in self._plan.weights for n in weight.tensors}
+        given = {name: gradients.get(name) for name in names}
+        found = {f.block.name: f.gathered(given) for f in self._filled}
+        return {name: [Dense(one[None])] for name, one in found.items() if one is not None}
 
     def check(self, batch: Any, loss: Callable[[Any], Tensor]) -> None:
         """Prove the capture on one batch.

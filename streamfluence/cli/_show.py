@@ -31,6 +31,12 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def warn(result: Mapping[str, Any]) -> None:
+    """Say on stderr what makes a result doubtful, one line each."""
+    for sentence in result.get("warnings", []):
+        click.echo(f"warning: {sentence}", err=True)
+
+
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield a result as lines for a person: plain values, then sections, then tables."""
     plain = {key: value for key, value in result.items() if not _is_nested(value)}

@@ -9,7 +9,7 @@ import streamfluence
 from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution
 from streamfluence.cli._program import Program
-from streamfluence.cli._show import show
+from streamfluence.cli._show import show, warn
 from streamfluence.cli.evaluate import evaluate
 
 
@@ -20,7 +20,8 @@ def main() -> None:
 
     Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 a bug;
     2 usage, configuration or input; 3 damage found; 4 incomplete; 5 too many
-    non-finite rows; 74 storage error, retry later; 75 interrupted, safe to resume.
+    non-finite rows; 6 a check of `evaluate sanity --strict` failed; 74 storage
+    error, retry later; 75 interrupted, safe to resume.
     """
 
 
@@ -151,6 +152,7 @@ def score(
         name=name,
         execution=execution(how),
     )
+    warn(result)
     show(result, as_json)
 
 
@@ -190,6 +192,7 @@ def top(
         negative=negative or both,
         name=name,
     )
+    warn(result.get("record", {}))
     show(result, as_json)
 
 

@@ -5,13 +5,127 @@ from typing import Any
 import click
 
 from streamfluence.cli import _options as options
-from streamfluence.cli._call import call_watched, execution
-from streamfluence.cli._show import show
+from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._show import show, warn
+
+CHECK_FAILED_EXIT_CODE = 6
 
 
 @click.group()
 def evaluate() -> None:
     """Measure whether the scores of a run can be trusted."""
+
+
+class Several(click.ParamType):
+    """Values separated by commas, as a tuple."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.name = kind, f"{kind.__name__},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of values separated by commas", param, ctx)
+
+
+by_id = click.option("--ids", "by_id", is_flag=True, help="FILE lists ids, not rows.")
+query_set = click.option("--queries", metavar="NAME", help="Which query set, of several.")
+
+
+@evaluate.command()
+@options.run_path
+@click.option(
+    "--flags",
+    required=True,
+    metavar="FILE",
+    help="Suspicious examples: a mask (.npy, .npz), or rows (.npy, .npz, .json, .txt).",
+)
+@by_id
+@options.as_json
+def mislabel(run_path: str, flags: str, by_id: bool, as_json: bool) -> None:
+    """Judge how well each ranking of RUN finds flagged examples.
+
+    Self-influence stands beside the loss, its mean over checkpoints and the gradient
+    norm: the mean loss often wins.
+    """
+    show(call("evaluate_mislabel", run_path, flags, by_id=by_id), as_json)
+
+
+@evaluate.command()
+@options.run_path
+@click.option(
+    "--relevant", metavar="FILE", help="JSON: query row to a list of relevant training rows."
+)
+@click.option("--same-group", is_flag=True, help="Relevant are the examples of the query's group.")
+@by_id
+@query_set
+@click.option(
+    "-k", "ks", type=click.IntRange(min=1), multiple=True, metavar="K", help="Recall at K."
+)
+@options.as_json
+def retrieval(run_path: str, as_json: bool, **how: Any) -> None:
+    """Judge whether the scores of RUN bring up relevant training examples.
+
+    Prints recall@K (K = 1, 10, 100, or as given) and the mean reciprocal rank, each beside chance.
+    """
+    given = {key: value for key, value in how.items() if value != ()}
+    show(call("evaluate_retrieval", run_path, **given), as_json)
+
+
+@evaluate.command()
+@options.run_path
+@click.option("--sample", type=click.IntRange(min=1), default=512, show_default=True, metavar="N")
+@click.option(
+    "--queries",
+    "n_queries",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="K",
+    help="How many queries.",
+)
+@click.option("--query-set", "queries", metavar="NAME", help="Which query set, of several.")
+@click.option("--bytes", "row_bytes", type=Several(int), default=(), metavar="N,N", help="To try.")
+@click.option("--width", "widths", type=Several(int), default=(), metavar="N,N", help="To try.")
+@click.option(
+    "--curvature", "curvatures", type=Several(str), default=(), metavar="NAME,NAME", help="To try."
+)
+@click.option("--damping", type=Several(float), default=(), metavar="X,X", help="To try.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="K")
+@click.option("--by-layer/--joint", default=None, help="Whether to solve layer by layer as well.")
+@click.option("--double", is_flag=True, help="Solve the reference in float64.")
+@options.as_json
+def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
+    """Compare the scores of RUN with unprojected Gauss-Newton, without retraining.
+
+    On N training examples the reference is solved by conjugate gradients at the run's
+    damping. Other bytes, widths, curvatures and dampings are tried on the same examples.
+    """
+    result = call_watched("evaluate_fidelity", run_path, **how)
+    warn(result)
+    show(result, as_json)
+
+
+@evaluate.command()
+@options.run_path
+@click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
+@click.option("--query-set", "queries", metavar="NAME", help="Which query set, of several.")
+@click.option("--strict", is_flag=True, help="End with exit code 6 when a check fails.")
+@options.as_json
+def sanity(run_path: str, sample: int, queries: str | None, strict: bool, as_json: bool) -> None:
+    """Check that the scores of RUN behave as scores must.
+
+    Duplicates score alike, order does not matter, sums agree with autograd, and a model
+    of shuffled weights scores differently. A failed check is no damage: the exit code
+    stays 0 unless --strict is given.
+    """
+    result = call_watched("evaluate_sanity", run_path, sample=sample, queries=queries)
+    show(result, as_json)
+    if strict and not result["passed"]:
+        raise click.exceptions.Exit(CHECK_FAILED_EXIT_CODE)
 
 
 class Rows(click.ParamType):
@@ -38,7 +152,7 @@ def _seeds(default: int) -> options.Decorator:
 
 
 _retraining = options.together(
-    click.option("--queries", metavar="NAME", help="Which query set, of several."),
+    query_set,
     click.option("--scores", metavar="NAME", help="Which scores, of several."),
     click.option("--damping", type=float, metavar="X", help="Judge scores at another damping."),
     click.option(

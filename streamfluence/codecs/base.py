@@ -12,6 +12,7 @@ refused; ``decode(encode(rows))`` is within ``tolerance`` of ``query(rows)``.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from streamfluence.linalg import State
@@ -92,3 +93,18 @@ class Codec:
     def facts(self) -> dict:
         """Return what a record should say (JSON-able), e.g. how many directions have how many bits."""
         return {}
+
+
+def shares(codec: Codec, rows: Tensor, encoded: Encoded) -> dict[str, float]:
+    """Return what storing did to ``rows``, as sums over them; zero rows count nowhere.
+
+    Returns:
+        ``rows``: how many; ``error``: sum of ``|decode - query|^2 / |query|^2``, the error of the
+        coordinates that are stored; ``kept``: sum of ``|query|^2 / |row|^2``, the energy in them.
+    """
+    wanted, energy = codec.query(rows).double(), rows.double().square().sum(1)
+    stored = wanted.square().sum(1)
+    error = (codec.decode(encoded).double() - wanted).square().sum(1)
+    some = stored > 0
+    sums = [some.sum(), (error[some] / stored[some]).sum(), (stored[some] / energy[some]).sum()]
+    return dict(zip(("rows", "error", "kept"), torch.stack(sums).tolist(), strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.codecs.base import Encoded
+from streamfluence.codecs.base import shares
 from streamfluence.data import input_digest, prefetch
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import Span, collect_stage, cut
@@ -69,16 +69,24 @@ def partition_arrays(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of one partition and the facts for its receipt."""
     started, columns, digest = time.monotonic(), _Columns(), 0
+    stored: dict[str, float] = {}  # what the codec did to the first batch: a sample of all rows
     gradient = opened.gradient(checkpoint, made.projection)
     measurement = opened.table(example_set)["measurement"]
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)
-        columns.add(**_rows(made, gradient, opened.batch(host_batch), measurement, example_set))
+        whitened, facts = measured_rows(made, gradient, opened.batch(host_batch), measurement)
+        if example_set == "train":
+            encoded = made.codec.encode(whitened)
+            stored = stored or shares(made.codec, whitened, encoded)
+            columns.add(rows=encoded.codes, scale=encoded.scale, **facts)
+        else:
+            columns.add(rows=whitened, **facts)
         columns.add(**_identities(opened, example_set, part))
     arrays = columns.finish()
     notes = {
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
+        "stored": stored,
         "seconds": round(time.monotonic() - started, 3),
     }
     return arrays, notes
@@ -91,10 +99,10 @@ def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span,
     return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
 
 
-def _rows(
-    made: Directions, gradient: Gradient, batch: Any, measurement: str, example_set: str
-) -> dict[str, Tensor]:
-    """Return what is stored of one batch, still on the device."""
+def measured_rows(
+    made: Directions, gradient: Gradient, batch: Any, measurement: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the whitened rows of one batch and what is stored beside them, still on the device."""
     measured = gradient.measure(batch, measurement)
     finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
     rows = torch.where(finite[:, None], measured.rows, 0.0)
@@ -109,10 +117,7 @@ def _rows(
         "grad_norm": rows.square().sum(1).sqrt(),
         "self_influence": torch.where(finite, self_influence, 0.0),
     }
-    if example_set == "train":
-        encoded: Encoded = made.codec.encode(whitened)
-        return {"rows": encoded.codes, "scale": encoded.scale, **stored}
-    return {"rows": whitened, **stored}
+    return whitened, stored
 
 
 def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]:

@@ -1,47 +1,128 @@
-"""What every result says of itself: method, damping, bytes, coverage, sign and unit."""
+"""What every result says of itself: method, damping, bytes, coverage, doubts, sign and unit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from streamfluence.layout import collect_stage
-from streamfluence.stages._sets import partition_count
-from streamfluence.store import RunStore
+from streamfluence.stages._doubts import row_doubts, sketch_doubts
+from streamfluence.stages._sets import partition_count, plan_stage
+from streamfluence.store import Receipt, RunStore
 
 
 def record(store: RunStore, label: str) -> dict[str, Any]:
     """Return the header of one result, JSON-able."""
     spec = store.read_document(f"scores/{label}/score.json")
-    manifest = store.manifest
-    sketches = [plan_facts(store, checkpoint) for checkpoint in range(len(manifest["checkpoints"]))]
-    first = sketches[0]
     counts = store.receipts(f"scores/{label}")[0].facts
-    receipts = store.receipts(collect_stage("train", 0)).values()
     return {
         "meaning": spec["meaning"],
         "unit": spec["unit"],
         "run": store.fingerprint,
-        "checkpoints": len(sketches),
+        **_method(store, spec["damping"]),
+        **_stored(store),
+        **_coverage(store),
+        "examples": counts["examples"],
+        "non_finite_examples": counts["invalid"],
+        "partitions": partition_count(store, "train"),
+        "missing_partitions": spec["missing_partitions"],
+        "warnings": warnings(store, spec["missing_partitions"]),
+    }
+
+
+def warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
+    """Return what makes the scores of a run doubtful, one sentence each with the fix."""
+    return [*sketch_warnings(store), *row_warnings(store, missing_partitions)]
+
+
+def sketch_warnings(store: RunStore) -> list[str]:
+    """Return the doubts that are known once the sketch is there."""
+    checkpoints = range(len(store.manifest["checkpoints"]))
+    plans = [plan_facts(store, checkpoint) for checkpoint in checkpoints]
+    coverages = [coverage_facts(store, checkpoint) for checkpoint in checkpoints]
+    return sketch_doubts(store.manifest, plans, coverages)
+
+
+def row_warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
+    """Return the doubts that the collected rows raise."""
+    receipts = _train_receipts(store)
+    return row_doubts(
+        {
+            "non_finite": sum(receipt.facts["non_finite"] for receipt in receipts),
+            "rows": sum(len(receipt.span) for receipt in receipts),
+            "missing": len(missing_partitions),
+            "partitions": partition_count(store, "train"),
+        },
+        _measured(receipts)["measured_error"],
+    )
+
+
+def _method(store: RunStore, damping: float | None) -> dict[str, Any]:
+    """Return how a score comes about, by the first checkpoint where they differ."""
+    manifest, first = store.manifest, plan_facts(store, 0)
+    energy = first["projection"].get("kept")
+    return {
+        "models": len(manifest["checkpoints"]),
         "projection": manifest["projection"]["name"],
-        "curvature": f"{first['curvature']}, {manifest['curvature']['blocks']}",
-        "curvature_note": note(manifest, first),
-        "damping": spec["damping"] if spec["damping"] is not None else first["damping_rule"],
-        "effective_dimension": round(sum(b["effective_dimension"] for b in first["blocks"]), 1),
-        "directions": sum(b["width"] for b in first["blocks"]),
-        "sample_examples": first["sample_examples"],
-        "curvature_from": first["vectors"],
-        "codec": {"name": manifest["rows"]["codec"], **first["codec"]},
+        "directions": first["directions"],
+        "gradient_energy_kept": None if energy is None else round(energy, 4),
         "projection_facts": {
             key: value
             for key, value in first["projection"].items()
             if not isinstance(value, list | dict)
         },
-        "examples": counts["examples"],
-        "non_finite_examples": counts["invalid"],
-        "collected_non_finite": sum(receipt.facts["non_finite"] for receipt in receipts),
+        "curvature": f"{first['curvature']}, {manifest['curvature']['blocks']}",
+        "curvature_note": note(manifest, first),
+        "curvature_from": first["vectors"],
+        "sample_examples": first["sample_examples"],
+        "damping": _dampings(first) if damping is None else damping,
+        "damping_rule": first["damping_rule"] if damping is None else "given when scoring",
+        "effective_dimension": round(_effective_dimension(store, first, damping), 1),
         "precision": manifest["compute"]["precision"],
         "precision_cosine": coverage_facts(store, 0)["precision_cosine"],
-        "missing_partitions": spec["missing_partitions"],
-        "partitions": partition_count(store, "train"),
-        "excluded_parameters": manifest["model"]["exclude"],
+    }
+
+
+def _dampings(plan: dict[str, Any]) -> float | dict[str, float] | None:
+    """Return the damping of all blocks, or of each where they differ."""
+    found = {block["name"]: block["damping"] for block in plan["blocks"]}
+    if len(set(found.values())) > 1:
+        return found
+    return next(iter(found.values()), None)
+
+
+def _effective_dimension(store: RunStore, plan: dict[str, Any], damping: float | None) -> float:
+    """Return the sum of value / (value + damping) over all directions."""
+    if damping is None or not plan["blocks"]:
+        return sum(block["effective_dimension"] for block in plan["blocks"])
+    values = store.read(store.receipts(plan_stage(0))[0], "values")
+    return float((values / (values + damping)).sum())
+
+
+def _stored(store: RunStore) -> dict[str, Any]:
+    """Return how rows are stored, and the error that was measured."""
+    codec = plan_facts(store, 0)["codec"]
+    measured = _measured(_train_receipts(store))
+    return {"codec": {"name": store.manifest["rows"]["codec"], **codec, **measured}}
+
+
+def _measured(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Return what the codec did to the first batch of every partition, relative, root mean square."""
+    facts = [stored for receipt in receipts if (stored := receipt.facts["stored"])]
+    rows = sum(one["rows"] for one in facts)
+    return {
+        "measured_error": (sum(one["error"] for one in facts) / rows) ** 0.5 if rows else None,
+        "measured_energy_kept": sum(one["kept"] for one in facts) / rows if rows else None,
+        "measured_rows": int(rows),
+    }
+
+
+def _coverage(store: RunStore) -> dict[str, Any]:
+    """Return which parameters take part."""
+    facts = coverage_facts(store, 0)
+    return {
+        "parameters_covered": facts["covered_parameters"] / facts["trainable_parameters"],
+        "trainable_parameters": facts["trainable_parameters"],
+        "parameters_left_out": facts["left_out"],
+        "excluded_parameters": store.manifest["model"]["exclude"],
     }
 
 
@@ -60,5 +141,14 @@ def coverage_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
 
 def plan_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
     """Return what the sketch of one checkpoint decided."""
-    receipt = store.receipts(f"sketch/{checkpoint}/plan")[0]
+    receipt = store.receipts(plan_stage(checkpoint))[0]
     return store.read_attributes(receipt)["facts"]
+
+
+def _train_receipts(store: RunStore) -> list[Receipt]:
+    """Return the receipts of the training rows at every checkpoint."""
+    return [
+        receipt
+        for checkpoint in range(len(store.manifest["checkpoints"]))
+        for receipt in store.receipts(collect_stage("train", checkpoint)).values()
+    ]

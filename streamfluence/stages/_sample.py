@@ -21,7 +21,12 @@ BATCHES_PER_TASK = 4  # and none so short that writing its state takes longer th
 
 def sample_rows(session: Session) -> np.ndarray:
     """Return the sorted global rows of the sample, int64."""
-    count, wanted = session.table("train")["count"], session.manifest["sketch"]["examples"]
+    return sample_of(session, session.manifest["sketch"]["examples"])
+
+
+def sample_of(session: Session, wanted: int) -> np.ndarray:
+    """Return the rows of the sample that a sketch of ``wanted`` examples would take."""
+    count = session.table("train")["count"]
     if wanted >= count:
         return np.arange(count)
     generator = np.random.default_rng(session.manifest["sketch"]["seed"])
@@ -48,10 +53,12 @@ def sample_batches(session: Session, checkpoint: int, task: int) -> Iterator[tup
         mine, prefetch(reader.take(batches[i]) for i in mine), strict=True
     ):
         ids = torch.from_numpy(batches[number])
-        yield _finite(session, checkpoint, ids, session.batch(host_batch))
+        yield finite_examples(session, checkpoint, ids, session.batch(host_batch))
 
 
-def _finite(session: Session, checkpoint: int, ids: Tensor, batch: Any) -> tuple[Tensor, Any]:
+def finite_examples(
+    session: Session, checkpoint: int, ids: Tensor, batch: Any
+) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
     with torch.no_grad():
         loss = session.task.loss(session.forward(session.model(checkpoint), batch))

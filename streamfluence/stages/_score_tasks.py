@@ -107,7 +107,7 @@ def _read_tile(
             StoredRows(store, checkpoint, spec["tasks"][task], needs_scores), codec, queries, weight
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            _sides(run_path, device, spec["queries"], spec["damping"], tile)
+            score_sides(run_path, device, spec["queries"], spec["damping"], tile)
         )
     ]
     block_rows = _product.rows_per_block(len(terms[0].queries))
@@ -161,7 +161,7 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
     return readouts
 
 
-def _sides(
+def score_sides(
     run_path: str,
     device: str,
     example_set: str,
@@ -256,7 +256,7 @@ def partition_scores(
     terms = [
         _product.Term(StoredRows(store, checkpoint, [partition], True), codec, queries, weight)
         for checkpoint, (codec, queries, weight) in enumerate(
-            _sides(run_path, "cpu", example_set, damping)
+            score_sides(run_path, "cpu", example_set, damping)
         )
     ]
     blocks = _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)))

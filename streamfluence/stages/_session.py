@@ -154,7 +154,10 @@ class Session:
                 f"checkpoint {self.root / pinned['path']} changed since {self.store.url} was made; "
                 f"restore it, or use a new run folder"
             )
-        return self.task.model(self.root / pinned["path"]).to(self.device)
+        model = self.task.model(self.root / pinned["path"]).to(self.device)
+        # Only pilot runs of `evaluate sanity` name a seed here; a job cannot.
+        seed = self.manifest["model"].get("shuffle")
+        return model if seed is None else shuffled(model, seed)
 
     def _task(self) -> Task:
         task = load_task(self.manifest["task"], self.root)
@@ -164,6 +167,16 @@ class Session:
                 f"not match those already stored, so restore it or use a new run folder"
             )
         return task
+
+
+def shuffled(model: nn.Module, seed: int) -> nn.Module:
+    """Return the model with the entries of every parameter in random order: nothing it learned."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            weight.copy_(weight.flatten()[order].view_as(weight))
+    return model
 
 
 def session(run_path: str, device: str) -> Session:

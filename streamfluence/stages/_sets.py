@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from streamfluence.errors import InputError
+from streamfluence.errors import IncompleteError, InputError
+from streamfluence.layout import collect_stage
 from streamfluence.store import RunStore
 
 
@@ -23,6 +24,21 @@ def query_sets(store: RunStore) -> list[str]:
     return [name.removesuffix(".json") for name in store.storage.children("queries")[1]]
 
 
+def named_query_set(store: RunStore, name: str | None) -> str:
+    """Return the query set of this name, or the only one; InputError if that is none."""
+    known = query_sets(store)
+    if name in known:
+        return str(name)
+    if name is not None or not known:
+        raise InputError(
+            f"{store.url} has no query set{'' if name is None else f' {name!r}'}; there are: "
+            f"{', '.join(known) or 'none, add [queries.NAME] to the job and run it again'}"
+        )
+    if len(known) > 1:
+        raise InputError(f"{store.url} has query sets {', '.join(known)}; name one by --queries")
+    return known[0]
+
+
 def score_names(store: RunStore) -> list[str]:
     """Return the names of the scores that were asked for, sorted."""
     folders = store.storage.children("scores")[0]
@@ -38,3 +54,22 @@ def partition_count(store: RunStore, example_set: str) -> int:
 def plan_stage(checkpoint: int) -> str:
     """Return the stage whose only partition holds what the sketch of a checkpoint decided."""
     return f"sketch/{checkpoint}/plan"
+
+
+def require_complete(store: RunStore, example_set: str, checkpoint: int) -> None:
+    """Raise IncompleteError, with what is missing, unless every row of a set is there."""
+    missing = store.missing(
+        collect_stage(example_set, checkpoint), partition_count(store, example_set)
+    )
+    if missing:
+        refuse_missing(store, example_set, missing)
+
+
+def refuse_missing(store: RunStore, example_set: str, missing: list[int]) -> None:
+    """Raise IncompleteError that lists the missing partitions of a set."""
+    listed = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+    raise IncompleteError(
+        f"{store.url}: {len(missing)} of {partition_count(store, example_set)} partitions of "
+        f"{example_set!r} are missing ({listed}); a missing row is not a zero, so run "
+        f"`streamfluence collect` first"
+    )

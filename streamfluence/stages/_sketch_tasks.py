@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from streamfluence.capture import Capture
 from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError, NonFiniteError
@@ -17,7 +18,7 @@ from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
-from streamfluence.stages._sample import sample_batches, sample_rows, sample_tasks
+from streamfluence.stages._sample import finite_examples, sample_batches, sample_rows, sample_tasks
 from streamfluence.stages._session import (
     Session,
     load_state,
@@ -35,7 +36,9 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     """Prove on the first batch that the captured gradients are autograd's, and commit the facts."""
     opened = session(run_path, device)
     capture = opened.capture(checkpoint)
-    batch = opened.batch(opened.reader("train").read(0, min(8, opened.table("train")["count"])))
+    first = torch.arange(min(8, opened.table("train")["count"]))
+    rows = opened.batch(opened.reader("train").read(0, len(first)))
+    _, batch = finite_examples(opened, checkpoint, first, rows)
     model = opened.model(checkpoint)
     # Coverage is proved in float32: bfloat16 rounds by more than a missed use would show.
     exact = opened.planned(model, partial(opened.forward_at, False)) if opened.half else capture
@@ -43,12 +46,24 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     facts = {
         "precision_cosine": _precision_cosine(opened, model, batch) if opened.half else None,
         "announcements": list(capture.announcements),
+        **_covered(model, capture),
         "blocks": [
             {"name": b.name, "parameters": list(b.parameters), "size": b.size}
             for b in capture.blocks
         ],
     }
     save_state(opened.store, f"sketch/{checkpoint}/coverage", 0, {}, facts)
+
+
+def _covered(model: torch.nn.Module, capture: Capture) -> dict[str, Any]:
+    """Return how many trainable parameters there are and take part, and the names of the others."""
+    trainable = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    covered = {name for block in capture.blocks for name in block.parameters}
+    return {
+        "trainable_parameters": sum(trainable.values()),
+        "covered_parameters": sum(size for name, size in trainable.items() if name in covered),
+        "left_out": [name for name in trainable if name not in covered],
+    }
 
 
 def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
@@ -131,11 +146,13 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     }
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
     arrays |= {"values": factor.values, "damping": factor.damping, "energies": energies}
+    sampled = load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]
     facts = {
         "curvature": opened.curvature_name(),
         "damping_rule": rule,
         "sample_examples": examples,
-        "vectors": load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]["vectors"],
+        "directions": sum(part.width for part in projection.parts),
+        **{key: sampled[key] for key in ("vectors", "vectors_an_example")},
         "projection": projection.facts(),
         "codec": codec_kind(codec_arrays).facts(),
         "blocks": _block_facts(opened, projection, factor),
@@ -176,14 +193,18 @@ def _accumulate(
 ) -> None:
     """Run ``update`` over one task's probes (or losses) and commit the state with its example count."""
     source = source or opened.curvature().source or "loss"
-    gradient, examples, vectors = opened.gradient(checkpoint, None), 0, "loss gradients"
+    gradient, examples, number = opened.gradient(checkpoint, None), 0, 0
+    vectors = "loss gradients"
     for ids, batch in sample_batches(opened, checkpoint, task):
         examples += len(ids)
         number = 0
-        for uses, weight in _vectors(opened, gradient, source, ids, batch):
+        asked: list[int | None] = []
+        for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
             state, number = update(state, uses, weight), number + 1
         if source == "probes":
-            vectors = f"{number} exact columns" if weight == 1.0 else f"{number} probes an example"
+            # Not told by the weight: one probe and one exact column both weigh 1.
+            exact = asked == [None]
+            vectors = f"{number} exact columns" if exact else f"{number} probes an example"
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
@@ -195,17 +216,28 @@ def _accumulate(
         f"sketch/{checkpoint}/{stage}",
         task,
         state,
-        {"examples": examples, "vectors": vectors},
+        {"examples": examples, "vectors": vectors, "vectors_an_example": number},
     )
 
 
 def _vectors(
-    opened: Session, gradient: Any, source: str, ids: torch.Tensor, batch: Any
+    opened: Session,
+    gradient: Any,
+    source: str,
+    ids: torch.Tensor,
+    batch: Any,
+    asked: list[int | None],
 ) -> Iterator[tuple[Uses, float]]:
+    """Yield one batch's vectors and their weights; ``asked`` gets the probes, None for all columns."""
     if source == "loss":
         return gradient.loss_uses(batch)
     seed = opened.manifest["sketch"]["seed"]
-    return gradient.probe_uses(batch, ids, seed, lambda columns: probe_count(opened, columns))
+
+    def probes(columns: int) -> int | None:
+        asked.append(probe_count(opened, columns))
+        return asked[-1]
+
+    return gradient.probe_uses(batch, ids, seed, probes)
 
 
 def probe_count(opened: Session, columns: int) -> int | None:

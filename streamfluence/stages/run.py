@@ -7,6 +7,7 @@ from typing import Any
 from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
 from streamfluence.manifest import Job, load_job
 from streamfluence.stages._execution import Execution, Progress, Silent
+from streamfluence.stages._record import row_warnings, sketch_warnings
 from streamfluence.stages._resolve import open_run
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import score
@@ -37,7 +38,12 @@ def run(
     for facts in sketched["checkpoints"]:
         for announcement in facts["coverage"]["announcements"]:
             progress.message(announcement)
+    # Before the long work: a doubt that the sketch alone justifies may change the job.
+    doubts = sketch_warnings(store)
+    _say(progress, doubts)
     collected = collect(run_path, None, execution, progress)
+    found = row_warnings(store, [])
+    _say(progress, found)
     scores: list[dict[str, Any]] = []
     if job.queries:
         made = score(
@@ -50,7 +56,17 @@ def run(
             progress=progress,
         )
         scores = made["scores"]
-    return {"run": run_path, "sets": collected["sets"], "scores": scores}
+    return {
+        "run": run_path,
+        "sets": collected["sets"],
+        "scores": scores,
+        "warnings": [*doubts, *found],
+    }
+
+
+def _say(progress: Progress, doubts: list[str]) -> None:
+    for doubt in doubts:
+        progress.message(f"warning: {doubt}")
 
 
 def execution_of(job: Job) -> Execution:

@@ -9,12 +9,20 @@ from typing import Any
 import dask.array as da
 from dask import delayed
 
-from streamfluence.errors import IncompleteError, InputError
+from streamfluence.errors import InputError
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import Score
 from streamfluence.stages import _score_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
-from streamfluence.stages._sets import partition_count, query_sets, set_facts
+from streamfluence.stages._record import warnings
+from streamfluence.stages._sets import (
+    named_query_set,
+    partition_count,
+    query_sets,
+    refuse_missing,
+    require_complete,
+    set_facts,
+)
 from streamfluence.stages.top import finished, parse_query
 from streamfluence.store import Receipt, RunStore
 from streamfluence.store.documents import differences
@@ -51,7 +59,7 @@ def score(
         allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
 
     Returns:
-        ``{"scores": [facts of each result]}``.
+        ``scores``: facts of each result; ``warnings``: what makes them doubtful, with the fix.
 
     Raises:
         IncompleteError: If rows are missing.
@@ -83,7 +91,8 @@ def score(
         _pin(store, label, spec)
         _execute(store, run_path, label, spec, execution, progress)
         done.append({"name": label, **_facts(store, label, spec)})
-    return {"scores": done}
+    missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
+    return {"scores": done, "warnings": warnings(store, missing)}
 
 
 def rescore(run_path: str, labels: list[str]) -> None:
@@ -101,12 +110,10 @@ def _spec(
     store: RunStore, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
 ) -> dict[str, Any]:
     """Return everything that decides a result, after checking that its rows are there."""
-    if example_set not in query_sets(store):
-        known = ", ".join(query_sets(store)) or "none"
-        raise InputError(f"{store.url} has no query set {example_set!r}; there are: {known}")
+    named_query_set(store, example_set)
     _check_damping(store, damping)
     for checkpoint in range(len(store.manifest["checkpoints"])):
-        _require(store, example_set, checkpoint)
+        require_complete(store, example_set, checkpoint)
     missing = sorted(
         {
             partition
@@ -117,7 +124,7 @@ def _spec(
         }
     )
     if missing and not allow_incomplete:
-        _refuse(store, "train", missing)
+        refuse_missing(store, "train", missing)
     facts = store.read_document(f"queries/{example_set}.json")
     present = sorted(set(range(partition_count(store, "train"))) - set(missing))
     size = max(
@@ -203,30 +210,10 @@ def _facts(store: RunStore, label: str, spec: Mapping[str, Any]) -> dict[str, An
     return {**{key: spec[key] for key in said}, **counts}
 
 
-def _require(store: RunStore, example_set: str, checkpoint: int) -> None:
-    missing = store.missing(
-        collect_stage(example_set, checkpoint), partition_count(store, example_set)
-    )
-    if missing:
-        _refuse(store, example_set, missing)
-
-
-def _refuse(store: RunStore, example_set: str, missing: list[int]) -> None:
-    listed = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
-    raise IncompleteError(
-        f"{store.url}: {len(missing)} of {partition_count(store, example_set)} partitions of "
-        f"{example_set!r} are missing ({listed}); a missing row is not a zero, so run "
-        f"`streamfluence collect` first"
-    )
-
-
 def lazy_scores(run_path: str, queries: str | None, damping: float | None) -> da.Array:
     """Return scores as a lazy Dask array, one block a partition of rows; see ``Run.scores``."""
     store = RunStore.open(run_path)
-    sets = query_sets(store)
-    if queries is None and len(sets) != 1:
-        raise InputError(f"{run_path} has query sets {', '.join(sets) or 'none'}; name one")
-    example_set = queries or sets[0]
+    example_set = named_query_set(store, queries)
     _spec(store, example_set, Score(), damping, allow_incomplete=False)
     width = store.read_document(f"queries/{example_set}.json")["count"]
     return _lazy(store, (width,), work.partition_scores, run_path, example_set, damping)

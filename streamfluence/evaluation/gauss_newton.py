@@ -1,0 +1,130 @@
+"""The Gauss-Newton matrix of a whole model over a sample, as a product with vectors.
+
+H v = (1/n) sum_i J_i^T S_i J_i v: forward mode gives J v, one derivative of the
+loss gradient in the outputs gives S J v, a backward pass gives the rest. Nothing
+is projected and nothing of the size of H exists.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+with warnings.catch_warnings():
+    # Forward mode imports this on first use, and it calls torch's own deprecated torch.jit.script.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import_module("torch._decomp.decompositions_for_jvp")
+
+AT_ONCE = 8  # vectors pushed through the model together: their activations are held at once
+
+Forward = Callable[[torch.nn.Module, Any], tuple[Tensor, Tensor]]
+Loss = Callable[[tuple[Tensor, Tensor]], Tensor]
+
+
+class Linearised:
+    """A model and its derivatives at its weights, along vectors over some of its parameters.
+
+    A vector is flat, shape ``(parameter,)``: the parameters in the order of ``names``.
+
+    Args:
+        model: In eval mode.
+        forward: ``forward(model, batch)`` returns ``(outputs, targets)``.
+        loss: From ``(outputs, targets)`` to one loss an example; twice differentiable.
+        names: Parameters that move, by their first name in the model.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, forward: Forward, loss: Loss, names: Sequence[str]
+    ) -> None:
+        self._run, self._loss, self._at_once = _Run(model, forward), loss, True
+        own = dict(model.named_parameters())
+        self._weights = {f"model.{name}": own[name].detach() for name in names}
+        self._fixed = {
+            f"model.{name}": tensor.detach() for name, tensor in own.items() if name not in names
+        }
+        self.sizes = {name: own[name].numel() for name in names}
+
+    def gradients(self, batch: Any, measure: Loss) -> Tensor:
+        """Return the gradient of each example's measurement, ``(example, parameter)``."""
+        weights = self._moving()
+        values = measure(self._returned(weights, batch))
+        rows = [
+            torch.autograd.grad(value, list(weights.values()), retain_graph=True, allow_unused=True)
+            for value in values
+        ]
+        return torch.stack([self._flat(row) for row in rows])
+
+    def slopes(self, batch: Any, vectors: Tensor) -> Tensor:
+        """Return each example's loss gradient times each row of ``vectors``, ``(vector, example)``."""
+
+        def losses(weights: dict[str, Tensor]) -> Tensor:
+            return self._loss(self._returned(weights, batch))
+
+        return self._each(lambda vector: self._push(losses, vector), vectors)
+
+    def products(self, batch: Any, vectors: Tensor) -> Tensor:
+        """Return ``sum_i J_i^T S_i J_i v`` over the batch for each row v of ``vectors``."""
+        weights = self._moving()
+        outputs, targets = self._returned(weights, batch)
+        leaves = list(weights.values())
+
+        def slope(at: Tensor) -> Tensor:
+            return grad(lambda o: self._loss((o, targets)).sum())(at)
+
+        def curved(vector: Tensor) -> Tensor:
+            moved = self._push(lambda w: self._returned(w, batch)[0], vector)
+            return jvp(slope, (outputs.detach(),), (moved,))[1]
+
+        def pulled(cotangent: Tensor) -> Tensor:
+            found = torch.autograd.grad(
+                outputs, leaves, cotangent, retain_graph=True, allow_unused=True
+            )
+            return self._flat(found)
+
+        return self._each(pulled, self._each(curved, vectors))
+
+    def _each(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Return ``function`` of every row, several at once where the model allows it."""
+        if self._at_once:
+            try:
+                return vmap(function, chunk_size=AT_ONCE)(rows)
+            except Exception:  # whatever vmap cannot do; a real failure comes again below
+                self._at_once = False
+        return torch.stack([function(row) for row in rows])
+
+    def _push(self, function: Callable[[dict[str, Tensor]], Tensor], vector: Tensor) -> Tensor:
+        pieces = vector.split(list(self.sizes.values()))
+        tangents = {
+            name: piece.view_as(weight)
+            for (name, weight), piece in zip(self._weights.items(), pieces, strict=True)
+        }
+        return jvp(function, (self._weights,), (tangents,))[1]
+
+    def _returned(self, weights: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        # The fused attention kernels have no forward mode and no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self._run, self._fixed | weights, (batch,))
+
+    def _moving(self) -> dict[str, Tensor]:
+        return {name: weight.clone().requires_grad_() for name, weight in self._weights.items()}
+
+    def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return one vector of gradients by parameter; None is zero."""
+        pairs = zip(gradients, self._weights.values(), strict=True)
+        return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in pairs])
+
+
+class _Run(torch.nn.Module):
+    """The user's forward as a module, so that ``functional_call`` can move the weights."""
+
+    def __init__(self, model: torch.nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model, self._forward = model, forward
+
+    def forward(self, batch: Any) -> Any:
+        return self._forward(self.model, batch)

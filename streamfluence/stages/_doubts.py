@@ -1,0 +1,130 @@
+"""What makes the scores of a run doubtful, each as one sentence with its fix.
+
+Pure functions of what the sketch and the receipts recorded.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# examples x probes a direction; measured on a small MLP (digits): one probe each of 1,437
+# examples costs .04 of LDS at 512 directions, eight cost .007.
+VECTORS_A_DIRECTION = 20
+# Rank agreement with unprojected Gauss-Newton by layer, measured by `evaluate fidelity` on the
+# digits example (160 examples, damping 1e-3, rows in float32) for widths 1024 to 64:
+#   effective dimension / width   .18   .23   .33   .41   .54   .76   .90
+#   gradient energy kept         .997  .996  .992  .988  .977  .943
+#   Spearman                      .98   .96   .91   .88   .77   .56   .46
+MOST_OF_THE_WIDTH = 0.4
+LEAST_ENERGY = 0.95
+# Same net, 1024 directions, against joint Gauss-Newton: float32 .71; an error of .23 (128 bytes)
+# leaves .63, .48 (64 bytes) .54, .76 (32 bytes) .43.
+LARGEST_ERROR = 0.5
+
+Facts = Mapping[str, Any]
+
+
+def sketch_doubts(
+    manifest: Mapping[str, Any], plans: Sequence[Facts], coverages: Sequence[Facts]
+) -> list[str]:
+    """Return the doubts that the sketch alone justifies; the worst checkpoint speaks.
+
+    Args:
+        plans: What each checkpoint's sketch decided.
+        coverages: What each checkpoint's coverage check found.
+    """
+    found = [_damping(plans[0]), _fallback(manifest, plans[0])]
+    found.append(_vectors(manifest, min(plans, key=_vectors_a_direction)))
+    found.append(_width(max(map(_used_width, plans, coverages))))
+    found.append(_energy(min(plan["projection"].get("kept", 1.0) for plan in plans)))
+    return [sentence for sentence in found if sentence]
+
+
+def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
+    """Return the doubts that collected rows raise.
+
+    Args:
+        counts: ``non_finite`` rows, ``rows`` of all checkpoints, ``missing`` and all ``partitions``.
+        error: Measured relative error of the stored coordinates; None when nothing was stored.
+    """
+    found = []
+    if counts["non_finite"]:
+        found.append(
+            f"{counts['non_finite']:,} of {counts['rows']:,} training rows were NaN or infinite and "
+            f"count nowhere; find them by `flags` in the rows, and repair the data or the precision"
+        )
+    if counts["missing"]:
+        found.append(
+            f"{counts['missing']:,} of {counts['partitions']:,} partitions of training rows are "
+            f"missing and count nowhere; run `streamfluence collect`, then score under another name"
+        )
+    if error is not None and error > LARGEST_ERROR:
+        found.append(
+            f"stored rows are {error:.0%} off what was measured, because they have few bytes; raise "
+            f"rows.bytes, and see `streamfluence evaluate fidelity` for what it buys"
+        )
+    return found
+
+
+def _damping(plan: Facts) -> str | None:
+    if "mean eigenvalue" not in plan["damping_rule"]:
+        return None
+    return (
+        f"the damping is a guess ({plan['damping_rule']}); give curvature.weight_decay, or "
+        f"learning_rate and steps of training that stopped early, or compare `score --damping X`"
+    )
+
+
+def _fallback(manifest: Mapping[str, Any], plan: Facts) -> str | None:
+    if manifest["curvature"]["name"] == plan["curvature"]:
+        return None
+    return (
+        "the task gives only loss(), which has no output Hessian, so the curvature is the empirical "
+        "Fisher, which predicts retraining less well; define likelihood and forward()"
+    )
+
+
+def _vectors_a_direction(plan: Facts) -> float:
+    return plan["sample_examples"] * plan["vectors_an_example"] / max(plan["directions"], 1)
+
+
+def _vectors(manifest: Mapping[str, Any], plan: Facts) -> str | None:
+    """Probes are noisy; exact columns and loss gradients of a sample must at least span the width."""
+    probes = "probes" in plan["vectors"]
+    whole = plan["sample_examples"] >= manifest["train"]["count"]
+    wanted = VECTORS_A_DIRECTION if probes else (0 if whole else 1)
+    if not plan["blocks"] or _vectors_a_direction(plan) >= wanted:
+        return None
+    made = plan["sample_examples"] * plan["vectors_an_example"]
+    fix = "raise sketch.examples or sketch.probes" if probes else "raise sketch.examples"
+    return (
+        f"the curvature of {plan['directions']:,} directions comes from {made:,} vectors "
+        f"({plan['sample_examples']:,} examples, {plan['vectors']}), fewer than {wanted} a "
+        f"direction; {fix}, or lower projection.width"
+    )
+
+
+def _used_width(plan: Facts, coverage: Facts) -> float:
+    """Return effective dimension over width of the blocks that were cut short; 0 if none was."""
+    sizes = {block["name"]: block["size"] for block in coverage["blocks"]}
+    everything = sum(sizes.values())  # a part that is no layer lies over all of them
+    cut = [b for b in plan["blocks"] if b["width"] < sizes.get(b["name"], everything)]
+    width = sum(block["width"] for block in cut)
+    return sum(block["effective_dimension"] for block in cut) / width if width else 0.0
+
+
+def _width(used: float) -> str | None:
+    if used <= MOST_OF_THE_WIDTH:
+        return None
+    return (
+        f"the effective dimension is {used:.0%} of the directions kept, so directions that matter "
+        f"were left out; raise projection.width and rows.bytes, or the damping"
+    )
+
+
+def _energy(kept: float) -> str | None:
+    if kept >= LEAST_ENERGY:
+        return None
+    return (
+        f"the directions kept hold only {kept:.0%} of the gradient energy; raise projection.width "
+        f"(and rows.bytes)"
+    )

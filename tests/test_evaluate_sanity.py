@@ -1,0 +1,101 @@
+"""`evaluate sanity`: a sound run passes, and each check fails when what it guards is broken."""
+
+import json
+
+import pytest
+import torch
+from calls import invoke
+from small_job import JOB, write_job
+from torch import nn
+
+from streamfluence.capture import Capture
+from streamfluence.stages import _session, evaluate_sanity
+
+DECAYED = JOB.replace("damping = 0.01", "weight_decay = 0.01")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sanity")
+    write_job(path, job=DECAYED)
+    result = invoke("run", path / "job.toml", path / "run")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def verdicts(run_path):
+    found = evaluate_sanity.evaluate_sanity(str(run_path), sample=48, n_queries=7)
+    return {row["check"]: row["verdict"] for row in found["checks"]}
+
+
+def failed(run_path):
+    return [name for name, verdict in verdicts(run_path).items() if verdict != "passed"]
+
+
+def test_a_sound_run_passes_every_check_and_says_what_each_means(folder):
+    result = invoke("evaluate", "sanity", folder / "run", "--strict", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["passed"] and len(report["checks"]) == 8
+    assert all(
+        check["value"] <= check["at_most"] and check["meaning"] for check in report["checks"]
+    )
+
+
+def test_weights_that_were_never_trained_are_not_at_an_optimum(folder, tmp_path):
+    write_job(tmp_path, job=DECAYED)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    torch.nn.init.constant_(net[2].bias, 2.0)
+    net[2].bias.data[0] = -4.0
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    assert invoke("run", tmp_path / "job.toml", tmp_path / "run").exit_code == 0
+    result = invoke("evaluate", "sanity", tmp_path / "run", "--strict")
+    assert result.exit_code == 6
+    assert "FAILED" in result.stdout and "training had converged" in result.stdout
+    assert invoke("evaluate", "sanity", tmp_path / "run").exit_code == 0
+
+
+def test_scores_that_ignore_what_was_learned_fail(folder, monkeypatch):
+    monkeypatch.setattr(_session, "shuffled", lambda model, seed: model)
+    assert failed(folder / "run") == ["a model of shuffled weights scores differently"]
+
+
+def test_gradients_that_do_not_add_up_fail(folder, monkeypatch):
+    whole = Capture.whole
+    halved = lambda self, g: whole(self, {name: 0.5 * t for name, t in g.items()})  # noqa: E731
+    monkeypatch.setattr(Capture, "whole", halved)
+    assert "scores sum to the score of the summed gradient" in failed(folder / "run")
+
+
+def test_stored_self_influence_of_another_model_fails(folder, monkeypatch):
+    stored = evaluate_sanity.stored_values
+    monkeypatch.setattr(evaluate_sanity, "stored_values", lambda *a: 1.1 * stored(*a))
+    assert failed(folder / "run") == ["stored self-influence is that of rows made now"]
+
+
+def test_rows_that_depend_on_their_place_fail(folder, monkeypatch):
+    scores_of = evaluate_sanity._scores_of
+
+    def by_place(*arguments):
+        found = scores_of(*arguments)
+        return found * torch.linspace(1, 1.1, len(found))[:, None]
+
+    monkeypatch.setattr(evaluate_sanity, "_scores_of", by_place)
+    assert failed(folder / "run") == [
+        "the order of examples does not matter",
+        "duplicated examples score alike",
+    ]
+
+
+def test_a_codec_that_loses_an_examples_product_with_itself_fails(folder, monkeypatch):
+    opened = _session.session(str(folder / "run"), "cpu")
+    kind = type(_session.Directions(opened, 0).codec)
+    decode = kind.decode
+    monkeypatch.setattr(kind, "decode", lambda self, encoded, out=None: 0.9 * decode(self, encoded))
+    assert "own score" in failed(folder / "run")[0]
+
+
+def test_a_pilot_too_small_to_rank_is_one_sentence(folder):
+    result = invoke("evaluate", "sanity", folder / "run", "--sample", "3")
+    assert result.exit_code == 2 and "too small to rank" in result.stderr
