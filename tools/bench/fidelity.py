@@ -1,21 +1,31 @@
 """Fidelity per byte: how well scores predict retraining, for references and for jobs of the library.
 
-python tools/bench/fidelity.py                        # every case, stored ground truth
-python tools/bench/fidelity.py --cases a d --groups default
-python tools/bench/fidelity.py --write-case b DIR     # task, data and nets of a case as files
-python tools/bench/fidelity.py --judge b SCORES.npy   # scores (example, query) of something else
+    python tools/bench/fidelity.py                        # every case, from the stored ground truth
+    python tools/bench/fidelity.py --cases a d --groups default --no-references
+    python tools/bench/fidelity.py --table                # what is in tools/bench/results/
+    python tools/bench/fidelity.py --write-case b DIR     # task, data and nets of a case as files
+    python tools/bench/fidelity.py --judge b OUT          # scores of a peer, see tools/peers/
+
+Every case has a file in ``tools/bench/results/``; a run replaces the groups it ran. The protocol:
+subsets of half the training set, several seeds each, the query's loss. LDS is the mean over
+queries of Spearman between summed scores and the mean loss after retraining.
 """
 
 import argparse
 import json
+import multiprocessing
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import fidelity_rows
+import fidelity_table
 import numpy as np
 import torch
 from cases import NAMES, load_case
 from fidelity_judge import Judge
 from fidelity_library import write_case
+from fidelity_variants import GROUPS
 
 
 def main() -> None:
@@ -28,17 +38,42 @@ def main() -> None:
         write_case(judge.case, judge.split, judge.weights, Path(folder))
     elif options.judge:
         key, *paths = options.judge
-        figures = Judge(load_case(key)).figures([np.load(path) for path in paths])
-        print(json.dumps(asdict(figures)))
+        for path in map(Path, paths):
+            if path.is_dir():
+                fidelity_rows.judge_peer(load_case(key), path)
+            else:
+                figures = Judge(load_case(key)).figures([np.load(path)])
+                print(json.dumps({"scores": str(path)} | asdict(figures)))
+    elif not options.table:
+        _run(options)
+    if not (options.write_case or options.judge):
+        print(fidelity_table.table(options.cases))
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Run each case in a process of its own, ``--workers`` at a time."""
+    groups = [*(["references"] if options.references else []), *options.groups]
+    jobs = [(key, groups, options.models, options.few) for key in options.cases]
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
+        pool.starmap(fidelity_rows.run_case, jobs, chunksize=1)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--groups", nargs="*", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--references", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--models", type=int, default=5, help="nets judged in the default's rows")
+    parser.add_argument("--few", type=int, default=2, help="nets judged in all other rows")
+    parser.add_argument("--workers", type=int, default=2, help="cases at a time, one thread each")
+    parser.add_argument("--table", action="store_true", help="print the stored rows, run nothing")
     parser.add_argument("--write-case", nargs=2, metavar=("CASE", "DIR"))
-    parser.add_argument("--judge", nargs="+", metavar="CASE SCORES.npy")
-    return parser.parse_args()
+    parser.add_argument("--judge", nargs="+", metavar="CASE OUT")
+    options = parser.parse_args()
+    if options.judge and options.judge[0] not in NAMES or len(options.judge or "ab") < 2:
+        parser.error("--judge takes a case and folders of peers, or .npy files of scores")
+    return options
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -89,6 +89,11 @@ class Case:
     def truth_path(self) -> Path:
         return DATA / f"{self.name}.npz"
 
+    @property
+    def reference_path(self) -> Path:
+        """Where scores of references too slow for every run are kept."""
+        return DATA / f"{self.name}_reference.npz"
+
     def task(self) -> ModuleType:
         """Return the task file as a module; ``network()`` in it is the untrained net."""
         found = importlib.util.spec_from_file_location(f"{self.name}_task", self.task_path)

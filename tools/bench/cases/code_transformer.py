@@ -68,12 +68,12 @@ CASE = Case(
         steps=300,
         batch_size=32,
         schedule="cosine",
-        n_subsets=50,
+        n_subsets=40,
         seeds=(0, 1),
     ),
     data=text,
     dampings=(1e-5, 1e-4, 1e-3, 1e-2),
-    models_at_once=1,
+    models_at_once=2,
 )
 
 if __name__ == "__main__":
