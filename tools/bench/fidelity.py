@@ -14,7 +14,6 @@ queries of Spearman between summed scores and the mean loss after retraining.
 import argparse
 import json
 import multiprocessing
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,10 +69,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--write-case", nargs=2, metavar=("CASE", "DIR"))
     parser.add_argument("--judge", nargs="+", metavar="CASE OUT")
     options = parser.parse_args()
-    if options.judge and options.judge[0] not in NAMES or len(options.judge or "ab") < 2:
+    if (options.judge and options.judge[0] not in NAMES) or len(options.judge or "ab") < 2:
         parser.error("--judge takes a case and folders of peers, or .npy files of scores")
     return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

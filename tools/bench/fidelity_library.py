@@ -48,8 +48,8 @@ def write_case(case: Case, split: Split, weights: Tensor, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(case.task_path, folder / "task.py")
-    np.savez(folder / "train.npz", **split.train)
-    np.savez(folder / "queries.npz", **split.queries)
+    for name, fields in (("train", split.train), ("queries", split.queries)):
+        np.savez(folder / f"{name}.npz", **fields)  # type: ignore[arg-type]
     for number, state in enumerate(unflatten(case, weights)):
         torch.save({name: w.clone() for name, w in state.items()}, folder / f"net{number}.pt")
     _write_job(case, folder, range(len(weights)))

@@ -78,7 +78,7 @@ class Net:
         def outputs(weights: dict[str, Tensor]) -> Tensor:
             return self.loss.outputs(weights, {k: v[None] for k, v in fields.items()})[0][0]
 
-        found, pull = vjp(outputs, self.weights)
+        found, pull = vjp(outputs, self.weights)[:2]
         return _flat(vmap(lambda column: pull(self._root(found, column))[0])(columns), 1)
 
     def _root(self, outputs: Tensor, vector: Tensor) -> Tensor:

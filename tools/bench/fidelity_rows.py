@@ -49,7 +49,8 @@ def keep(judge: Judge, group: str, rows: list[dict[str, Any]]) -> None:
 
 def judge_peer(case: Case, folder: Path) -> None:
     """Add what ``tools/peers`` wrote into ``folder`` to the case's file, and print its rows."""
-    judge, found = Judge(case), {}
+    judge = Judge(case)
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for line in map(json.loads, (folder / "results.jsonl").read_text().splitlines()):
         if "error" not in line and line["finite"]:
             found.setdefault((line["peer"], line["setting"]), {})[line["model"]] = line
@@ -86,9 +87,10 @@ def _reference_rows(judge: Judge, n_models: int) -> Iterator[dict[str, Any]]:
     found = stored_references(judge.case)
     if not found:
         for weights in judge.weights[:n_models]:
-            for name, scores in reference_scores(judge, weights):
-                found.setdefault(name, []).append(scores)
-    whole = judge.truth.weights.shape[1] * (8 if len(judge.weights[0]) <= DOUBLE_UP_TO else 4)
+            for name, one in reference_scores(judge, weights):
+                found.setdefault(name, []).append(one)
+    n_weights = len(judge.weights[0])
+    whole = n_weights * (8 if n_weights <= DOUBLE_UP_TO else 4)
     for name, scores in found.items():
         yield _row(judge, REFERENCES, name, whole, scores)
 

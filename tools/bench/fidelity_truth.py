@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def generate(case: Case, progress=lambda line: None) -> Truth:
     masks = half_subsets(split.count, recipe.n_subsets, recipe.subset_seed, recipe.subset_share)
     everyone = np.tile(np.arange(split.count), (len(recipe.model_seeds), 1))
     weights = train(case, split, everyone, list(recipe.model_seeds), recipe)
-    facts = {
+    facts: dict[str, Any] = {
         "model_fit": fit(case, weights, split.queries).tolist(),
         "model_train_fit": fit(case, weights, split.train).tolist(),
         "model_loss": query_losses(case, weights, split).mean(1).tolist(),

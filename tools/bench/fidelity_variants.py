@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import fidelity_reference as reference
@@ -124,7 +125,7 @@ def references(
     for damping in dampings:
         at = f"damping {damping:g}"
         yield f"Gauss-Newton by layer, {at}", _damped(net, "gauss_newton", damping)
-        yield f"EK-FAC exact factors, {at}", lambda d=damping: corrected(d)
+        yield f"EK-FAC exact factors, {at}", partial(corrected, damping)
         if joint:
             yield f"Gauss-Newton joint, {at}", _damped(net, "gauss_newton_joint", damping)
             yield f"empirical Fisher joint, {at}", _damped(net, "fisher_joint", damping)
