@@ -16,7 +16,7 @@ from cases.base import Case
 from fidelity_judge import Judge
 from fidelity_library import Workspace
 from fidelity_reference import DOUBLE_UP_TO, Net
-from fidelity_variants import GROUPS, references
+from fidelity_variants import references, variants
 
 RESULTS = Path(__file__).parent / "results"
 JOINT_UP_TO = 6_000  # weights: one float64 matrix over all of them is 288 MB
@@ -28,12 +28,15 @@ def run_case(key: str, groups: list[str], models: int, few: int) -> None:
     """Run groups of rows of one case; its file in ``RESULTS`` keeps the rows of other groups.
 
     Args:
-        models: Nets judged in the default's rows; ``few`` in all others.
+        models: Nets judged in the default's rows; ``few`` in all others. A slow case has ``few``
+            and one.
     """
     torch.set_num_threads(1)
     judge = Judge(load_case(key))
     for group in groups:
         count = models if group == "default" else few
+        if judge.case.slow:
+            count = few if group == "default" else 1
         rows = _reference_rows(judge, few) if group == REFERENCES else _library(judge, group, count)
         keep(judge, group, list(rows))
 
@@ -119,7 +122,7 @@ def _library(judge: Judge, group: str, n_models: int) -> Iterator[dict[str, Any]
     weights = judge.weights[:n_models]
     with tempfile.TemporaryDirectory() as folder:
         space = Workspace(Path(folder), judge.case, judge.split, weights)
-        for variant in GROUPS[group](judge.case):
+        for variant in variants(judge.case, group):
             started = time.process_time()
             found = [space.scores(model, variant.options) for model in range(len(weights))]
             facts, codec = found[0][1], found[0][1]["codec"]

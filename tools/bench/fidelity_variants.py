@@ -19,15 +19,22 @@ class Variant:
 
     Attributes:
         options: Dotted keys laid over the job of ``fidelity_library``.
+        essential: Run for slow cases too.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    essential: bool = False
+
+
+def variants(case: Case, group: str) -> list[Variant]:
+    """Return the jobs of one group that are run for a case."""
+    return [one for one in GROUPS[group](case) if one.essential or not case.slow]
 
 
 def default_rows(case: Case) -> list[Variant]:
     """Return the library's default at every size of a row."""
-    return [Variant(f"default, {size} bytes", {"rows.bytes": size}) for size in BYTES]
+    return [Variant(f"default, {size} bytes", {"rows.bytes": size}, True) for size in BYTES]
 
 
 def unstored_rows(case: Case) -> list[Variant]:
@@ -38,10 +45,10 @@ def unstored_rows(case: Case) -> list[Variant]:
     widths = {width: UNSTORED | {"projection.width": width} for width in (512, 2048)}
     return [
         Variant("spectral 512, float32", widths[512]),
-        Variant("spectral 2048, float32", widths[2048]),
+        Variant("spectral 2048, float32", widths[2048], True),
         Variant("spectral 512 joint, float32", widths[512] | joint),
         Variant("spectral 2048 joint, float32", widths[2048] | joint),
-        Variant("spectral 2048 empirical Fisher, float32", widths[2048] | fisher),
+        Variant("spectral 2048 empirical Fisher, float32", widths[2048] | fisher, True),
         Variant("gradient dot product, float32", UNSTORED | none),
     ]
 
@@ -63,13 +70,15 @@ def other_projections(case: Case) -> list[Variant]:
     def projected(name: str, width: int, curvature: str, like: str = "") -> Variant:
         options = {"projection.name": name, "projection.width": width, "curvature.name": curvature}
         shown = curvature.replace("_", "-").replace("gauss-newton", "Gauss-Newton")
-        return Variant(f"{name} {width}, {shown}, float32{like}", UNSTORED | options)
+        label = f"{name} {width}, {shown}, float32{like}"
+        return Variant(label, UNSTORED | options, name in ("gaussian", "factored"))
 
     trak = Variant(
         "gaussian 1024 joint, fisher, float32 (TRAK-like)",
         UNSTORED
         | {"projection.name": "gaussian", "projection.width": 1024}
         | {"curvature.name": "fisher", "curvature.blocks": "joint"},
+        True,
     )
     return [
         trak,
@@ -99,7 +108,8 @@ def settings(case: Case) -> list[Variant]:
         joint = {"curvature.damping": damping, "curvature.blocks": "joint"}
         changes += [(f"joint, damping {damping:g}", joint)]
     return [
-        Variant(f"256 bytes, {name}", {"rows.bytes": 256} | options) for name, options in changes
+        Variant(f"256 bytes, {name}", {"rows.bytes": 256} | options, "damping" in name)
+        for name, options in changes
     ]
 
 

@@ -68,6 +68,7 @@ class Case:
         job: Dotted keys laid over the job: what a user who trained like this would state.
         dampings: Given to the exact references.
         task_name: Whose task file it uses, where not its own.
+        slow: A job of the library takes a minute; only what matters most is run, on fewer nets.
         models_at_once: Nets trained as one stack; as many as stay in the cache.
     """
 
@@ -79,6 +80,7 @@ class Case:
     job: Mapping[str, Any] = field(default_factory=dict)
     dampings: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     task_name: str | None = None
+    slow: bool = False
     models_at_once: int = 25
 
     @property
