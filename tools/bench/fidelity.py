@@ -14,6 +14,7 @@ queries of Spearman between summed scores and the mean loss after retraining.
 import argparse
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -53,8 +54,10 @@ def _run(options: argparse.Namespace) -> None:
     """Run each case in a process of its own, ``--workers`` at a time."""
     groups = [*(["references"] if options.references else []), *options.groups]
     jobs = [(key, groups, options.models, options.few) for key in options.cases]
-    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
-        pool.starmap(fidelity_rows.run_case, jobs, chunksize=1)
+    spawn = multiprocessing.get_context("spawn")  # Zarr's threads do not survive a fork
+    with ProcessPoolExecutor(options.workers, spawn, max_tasks_per_child=1) as pool:
+        for done in [pool.submit(fidelity_rows.run_case, *job) for job in jobs]:
+            done.result()
 
 
 def _arguments() -> argparse.Namespace:
