@@ -28,17 +28,18 @@ def run_case(key: str, groups: list[str], models: int, few: int) -> None:
     """Run groups of rows of one case; its file in ``RESULTS`` keeps the rows of other groups.
 
     Args:
-        models: Nets judged in the default's rows; ``few`` in all others. A slow case has ``few``
-            and one.
+        models: Nets judged in the default's rows; ``few`` in those of many directions and in all
+            others. A slow case has ``few`` and one.
     """
     torch.set_num_threads(1)
     judge = Judge(load_case(key))
     for group in groups:
-        count = models if group == "default" else few
-        if judge.case.slow:
-            count = few if group == "default" else 1
-        rows = _reference_rows(judge, few) if group == REFERENCES else _library(judge, group, count)
-        keep(judge, group, list(rows))
+        if group == REFERENCES:
+            keep(judge, group, list(_reference_rows(judge, few)))
+        elif judge.case.slow:
+            keep(judge, group, list(_library(judge, group, few, 1)))
+        else:
+            keep(judge, group, list(_library(judge, group, models, few)))
 
 
 def keep(judge: Judge, group: str, rows: list[dict[str, Any]]) -> None:
@@ -118,13 +119,13 @@ def stored_references(case: Case) -> dict[str, list[np.ndarray]]:
         return {name: [one.astype(np.float32) for one in stored[name]] for name in stored.files}
 
 
-def _library(judge: Judge, group: str, n_models: int) -> Iterator[dict[str, Any]]:
-    weights = judge.weights[:n_models]
+def _library(judge: Judge, group: str, models: int, few: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        space = Workspace(Path(folder), judge.case, judge.split, weights)
+        space = Workspace(Path(folder), judge.case, judge.split, judge.weights[:models])
         for variant in variants(judge.case, group):
             started = time.process_time()
-            found = [space.scores(model, variant.options) for model in range(len(weights))]
+            count = min(models if variant.every_model else few, len(judge.weights))
+            found = [space.scores(model, variant.options) for model in range(count)]
             facts, codec = found[0][1], found[0][1]["codec"]
             row_bytes = codec["code_bytes"] + codec["scale_bytes"]
             row = _row(judge, group, variant.name, row_bytes, [scores for scores, _ in found])

@@ -10,6 +10,7 @@ from cases.base import Case
 from torch import Tensor
 
 BYTES = (64, 128, 256, 512, 1024, 4096)
+EVERY_MODEL_UP_TO = 256  # bytes; more start from 4,096 directions, half a minute a net
 UNSTORED = {"rows.codec": "float32", "rows.bytes": 0}
 
 
@@ -20,11 +21,13 @@ class Variant:
     Attributes:
         options: Dotted keys laid over the job of ``fidelity_library``.
         essential: Run for slow cases too.
+        every_model: Judged on every net that is asked for, not on a few.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     essential: bool = False
+    every_model: bool = False
 
 
 def variants(case: Case, group: str) -> list[Variant]:
@@ -34,7 +37,10 @@ def variants(case: Case, group: str) -> list[Variant]:
 
 def default_rows(case: Case) -> list[Variant]:
     """Return the library's default at every size of a row."""
-    return [Variant(f"default, {size} bytes", {"rows.bytes": size}, True) for size in BYTES]
+    return [
+        Variant(f"default, {size} bytes", {"rows.bytes": size}, True, size <= EVERY_MODEL_UP_TO)
+        for size in BYTES
+    ]
 
 
 def unstored_rows(case: Case) -> list[Variant]:
