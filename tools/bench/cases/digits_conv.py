@@ -17,5 +17,6 @@ CASE = Case(
     ),
     data=digits,
     job={"curvature.weight_decay": 1e-3},
+    dampings=(1e-3, 3e-3, 1e-2, 3e-2),
     models_at_once=10,
 )
