@@ -220,6 +220,13 @@ def test_reference_scores_by_layer_ignore_what_couples_the_layers(small):
     assert not torch.allclose(by_layer, reference.damped(net, {"": curvature}, 0.1))
 
 
+def test_reference_scores_from_rows_equal_those_from_blocks():
+    case = CASES["b"]
+    net = reference.Net(case, truth.load(case.truth_path).weights[0], cut(case.data(), 70, 3))
+    for damping, found in reference.damped_from_rows(net, (1e-3, 0.1)).items():
+        torch.testing.assert_close(found, reference.damped(net, net.gauss_newton, damping))
+
+
 def test_ek_fac_of_one_example_is_exact_in_the_last_layer():
     # One example: its last layer's Gauss-Newton is (p - p p^T) kron (a a^T), a Kronecker product.
     case = CASES["a"]

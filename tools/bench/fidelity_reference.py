@@ -5,7 +5,7 @@ matrices, Cholesky solves. Scores are removal effects, (example, query): the pre
 of the query's loss if the example were removed, 1/n included.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -130,6 +130,26 @@ def damped(net: Net, curvature: Mapping[str, Tensor], damping: float) -> Tensor:
         part = net.blocks.get(name, slice(None))
         total += solve_scores(net.train[:, part], net.queries[:, part], block, damping)
     return total / net.count
+
+
+def damped_from_rows(net: Net, dampings: Sequence[float]) -> dict[float, Tensor]:
+    """Return what ``damped`` gives by layer for each damping, from the curvature's rows.
+
+    With fewer rows than a block has weights their inner products are the smaller matrix:
+    ``(R^T R + c)^-1 = (1 - R^T (R R^T + c)^-1 R) / c`` (Woodbury). All rows are held at once.
+    """
+    pieces = [net.curvature_rows(i, min(i + 64, net.count)) for i in range(0, net.count, 64)]
+    every = torch.cat(pieces)
+    shape = (net.count, len(net.queries))
+    total = {damping: torch.zeros(shape, dtype=torch.float64) for damping in dampings}
+    for part in net.blocks.values():
+        rows, train, queries = every[:, part], net.train[:, part], net.queries[:, part]
+        gram = (rows @ rows.T).double() / net.count
+        left, right = (train @ rows.T).double(), (rows @ queries.T).double() / net.count
+        plain = (train @ queries.T).double()
+        for damping in dampings:
+            total[damping] += (plain - solve_scores(left, right.T, gram, damping)) / damping
+    return {damping: scores / net.count for damping, scores in total.items()}
 
 
 def solve_scores(train: Tensor, queries: Tensor, curvature: Tensor, damping: float) -> Tensor:

@@ -99,12 +99,10 @@ def _reference_rows(judge: Judge, n_models: int) -> Iterator[dict[str, Any]]:
         yield _row(judge, REFERENCES, name, whole, scores)
 
 
-def reference_scores(
-    judge: Judge, weights: torch.Tensor, probes: int | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
+def reference_scores(judge: Judge, weights: torch.Tensor) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and scores ``(example, query)`` of every reference of one net."""
     started = time.process_time()
-    net = Net(judge.case, weights, judge.split, probes)
+    net = Net(judge.case, weights, judge.split)
     joint = len(weights) <= JOINT_UP_TO
     for name, scores in references(net, judge.case.dampings, joint):
         yield name, scores().numpy()

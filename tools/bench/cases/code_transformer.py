@@ -73,7 +73,7 @@ CASE = Case(
         seeds=(0, 1),
     ),
     data=text,
-    dampings=(1e-3, 1e-2, 1e-1),
+    dampings=(1e-3, 3e-3, 1e-2, 1e-1),
     slow=True,
     models_at_once=2,
 )
