@@ -67,6 +67,7 @@ def fixed_bits(case: Case) -> list[Variant]:
             {"rows.bytes": 0, "rows.width": width, "rows.bits": bits, "projection.width": width},
         )
         for width, bits in ((512, 4), (1024, 2), (2048, 1))
+        if width <= case.n_weights()
     ]
 
 

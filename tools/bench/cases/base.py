@@ -104,6 +104,10 @@ class Case:
         found.loader.exec_module(module)
         return module
 
+    def n_weights(self) -> int:
+        """Return the number of weights of the net."""
+        return sum(int(np.prod(shape)) for shape in self.shapes().values())
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter, in the order of flat weights."""
         network: nn.Module = self.task().network()
