@@ -53,9 +53,12 @@ def checks(key: str, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
             name = "one model" if which == "lds_1" else "mean of models"
             found += [_check(f"{size} bytes, {name}", value, least)]
     default = figures.get("default, 256 bytes")
-    exact = [row["lds_1"] for row in rows if _is_exact(row)]
+    exact = [row["lds_each"] for row in rows if _is_exact(row)]
     if default and exact:
-        share = default["lds_1"] / max(exact)
+        same = min(
+            len(each) for each in (default["lds_each"], *exact)
+        )  # the nets all have in common
+        share = sum(default["lds_each"][:same]) / max(sum(each[:same]) for each in exact)
         found += [_check("256 bytes / exact by layer at its best damping", share, SHARE_OF_EXACT)]
     peers = [row["lds_1"] for row in rows if row["group"] == PEERS]
     if default and peers:
