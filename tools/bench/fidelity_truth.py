@@ -1,61 +1,24 @@
 """Ground truth of the fidelity benchmark: what retraining on half the data does to every query.
 
-Digits of scikit-learn, an MLP 64-64-10, Adam. Hundreds of nets are trained at
-once as one stacked model with hand-written gradients, so 500 trainings take a
-minute or two on one core. Uses nothing of the library.
+    python tools/bench/fidelity_truth.py b d           # train the nets of these cases again
+
+Uses nothing of the library.
 """
 
+import argparse
 import ast
+import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from cases import NAMES, load_case
+from cases.base import Case, Split
+from fidelity_training import fit, query_losses, train
 from torch import Tensor
-
-N_INPUTS, N_HIDDEN, N_CLASSES = 64, 64, 10
-N_WEIGHTS = N_INPUTS * N_HIDDEN + N_HIDDEN + N_HIDDEN * N_CLASSES + N_CLASSES
-MODELS_AT_ONCE = 25  # 25 x 4,810 weights and their moments stay in the cache
-DEFAULT_PATH = Path(__file__).parent / "data" / "digits_mlp.npz"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the ground truth; it is stored with it.
-
-    ``seeds`` train the subsets; ``model_seeds`` train on all examples and give
-    the nets whose scores are judged. The two sets are disjoint.
-
-    The protocol leaves learning rate and steps open. Ten obvious recipes were
-    tried (learning rate 1e-3 to 1e-2, 20 to 200 epochs, batches of 32 to all;
-    test accuracy .964-.978 in all of them), and the one kept whose exact
-    Gauss-Newton scores (joint, damping 1e-3 and 3e-3) are nearest to the
-    protocol's .74 / .78. Short or fast training gives another level: learning
-    rate 1e-2 for 20 epochs .59 / .64 with a noise ceiling of .90, full batches
-    .79 / .81.
-    """
-
-    learning_rate: float = 1e-3
-    epochs: int = 200
-    batch_size: int = 128
-    weight_decay: float = 1e-3
-    n_subsets: int = 100
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    model_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
-    split_seed: int = 0
-    subset_seed: int = 12345
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Stratified split: 1,437 training images, 360 queries; pixels scaled to 0..1, float32."""
-
-    train_x: Tensor
-    train_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +31,7 @@ class Truth:
         seed_losses: The same per seed, ``(seed, subset, query)``, float16 in the file.
         weights: Flat weights of the judged nets, float32 ``(model, weight)``.
         recipe: As a dictionary.
-        facts: Test accuracies of the nets.
+        facts: How well the nets fit.
     """
 
     masks: np.ndarray
@@ -79,103 +42,46 @@ class Truth:
     facts: dict = field(default_factory=dict)
 
 
-def digits(split_seed: int = 0) -> Digits:
-    """Return the data, the same for everyone with the same ``split_seed``."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
-    train_x, query_x, train_y, query_y = train_test_split(
-        images, labels, test_size=360, random_state=split_seed, stratify=labels
-    )
-    return Digits(*(torch.from_numpy(array) for array in (train_x, train_y, query_x, query_y)))
-
-
-def half_subsets(count: int, n_subsets: int, seed: int) -> np.ndarray:
-    """Return masks of random halves, bool ``(subset, example)``."""
+def half_subsets(count: int, n_subsets: int, seed: int, share: float = 0.5) -> np.ndarray:
+    """Return masks of random subsets of one size, bool ``(subset, example)``."""
     order = np.random.default_rng(seed).random((n_subsets, count)).argsort(axis=1)
-    return order < count // 2
+    return order < int(count * share)
 
 
-def split_weights(flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return views W1 ``(model, hidden, input)``, b1, W2 ``(model, class, hidden)``, b2."""
-    sizes = (N_HIDDEN * N_INPUTS, N_HIDDEN, N_CLASSES * N_HIDDEN, N_CLASSES)
-    first, first_bias, second, second_bias = flat.split(sizes, dim=-1)
-    first = first.unflatten(-1, (N_HIDDEN, N_INPUTS))
-    return first, first_bias, second.unflatten(-1, (N_CLASSES, N_HIDDEN)), second_bias
-
-
-def logits(flat: Tensor, x: Tensor) -> Tensor:
-    """Return outputs of every net, ``(model, example, class)``; ``x`` is shared or has a model axis."""
-    first, first_bias, second, second_bias = split_weights(flat)
-    x = x if x.dim() == 3 else x.expand(len(flat), -1, -1)
-    hidden = torch.baddbmm(first_bias.unsqueeze(1), x, first.mT).relu_()
-    return torch.baddbmm(second_bias.unsqueeze(1), hidden, second.mT)
-
-
-def query_losses(flat: Tensor, data: Digits) -> Tensor:
-    """Return the cross-entropy of every query under every net, ``(model, query)``."""
-    log_p = logits(flat, data.query_x).log_softmax(-1)
-    return -log_p.gather(2, data.query_y.expand(len(flat), -1).unsqueeze(2)).squeeze(2)
-
-
-def accuracy(flat: Tensor, data: Digits) -> Tensor:
-    """Return the share of queries each net gets right, ``(model,)``."""
-    return (logits(flat, data.query_x).argmax(-1) == data.query_y).float().mean(1)
-
-
-def train(data: Digits, members: np.ndarray, seeds: list[int], recipe: Recipe) -> Tensor:
-    """Return flat weights of nets trained independently, ``(model, weight)``.
-
-    Args:
-        members: Which training examples each net sees, int64 ``(model, example)``.
-        seeds: Of each net: initial weights and order of its batches.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    flat = torch.stack([_initial(generator) for generator in generators])
-    rows = torch.from_numpy(members)
-    first_moment, second_moment = torch.zeros_like(flat), torch.zeros_like(flat)
-    gradient, step = torch.empty_like(flat), 0
-    for _ in range(recipe.epochs):
-        shuffles = [torch.randperm(rows.shape[1], generator=g) for g in generators]
-        order = rows.gather(1, torch.stack(shuffles))
-        for batch in order.split(recipe.batch_size, dim=1):
-            step += 1
-            _mean_gradient(flat, data.train_x[batch], data.train_y[batch], gradient)
-            gradient.add_(flat, alpha=recipe.weight_decay)
-            _adam(flat, gradient, first_moment, second_moment, step, recipe.learning_rate)
-    return flat
-
-
-def train_subsets(data: Digits, masks: np.ndarray, seed: int, recipe: Recipe) -> Tensor:
+def train_subsets(case: Case, split: Split, masks: np.ndarray, seed: int) -> Tensor:
     """Return one net per subset; net j of ground-truth seed s has seed ``1000 + 1000 s + j``."""
     members = np.stack([np.flatnonzero(mask) for mask in masks])
     seeds = [1000 + 1000 * seed + j for j in range(len(masks))]
-    pieces = [slice(i, i + MODELS_AT_ONCE) for i in range(0, len(masks), MODELS_AT_ONCE)]
-    return torch.cat([train(data, members[piece], seeds[piece], recipe) for piece in pieces])
+    size = case.models_at_once
+    pieces = [slice(i, i + size) for i in range(0, len(masks), size)]
+    return torch.cat([train(case, split, members[p], seeds[p], case.recipe) for p in pieces])
 
 
-def generate(recipe: Recipe, progress=lambda line: None) -> Truth:
-    """Return the ground truth, computed from nothing."""
-    data = digits(recipe.split_seed)
-    count = len(data.train_x)
-    masks = half_subsets(count, recipe.n_subsets, recipe.subset_seed)
-    everyone = np.broadcast_to(np.arange(count), (len(recipe.model_seeds), count)).copy()
-    weights = train(data, everyone, list(recipe.model_seeds), recipe)
-    losses, subset_accuracy = [], []
-    for seed in recipe.seeds:
-        nets = train_subsets(data, masks, seed, recipe)
-        losses.append(query_losses(nets, data).numpy())
-        subset_accuracy.append(accuracy(nets, data).mean().item())
-        progress(f"seed {seed}: {len(masks)} nets, accuracy {subset_accuracy[-1]:.3f}")
-    facts = {
-        "model_accuracy": accuracy(weights, data).tolist(),
-        "subset_accuracy": float(np.mean(subset_accuracy)),
+def generate(case: Case, progress=lambda line: None) -> Truth:
+    """Return the ground truth of a case, computed from nothing."""
+    split, recipe = case.data(), case.recipe
+    masks = half_subsets(split.count, recipe.n_subsets, recipe.subset_seed, recipe.subset_share)
+    everyone = np.tile(np.arange(split.count), (len(recipe.model_seeds), 1))
+    weights = train(case, split, everyone, list(recipe.model_seeds), recipe)
+    facts: dict[str, Any] = {
+        "model_fit": fit(case, weights, split.queries).tolist(),
+        "model_train_fit": fit(case, weights, split.train).tolist(),
+        "model_loss": query_losses(case, weights, split).mean(1).tolist(),
     }
+    progress(f"case {case.key}: judged nets {facts}")
+    losses, subset_fit = [], []
+    for seed in recipe.seeds:
+        nets = train_subsets(case, split, masks, seed)
+        losses.append(query_losses(case, nets, split).numpy())
+        subset_fit.append(fit(case, nets, split.queries).mean().item())
+        progress(f"case {case.key}, seed {seed}: {len(masks)} nets, fit {subset_fit[-1]:.3f}")
+    facts["subset_fit"] = float(np.mean(subset_fit))
     seed_losses = np.stack(losses)
     return Truth(masks, seed_losses.mean(0), seed_losses, weights, asdict(recipe), facts)
 
 
-def save(truth: Truth, path: Path = DEFAULT_PATH) -> None:
-    """Write the truth as one compressed ``.npz`` below 1 MB."""
+def save(truth: Truth, path: Path) -> None:
+    """Write the truth as one compressed ``.npz``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -188,7 +94,7 @@ def save(truth: Truth, path: Path = DEFAULT_PATH) -> None:
     )
 
 
-def load(path: Path = DEFAULT_PATH) -> Truth:
+def load(path: Path) -> Truth:
     """Return the stored truth."""
     with np.load(path) as stored:
         setup = ast.literal_eval(str(stored["setup"]))
@@ -202,33 +108,16 @@ def load(path: Path = DEFAULT_PATH) -> Truth:
         )
 
 
-def _initial(generator: torch.Generator) -> Tensor:
-    """Return torch's default Linear initialisation, U(-1/sqrt(fan in), 1/sqrt(fan in))."""
-    flat = torch.rand(N_WEIGHTS, generator=generator) * 2 - 1
-    n_first = (N_INPUTS + 1) * N_HIDDEN
-    flat[:n_first] /= N_INPUTS**0.5
-    flat[n_first:] /= N_HIDDEN**0.5
-    return flat
+def main() -> None:
+    """Train the nets of the cases named on the command line and store their truth."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="+", choices=list(NAMES))
+    torch.set_num_threads(1)
+    for key in parser.parse_args().cases:
+        case, started = load_case(key), time.perf_counter()
+        save(generate(case, lambda line: print(line, file=sys.stderr)), case.truth_path)
+        print(f"{case.truth_path}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
-def _mean_gradient(flat: Tensor, x: Tensor, y: Tensor, out: Tensor) -> None:
-    """Write the gradient of each net's mean cross-entropy over its own batch into ``out``."""
-    first, first_bias, second, second_bias = split_weights(flat)
-    hidden = torch.baddbmm(first_bias.unsqueeze(1), x, first.mT).relu_()
-    delta = torch.baddbmm(second_bias.unsqueeze(1), hidden, second.mT).softmax(-1)
-    delta.scatter_add_(2, y.unsqueeze(2), torch.full_like(delta[..., :1], -1.0))
-    delta /= x.shape[1]
-    out_first, out_first_bias, out_second, out_second_bias = split_weights(out)
-    out_second.copy_(delta.mT @ hidden)
-    out_second_bias.copy_(delta.sum(1))
-    delta = (delta @ second) * (hidden > 0)
-    out_first.copy_(delta.mT @ x)
-    out_first_bias.copy_(delta.sum(1))
-
-
-def _adam(flat, gradient, first, second, step: int, learning_rate: float) -> None:
-    """Take one step of Adam (betas .9 and .999, epsilon 1e-8), as torch.optim.Adam defines it."""
-    first.mul_(0.9).add_(gradient, alpha=0.1)
-    second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    denominator = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
-    flat.addcdiv_(first, denominator, value=-learning_rate / (1 - 0.9**step))
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Rows of the fidelity benchmark: run what a case asks for, judge it, keep it as JSON."""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import load_case
+from cases.base import Case
+from fidelity_judge import Judge
+from fidelity_library import Workspace
+from fidelity_reference import DOUBLE_UP_TO, Net
+from fidelity_variants import references, variants
+
+RESULTS = Path(__file__).parent / "results"
+JOINT_UP_TO = 6_000  # weights: one float64 matrix over all of them is 288 MB
+REFERENCES = "references"
+PEERS = "peers"
+
+
+def run_case(key: str, groups: list[str], models: int, few: int) -> None:
+    """Run groups of rows of one case; its file in ``RESULTS`` keeps the rows of other groups.
+
+    Args:
+        models: Nets judged in the default's rows; ``few`` in those of many directions and in all
+            others. A slow case has ``few`` and one.
+    """
+    torch.set_num_threads(1)
+    judge = Judge(load_case(key))
+    for group in groups:
+        if group == REFERENCES:
+            keep(judge, group, list(_reference_rows(judge, few)))
+        elif judge.case.slow:
+            keep(judge, group, list(_library(judge, group, few, 1)))
+        else:
+            keep(judge, group, list(_library(judge, group, models, few)))
+
+
+def keep(judge: Judge, group: str, rows: list[dict[str, Any]]) -> None:
+    """Put the rows of a group into the case's file, in place of those that were there."""
+    path = RESULTS / f"{judge.case.key}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    others = [row for row in stored["rows"] if row["group"] != group]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"setup": judge.setup(), "rows": others + rows}, indent=1) + "\n")
+
+
+def judge_peer(case: Case, folder: Path) -> None:
+    """Add what ``tools/peers`` wrote into ``folder`` to the case's file, and print its rows."""
+    judge = Judge(case)
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for line in map(json.loads, (folder / "results.jsonl").read_text().splitlines()):
+        if "error" not in line and line["finite"]:
+            found.setdefault((line["peer"], line["setting"]), {})[line["model"]] = line
+    rows = []
+    for (peer, setting), lines in found.items():
+        paths = [folder / f"{peer}-{setting}-net{model}.npy" for model in sorted(lines)]
+        facts = lines[min(lines)]
+        row = _row(judge, PEERS, f"{peer} {setting}", facts["row_bytes"], map(np.load, paths))
+        rows.append(row | {"peer": facts})
+        print(f"{row['method']:<60} {row['bytes']:>8} {row['lds_1']:.3f}")
+    stored = _stored_rows(case, PEERS)
+    names = {row["method"] for row in rows}
+    keep(judge, PEERS, [row for row in stored if row["method"] not in names] + rows)
+
+
+def _stored_rows(case: Case, group: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{case.key}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if row["group"] == group]
+
+
+def _row(judge: Judge, group: str, name: str, row_bytes: int, scores: Any) -> dict[str, Any]:
+    figures = asdict(judge.figures(list(scores)))
+    return {"group": group, "method": name, "bytes": row_bytes} | {
+        "lds_1": figures["one"],
+        "lds_mean": figures["mean_of_models"],
+        "lds_each": figures["each"],
+        "interval_of_first": figures["interval"],
+    }
+
+
+def _reference_rows(judge: Judge, n_models: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for every exact reference; a net's matrices are freed before the next net's."""
+    found = stored_references(judge.case)
+    if not found:
+        for weights in judge.weights[:n_models]:
+            for name, one in reference_scores(judge, weights):
+                found.setdefault(name, []).append(one)
+    n_weights = len(judge.weights[0])
+    whole = n_weights * (8 if n_weights <= DOUBLE_UP_TO else 4)
+    for name, scores in found.items():
+        yield _row(judge, REFERENCES, name, whole, scores)
+
+
+def reference_scores(judge: Judge, weights: torch.Tensor) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and scores ``(example, query)`` of every reference of one net."""
+    started = time.process_time()
+    net = Net(judge.case, weights, judge.split)
+    joint = len(weights) <= JOINT_UP_TO
+    for name, scores in references(net, judge.case.dampings, joint):
+        yield name, scores().numpy()
+    _say(f"case {judge.case.key}, references: {time.process_time() - started:.0f} s of processor")
+
+
+def stored_references(case: Case) -> dict[str, list[np.ndarray]]:
+    """Return the scores of references too slow for every run, by name; none where there is no file."""
+    if not case.reference_path.exists():
+        return {}
+    with np.load(case.reference_path) as stored:
+        return {name: [one.astype(np.float32) for one in stored[name]] for name in stored.files}
+
+
+def _library(judge: Judge, group: str, models: int, few: int) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        space = Workspace(Path(folder), judge.case, judge.split, judge.weights[:models])
+        for variant in variants(judge.case, group):
+            started = time.process_time()
+            count = min(models if variant.every_model else few, len(judge.weights))
+            found = [space.scores(model, variant.options) for model in range(count)]
+            facts, codec = found[0][1], found[0][1]["codec"]
+            row_bytes = codec["code_bytes"] + codec["scale_bytes"]
+            row = _row(judge, group, variant.name, row_bytes, [scores for scores, _ in found])
+            seconds = (time.process_time() - started) / len(found)
+            _say(f"case {judge.case.key}, {variant.name}: {row['lds_1']:.3f}, {seconds:.1f} s")
+            yield row | {
+                "options": variant.options,
+                "damping_rule": facts["damping_rule"],
+                "blocks": facts["blocks"],
+                "codec": codec,
+                "seconds_a_model": seconds,
+            }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""The stored rows of the fidelity benchmark as a table, and the figures they are held against."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from cases import NAMES
+from fidelity_rows import PEERS, REFERENCES, RESULTS
+
+SHARE_OF_EXACT = 0.95
+
+
+def stored(keys: Iterable[str] = tuple(NAMES)) -> dict[str, dict[str, Any]]:
+    """Return what is stored of each case that has been run."""
+    paths = {key: RESULTS / f"{key}.json" for key in keys}
+    return {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+
+
+def table(keys: Iterable[str]) -> str:
+    """Return every row of these cases for a person to read, and the checks under each case."""
+    lines: list[str] = []
+    for key, result in stored(keys).items():
+        setup = result["setup"]
+        lines += [
+            "",
+            f"({key}) {setup['title']}: {setup['weights']:,} weights, {setup['examples']:,} examples, "
+            f"{setup['queries']} queries, {setup['subsets']} subsets x {setup['seeds']} seeds; noise "
+            f"ceiling {setup['noise_ceiling']:.3f}, one retraining against the rest "
+            f"{setup['one_retraining_against_the_rest']:.3f}",
+            f"{'method':<56} {'bytes':>9} {'1 model':>8} {'mean of':>8} {'models':>7}",
+        ]
+        for row in result["rows"]:
+            mean = "-" if row["lds_mean"] is None else f"{row['lds_mean']:.3f}"
+            lines.append(
+                f"{row['method']:<56} {row['bytes']:>9,} {row['lds_1']:>8.3f} {mean:>8} "
+                f"{len(row['lds_each']):>7}"
+            )
+        lines += [f"{name}: {text}" for name, text in checks(key, result["rows"])]
+    return "\n".join(lines)
+
+
+def checks(key: str, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the figures that the default is held against, as far as these rows can tell."""
+    figures = {row["method"]: row for row in rows}
+    found = []
+    if key == "a":
+        for size, which, least in (
+            (256, "lds_1", 0.77),
+            (64, "lds_1", 0.65),
+            (256, "lds_mean", 0.8),
+        ):
+            value = figures.get(f"default, {size} bytes", {}).get(which)
+            name = "one model" if which == "lds_1" else "mean of models"
+            found += [_check(f"{size} bytes, {name}", value, least)]
+    default = figures.get("default, 256 bytes")
+    exact = [row["lds_each"] for row in rows if _is_exact(row)]
+    if default and exact:
+        same = min(
+            len(each) for each in (default["lds_each"], *exact)
+        )  # the nets all have in common
+        share = sum(default["lds_each"][:same]) / max(sum(each[:same]) for each in exact)
+        found += [_check("256 bytes / exact by layer at its best damping", share, SHARE_OF_EXACT)]
+    peers = [row["lds_1"] for row in rows if row["group"] == PEERS]
+    if default and peers:
+        found += [_check("256 bytes against the best peer", default["lds_1"], max(peers))]
+    return [check for check in found if check]
+
+
+def _is_exact(row: dict[str, Any]) -> bool:
+    return row["group"] == REFERENCES and row["method"].startswith("Gauss-Newton by layer")
+
+
+def _check(name: str, value: float | None, least: float) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    return name, f"{value:.3f} >= {least:.3f}: {'met' if value >= least else 'MISSED'}"
