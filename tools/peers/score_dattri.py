@@ -1,0 +1,197 @@
+"""dattri (PyPI): gradient products, TRAK, LoGra and influence by CG, Arnoldi, DataInf, EK-FAC, LiSSA.
+
+Its inner-product attributors give the query's loss gradient times the inverse times the example's
+loss gradient: positive where removing the example raises the query's loss. Its TRAK attributes
+the log-odds; times the query's own 1 - p that is the same sign. It sees the training set as
+one batch, because it adds up one inverse per batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _case import Case, Method, main
+from dattri.algorithm.influence_function import (
+    IFAttributorArnoldi,
+    IFAttributorCG,
+    IFAttributorDataInf,
+    IFAttributorEKFAC,
+    IFAttributorExplicit,
+    IFAttributorLiSSA,
+)
+from dattri.algorithm.logra import LoGraAttributor
+from dattri.algorithm.tracin import TracInAttributor
+from dattri.algorithm.trak import TRAKAttributor
+from dattri.func.utils import flatten_func
+from dattri.task import AttributionTask
+from torch import Tensor
+from torch.func import functional_call
+
+DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RIDGES = (0.0, 1e-1, 1.0, 10.0, 100.0)
+QUERIES_AT_ONCE = 40
+MOST_WEIGHTS_EXPLICIT = 1000
+
+
+def task(case: Case, loss: Callable[..., Tensor]) -> AttributionTask:
+    """Return the package's task for a loss of (outputs, targets) with a batch axis."""
+
+    def of_batch(parameters: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss(functional_call(case.network, parameters, batch[0]), batch[1])
+
+    return AttributionTask(of_batch, case.network, case.network.state_dict())
+
+
+def alone(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a loss for (outputs, targets) of one example, called where its batch axis is missing."""
+    return lambda outputs, target: loss(outputs, target.unsqueeze(0)).sum()
+
+
+def one_example(case: Case, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``loss`` as a function of parameters and one example without batch axis."""
+
+    def of_one(parameters: dict[str, Tensor], example: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = example
+        outputs = functional_call(case.network, parameters, x.unsqueeze(0))
+        return loss(outputs, y.unsqueeze(0)).sum()
+
+    return of_one
+
+
+def gradient_products(case: Case, _: None, normalized: bool) -> tuple[Tensor, int]:
+    """Return TracIn over one checkpoint, unprojected: gradient dot products or cosines."""
+    of_loss = AttributionTask(
+        one_example(case, case.losses), case.network, case.network.state_dict()
+    )
+    attributor = TracInAttributor(of_loss, torch.ones(1), normalized_grad=normalized)
+    attributor.projector_kwargs = None
+    return attributor.attribute(case.batches(case.train), case.batches(case.queries)), 0
+
+
+def trak(case: Case, _: None, value: tuple[int, float]) -> tuple[Tensor, int]:
+    """Return TRAK scores at a width and a ridge."""
+    width, ridge = value
+    probability = one_example(case, lambda *pair: 1 - case.pulls(*pair))
+    attributor = TRAKAttributor(
+        AttributionTask(
+            one_example(case, case.margins), case.network, case.network.state_dict()
+        ),
+        correct_probability_func=probability,
+        projector_kwargs={"proj_dim": width},
+        regularization=ridge,
+    )
+    attributor.cache(case.batches(case.train, 128))
+    found = attributor.attribute(case.batches(case.queries, 128))
+    x, y = case.queries.tensors
+    with torch.no_grad():
+        pulls = case.pulls(case.network(x), y)
+    return found * pulls, 4 * (width + 1)
+
+
+def logra(case: Case, _: None, value: tuple[int, float | None]) -> tuple[Tensor, int]:
+    """Return LoGra scores at a width a layer and a damping relative to the mean diagonal."""
+    width, damping = value
+
+    def loss(model: torch.nn.Module, batch: Any, device: str) -> Tensor:
+        return case.losses(model(batch[0]), batch[1]).sum()
+
+    of_loss = AttributionTask(loss, case.network, case.network.state_dict())
+    attributor = LoGraAttributor(of_loss, proj_dim=width, damping=damping, offload="none")
+    train, queries = case.batches(case.train, 128), case.batches(case.queries, 128)
+    attributor.cache(train)
+    return attributor.attribute(train, queries).cpu(), 4 * attributor.total_proj_dim
+
+
+def influence(kind: type, name: str, queries_at_once: int | None, **fixed: Any) -> Callable[..., Any]:
+    """Return a score function for an inner-product attributor; its setting is the damping."""
+
+    def score(case: Case, _: None, value: dict[str, Any]) -> tuple[Tensor, int]:
+        attributor = kind(task(case, case.loss), **fixed, **value)
+        train = case.batches(case.train)
+        attributor.cache(train)
+        return attributor.attribute(train, case.batches(case.queries, queries_at_once)), 0
+
+    return score
+
+
+def explicit(case: Case, _: None, value: dict[str, Any]) -> tuple[Tensor, int]:
+    """Return scores by the inverse Hessian itself, where the package can form it."""
+    count = sum(weight.numel() for weight in case.network.parameters())
+    if count > MOST_WEIGHTS_EXPLICIT:
+        raise ValueError(
+            f"left out: the package forms all {count:,} columns of the Hessian in one vmap over the "
+            f"training set"
+        )
+    return influence(IFAttributorExplicit, "explicit", None)(case, None, value)
+
+
+def damped(name: str, option: str, values: tuple[float, ...] = DAMPINGS, **more: Any) -> dict:
+    """Return settings: one a damping."""
+    return {f"{name}-damping{value:g}": {option: value, **more} for value in values}
+
+
+METHODS = (
+    Method(
+        "gradients",
+        {"gradient-dot": False, "gradient-cosine": True},
+        lambda case: None,
+        gradient_products,
+    ),
+    Method(
+        "trak",
+        {f"trak-k{k}-ridge{ridge:g}": (k, ridge) for k in (512, 2048) for ridge in RIDGES},
+        lambda case: None,
+        trak,
+    ),
+    Method(
+        "logra",
+        {
+            f"logra-k{width}-{'default' if damping is None else f'damping{damping:g}'}": (
+                width,
+                damping,
+            )
+            for width in (256, 4096)
+            for damping in (None, 1e-2, 1e-1, 1.0)
+        },
+        lambda case: None,
+        logra,
+    ),
+    Method(
+        "ekfac",
+        damped("ekfac", "damping", (0.0, *DAMPINGS)),
+        lambda case: None,
+        influence(IFAttributorEKFAC, "ekfac", None),
+    ),
+    Method(
+        "cg",
+        damped("cg10", "regularization", (0.0, *DAMPINGS))
+        | damped("cg100", "regularization", max_iter=100),
+        lambda case: None,
+        influence(IFAttributorCG, "cg", QUERIES_AT_ONCE),
+    ),
+    Method(
+        "arnoldi",
+        damped("arnoldi100", "regularization", (0.0, 1e-3, 1e-2, 1e-1))
+        | damped("arnoldi300", "regularization", (1e-3, 1e-2), proj_dim=300, max_iter=300),
+        lambda case: None,
+        influence(IFAttributorArnoldi, "arnoldi", None),
+    ),
+    Method(
+        "datainf",
+        damped("datainf", "regularization", (0.0, *DAMPINGS)),
+        lambda case: None,
+        influence(IFAttributorDataInf, "datainf", QUERIES_AT_ONCE),
+    ),
+    Method(
+        "lissa",
+        {"lissa-default": {}},
+        lambda case: None,
+        influence(IFAttributorLiSSA, "lissa", None),
+    ),
+    Method(
+        "explicit", damped("explicit", "regularization"), lambda case: None, explicit
+    ),
+)
+
+if __name__ == "__main__":
+    main("dattri", METHODS)
