@@ -39,8 +39,8 @@ class Outputs(nn.Module):
         self._input, *others = fields
         self._others = {name: fields[name][:1] for name in others}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return outputs; fields that only make targets are zeros here."""
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return outputs; ``y`` is ignored, and fields that only make targets are zeros here."""
         others = {
             name: one.new_zeros((len(x), *one.shape[1:])) for name, one in self._others.items()
         }

@@ -26,9 +26,10 @@ from dattri.func.utils import flatten_func
 from dattri.task import AttributionTask
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils.data import DataLoader
 
-DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-RIDGES = (0.0, 1e-1, 1.0, 10.0, 100.0)
+DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RIDGES = (0.0, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 QUERIES_AT_ONCE = 40
 MOST_WEIGHTS_EXPLICIT = 1000
 
@@ -40,11 +41,6 @@ def task(case: Case, loss: Callable[..., Tensor]) -> AttributionTask:
         return loss(functional_call(case.network, parameters, batch[0]), batch[1])
 
     return AttributionTask(of_batch, case.network, case.network.state_dict())
-
-
-def alone(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a loss for (outputs, targets) of one example, called where its batch axis is missing."""
-    return lambda outputs, target: loss(outputs, target.unsqueeze(0)).sum()
 
 
 def one_example(case: Case, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -93,16 +89,20 @@ def logra(case: Case, _: None, value: tuple[int, float | None]) -> tuple[Tensor,
     width, damping = value
 
     def loss(model: torch.nn.Module, batch: Any, device: str) -> Tensor:
-        return case.losses(model(batch[0]), batch[1]).sum()
+        return case.losses(model(**batch), batch["y"]).sum()
 
     of_loss = AttributionTask(loss, case.network, case.network.state_dict())
     attributor = LoGraAttributor(of_loss, proj_dim=width, damping=damping, offload="none")
-    train, queries = case.batches(case.train, 128), case.batches(case.queries, 128)
+    # By name: of a tuple it would run the first image alone, without its batch axis.
+    train, queries = (
+        DataLoader([{"x": x, "y": y} for x, y in pairs], batch_size=128)
+        for pairs in (case.train, case.queries)
+    )
     attributor.cache(train)
     return attributor.attribute(train, queries).cpu(), 4 * attributor.total_proj_dim
 
 
-def influence(kind: type, name: str, queries_at_once: int | None, **fixed: Any) -> Callable[..., Any]:
+def influence(kind: type, queries_at_once: int | None, **fixed: Any) -> Callable[..., Any]:
     """Return a score function for an inner-product attributor; its setting is the damping."""
 
     def score(case: Case, _: None, value: dict[str, Any]) -> tuple[Tensor, int]:
@@ -122,7 +122,7 @@ def explicit(case: Case, _: None, value: dict[str, Any]) -> tuple[Tensor, int]:
             f"left out: the package forms all {count:,} columns of the Hessian in one vmap over the "
             f"training set"
         )
-    return influence(IFAttributorExplicit, "explicit", None)(case, None, value)
+    return influence(IFAttributorExplicit, None)(case, None, value)
 
 
 def damped(name: str, option: str, values: tuple[float, ...] = DAMPINGS, **more: Any) -> dict:
@@ -160,33 +160,33 @@ METHODS = (
         "ekfac",
         damped("ekfac", "damping", (0.0, *DAMPINGS)),
         lambda case: None,
-        influence(IFAttributorEKFAC, "ekfac", None),
+        influence(IFAttributorEKFAC, None),
     ),
     Method(
         "cg",
-        damped("cg10", "regularization", (0.0, *DAMPINGS))
-        | damped("cg100", "regularization", max_iter=100),
+        damped("cg10", "regularization", (0.0, 1e-3, 3e-3, 1e-2, 3e-2))
+        | damped("cg100", "regularization", (1e-2,), max_iter=100),
         lambda case: None,
-        influence(IFAttributorCG, "cg", QUERIES_AT_ONCE),
+        influence(IFAttributorCG, QUERIES_AT_ONCE),
     ),
     Method(
         "arnoldi",
         damped("arnoldi100", "regularization", (0.0, 1e-3, 1e-2, 1e-1))
         | damped("arnoldi300", "regularization", (1e-3, 1e-2), proj_dim=300, max_iter=300),
         lambda case: None,
-        influence(IFAttributorArnoldi, "arnoldi", None),
+        influence(IFAttributorArnoldi, None),
     ),
     Method(
         "datainf",
         damped("datainf", "regularization", (0.0, *DAMPINGS)),
         lambda case: None,
-        influence(IFAttributorDataInf, "datainf", QUERIES_AT_ONCE),
+        influence(IFAttributorDataInf, QUERIES_AT_ONCE),
     ),
     Method(
         "lissa",
         {"lissa-default": {}},
         lambda case: None,
-        influence(IFAttributorLiSSA, "lissa", None),
+        influence(IFAttributorLiSSA, None),
     ),
     Method(
         "explicit", damped("explicit", "regularization"), lambda case: None, explicit

@@ -18,19 +18,20 @@ from pydvl.influence.torch import (
     InverseHarmonicMeanInfluence,
     NystroemSketchInfluence,
 )
-from pydvl.influence.torch.util import BlockMode
-from pydvl.influence.types import SecondOrderMode
+from pydvl.influence.torch.util import BlockMode, SecondOrderMode
 from torch import Tensor
 
 BATCH = 128
-DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 MOST_WEIGHTS_DIRECT = 6000
 
 
 def products(case: Case, fitted: Any) -> Tensor:
     """Return scores ``(example, query)``."""
+    # Factors first: `influences` would solve for all queries again with every batch of examples.
+    factors = fitted.influence_factors(*case.queries.tensors)
     found = [
-        fitted.influences(*case.queries.tensors, x, y) for x, y in case.batches(case.train, BATCH)
+        fitted.influences_from_factors(factors, x, y) for x, y in case.batches(case.train, BATCH)
     ]
     return torch.cat(found, dim=1).T
 
@@ -130,7 +131,7 @@ METHODS = (
     nystroem(300, SecondOrderMode.GAUSS_NEWTON),
     arnoldi(10),
     arnoldi(100),
-    Method("cg", named("cg100"), lambda case: None, conjugate_gradients),
+    Method("cg", named("cg100", (1e-3, 3e-3, 1e-2, 3e-2)), lambda case: None, conjugate_gradients),
     ekfac(False),
     ekfac(True),
     harmonic_mean(),
