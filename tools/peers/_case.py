@@ -108,7 +108,9 @@ class Case:
         """Return the unweighted loss of every position, shape of ``targets``."""
         if self.task.likelihood == "gaussian":
             return (outputs - targets) ** 2 / (2 * getattr(self.task, "variance", 1.0))
-        assert self.task.likelihood == "categorical", f"no peer is set up for {self.task.likelihood}"
+        assert self.task.likelihood == "categorical", (
+            f"no peer is set up for {self.task.likelihood}"
+        )
         safe = targets.masked_fill(self._weights(targets) == 0, 0)
         flat = F.cross_entropy(outputs.flatten(0, -2), safe.flatten(), reduction="none")
         return flat.view(targets.shape)

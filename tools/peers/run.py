@@ -29,6 +29,7 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 def main() -> None:
     """Install and run the peers that the command line names."""
     options = _arguments()
+    options.case, options.out = options.case.resolve(), options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     for peer in options.peers:
         python = environment(peer, options.extra_index_url)
@@ -78,6 +79,7 @@ def _score(python: Path, peer: str, method: str, model: int, options: argparse.N
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=options.timeout,
+                cwd=options.out,  # dattri's LoGra writes a file wherever it runs
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             ).returncode
         except subprocess.TimeoutExpired:

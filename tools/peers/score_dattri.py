@@ -7,6 +7,7 @@ one batch, because it adds up one inverse per batch.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,9 +23,8 @@ from dattri.algorithm.influence_function import (
 from dattri.algorithm.logra import LoGraAttributor
 from dattri.algorithm.tracin import TracInAttributor
 from dattri.algorithm.trak import TRAKAttributor
-from dattri.func.utils import flatten_func
 from dattri.task import AttributionTask
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
@@ -69,9 +69,7 @@ def trak(case: Case, _: None, value: tuple[int, float]) -> tuple[Tensor, int]:
     width, ridge = value
     probability = one_example(case, lambda *pair: 1 - case.pulls(*pair))
     attributor = TRAKAttributor(
-        AttributionTask(
-            one_example(case, case.margins), case.network, case.network.state_dict()
-        ),
+        AttributionTask(one_example(case, case.margins), case.network, case.network.state_dict()),
         correct_probability_func=probability,
         projector_kwargs={"proj_dim": width},
         regularization=ridge,
@@ -84,22 +82,52 @@ def trak(case: Case, _: None, value: tuple[int, float]) -> tuple[Tensor, int]:
     return found * pulls, 4 * (width + 1)
 
 
+class WithLoss(nn.Module):
+    """The network as LoGra takes batches by name: an output with the loss of the batch.
+
+    Given pairs instead, it runs the first image without its batch axis to learn the shapes, and
+    measures queries by cross-entropy whatever the task's loss.
+    """
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.network, self._losses = case.network, case.losses
+
+    def forward(self, x: Tensor, y: Tensor) -> SimpleNamespace:
+        """Return the summed loss."""
+        return SimpleNamespace(loss=self._losses(self.network(x), y).sum())
+
+
 def logra(case: Case, _: None, value: tuple[int, float | None]) -> tuple[Tensor, int]:
     """Return LoGra scores at a width a layer and a damping relative to the mean diagonal."""
     width, damping = value
 
-    def loss(model: torch.nn.Module, batch: Any, device: str) -> Tensor:
-        return case.losses(model(**batch), batch["y"]).sum()
+    def loss(model: nn.Module, batch: Any, device: str) -> Tensor:
+        return model(**batch).loss
 
-    of_loss = AttributionTask(loss, case.network, case.network.state_dict())
+    model = WithLoss(case)
+    of_loss = AttributionTask(loss, model, model.state_dict())
     attributor = LoGraAttributor(of_loss, proj_dim=width, damping=damping, offload="none")
-    # By name: of a tuple it would run the first image alone, without its batch axis.
     train, queries = (
         DataLoader([{"x": x, "y": y} for x, y in pairs], batch_size=128)
         for pairs in (case.train, case.queries)
     )
     attributor.cache(train)
-    return attributor.attribute(train, queries).cpu(), 4 * attributor.total_proj_dim
+    found = attributor.attribute(train, queries)
+    assert attributor.total_proj_dim is not None
+    return found, 4 * attributor.total_proj_dim
+
+
+def lissa(case: Case, _: None, value: dict[str, Any]) -> tuple[Tensor, int]:
+    """Return scores by LiSSA, which hands class numbers to the loss as floats."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return case.loss(outputs, targets.to(case.queries.tensors[1].dtype))
+
+    attributor = IFAttributorLiSSA(task(case, loss), **value)
+    train = case.batches(case.train)
+    attributor.cache(train)
+    return attributor.attribute(train, case.batches(case.queries)), 0
 
 
 def influence(kind: type, queries_at_once: int | None, **fixed: Any) -> Callable[..., Any]:
@@ -186,11 +214,9 @@ METHODS = (
         "lissa",
         {"lissa-default": {}},
         lambda case: None,
-        influence(IFAttributorLiSSA, None),
+        lissa,
     ),
-    Method(
-        "explicit", damped("explicit", "regularization"), lambda case: None, explicit
-    ),
+    Method("explicit", damped("explicit", "regularization"), lambda case: None, explicit),
 )
 
 if __name__ == "__main__":

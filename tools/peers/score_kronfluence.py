@@ -85,8 +85,10 @@ def method(strategy: str, empirical: bool = False) -> Method:
         for damping in dampings
     }
     return Method(
-        name, named, lambda case: Fitted(case, strategy, empirical), lambda case, fitted, damping:
-        fitted.score(case, damping),
+        name,
+        named,
+        lambda case: Fitted(case, strategy, empirical),
+        lambda case, fitted, damping: fitted.score(case, damping),
     )
 
 

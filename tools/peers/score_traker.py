@@ -100,4 +100,6 @@ def method(width: int | None, half: bool) -> Method:
 
 
 if __name__ == "__main__":
-    main("traker", [method(2048, True), method(512, False), method(2048, False), method(None, False)])
+    main(
+        "traker", [method(2048, True), method(512, False), method(2048, False), method(None, False)]
+    )
