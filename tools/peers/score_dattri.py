@@ -26,7 +26,7 @@ from dattri.algorithm.trak import TRAKAttributor
 from dattri.task import AttributionTask
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RIDGES = (0.0, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
@@ -82,6 +82,20 @@ def trak(case: Case, _: None, value: tuple[int, float]) -> tuple[Tensor, int]:
     return found * pulls, 4 * (width + 1)
 
 
+class ByName(Dataset):
+    """Pairs as dictionaries of ``x`` and ``y``."""
+
+    def __init__(self, pairs: TensorDataset) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, example: int) -> dict[str, Tensor]:
+        x, y = self._pairs[example]
+        return {"x": x, "y": y}
+
+
 class WithLoss(nn.Module):
     """The network as LoGra takes batches by name: an output with the loss of the batch.
 
@@ -109,8 +123,7 @@ def logra(case: Case, _: None, value: tuple[int, float | None]) -> tuple[Tensor,
     of_loss = AttributionTask(loss, model, model.state_dict())
     attributor = LoGraAttributor(of_loss, proj_dim=width, damping=damping, offload="none")
     train, queries = (
-        DataLoader([{"x": x, "y": y} for x, y in pairs], batch_size=128)
-        for pairs in (case.train, case.queries)
+        DataLoader(ByName(pairs), batch_size=128) for pairs in (case.train, case.queries)
     )
     attributor.cache(train)
     found = attributor.attribute(train, queries)
