@@ -20,7 +20,7 @@ from trak.projectors import NoOpProjector
 
 BATCH = 128
 # Added to the Gram matrix, which is a sum over examples.
-RIDGES = (0.0, 1e-2, 1e-1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+RIDGES = (0.0, 1e-2, 1e-1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 
 
 class CaseOutput(AbstractModelOutput):
