@@ -205,8 +205,13 @@ METHODS = (
     ),
     Method(
         "cg",
-        damped("cg10", "regularization", (0.0, 1e-3, 3e-3, 1e-2, 3e-2))
-        | damped("cg100", "regularization", (1e-2,), max_iter=100),
+        damped("cg10", "regularization", (0.0, 1e-3, 3e-3, 1e-2, 3e-2)),
+        lambda case: None,
+        influence(IFAttributorCG, QUERIES_AT_ONCE),
+    ),
+    Method(
+        "cg100",
+        damped("cg100", "regularization", (1e-2,), max_iter=100),
         lambda case: None,
         influence(IFAttributorCG, QUERIES_AT_ONCE),
     ),
