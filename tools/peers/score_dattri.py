@@ -205,7 +205,7 @@ METHODS = (
     ),
     Method(
         "cg",
-        damped("cg10", "regularization", (0.0, 1e-3, 3e-3, 1e-2, 3e-2)),
+        damped("cg10", "regularization", (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
         lambda case: None,
         influence(IFAttributorCG, QUERIES_AT_ONCE),
     ),

@@ -22,7 +22,7 @@ from pydvl.influence.torch.util import BlockMode, SecondOrderMode
 from torch import Tensor
 
 BATCH = 128
-DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 MOST_WEIGHTS_DIRECT = 6000
 
 
