@@ -21,7 +21,7 @@ def keep_result(
         arrays: What is stored beside it.
     """
     tables = {key: value for key, value in result.items() if _is_table(value)}
-    passing = {*tables, "retrained", "retrainings", "of", "truth"}
+    passing = {*tables, "retrained", "retrainings", "of", "truth", "train_seconds"}
     said = {key: value for key, value in result.items() if key not in passing}
     digest = sha256(json.dumps([said, tables], sort_keys=True, default=str).encode()).hexdigest()
     stage = f"judged/{kind}-{digest[:12]}"
