@@ -41,6 +41,7 @@ reader = "arrays"
 path = "test.npz"
 
 [curvature]
+blocks = "layer"
 damping = 0.01
 
 [compute]

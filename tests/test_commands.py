@@ -174,7 +174,7 @@ def test_the_skeleton_works_as_it_is_written(tmp_path):
     subprocess.run([sys.executable, tmp_path / "task.py"], check=True)
     ok("run", tmp_path / "job.toml", "--executor", "serial")
     found = json.loads(ok("top", tmp_path / "run", "test/0", "-k", "2", "--json"))
-    assert found["record"]["damping_rule"] == "weight decay 0.001"
+    assert found["record"]["damping_rule"].startswith("weight decay 0.001 + early stopping")
     assert found["helps"][0]["score"] > 0 > found["hurts"][0]["score"]
     assert not found["record"]["missing_partitions"]
 

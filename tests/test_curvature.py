@@ -128,3 +128,47 @@ def test_a_weight_counts_rows_that_many_times(name):
     light, once = (curvature.update(curvature.empty(WIDTHS), rows, w) for w in (0.25, 1.0))
     for key in once:
         torch.testing.assert_close(light[key], 0.25 * once[key])
+
+
+@pytest.fixture(scope="module")
+def turned():
+    """A factor turned to the components of other rows, those rows, the straight factor, energies."""
+    _, _, factor = sketch("gauss_newton", random_rows(50), 0.2)
+    other = random_rows(30, seed=5) * torch.linspace(0.1, 3, sum(WIDTHS), dtype=torch.float64)
+    found, energies = factor.turned([part.T @ part / 30 for part in other.split(WIDTHS, dim=1)])
+    return found, other, factor, energies
+
+
+def test_turning_keeps_every_product_and_uncouples_the_rows_of_a_block(turned):
+    found, other, factor, _ = turned
+    whitened, straight = found.whiten(other), factor.whiten(other)
+    torch.testing.assert_close(whitened @ whitened.T, straight @ straight.T)
+    start = 0
+    for width in WIDTHS:
+        part = whitened[:, start : start + width]
+        moment = part.T @ part / len(other)
+        torch.testing.assert_close(moment, moment.diag().diag(), atol=1e-10, rtol=0.0)
+        assert (moment.diag().diff() <= 1e-12).all()
+        start += width
+
+
+def test_a_coordinate_is_worth_the_energy_of_rows_times_that_of_queries(turned):
+    found, other, factor, energies = turned
+    rows = found.whiten(other).square().mean(0)
+    # Queries whose second moment is the curvature itself.
+    roots = torch.cat(
+        [v * s.sqrt() for v, s in zip(factor.vectors, factor.values.split(WIDTHS), strict=True)][:1]
+    )
+    queries = torch.zeros(WIDTHS[0], sum(WIDTHS), dtype=torch.float64)
+    queries[:, : WIDTHS[0]] = roots.T
+    expected = (rows * found.whiten(queries).square().sum(0)).sqrt()[: WIDTHS[0]]
+    torch.testing.assert_close(energies[: WIDTHS[0]], expected)
+
+
+def test_a_turned_factor_redamps_to_the_dense_formula(turned):
+    found, other, _, _ = turned
+    queries = random_rows(7, seed=9)
+    scores = found.redamp(found.whiten(queries), 0.9) @ found.whiten(other).T
+    matrix = dense_matrix("gauss_newton", random_rows(50), 0.9)
+    expected = queries.numpy() @ np.linalg.inv(matrix) @ other.numpy().T
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)

@@ -1,15 +1,18 @@
 """The damping rule, from what a job says to the number every block gets."""
 
-import pytest
+import tomllib
 
-from streamfluence.manifest import Curvature
+import pytest
+import torch
+
+from streamfluence.manifest import Curvature, blocks_of, parse_job
 from streamfluence.registry import member
 from streamfluence.stages._damping import resolve
 
 
-def rule(name="gauss_newton", **options):
-    curvature = Curvature(name=name, **options)
-    return resolve(vars(curvature), name, member("curvature", name)())
+def rule(name="gauss_newton", blocks="layer", mean_square=0.0, **options):
+    curvature = Curvature(name=name, blocks=blocks, **options)
+    return resolve(vars(curvature), name, member("curvature", name)(), mean_square)
 
 
 @pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
@@ -34,12 +37,65 @@ def test_momentum_makes_the_rate_larger_and_the_damping_smaller():
     assert damping == pytest.approx(0.61 / (rate * 500))
 
 
-@pytest.mark.parametrize("name, scale", [("gauss_newton", 0.3), ("fisher", 0.1)])
+@pytest.mark.parametrize("name, scale", [("gauss_newton", 1.0), ("fisher", 0.3)])
 @pytest.mark.parametrize("decay", [None, 0.0])
 def test_without_any_of_these_each_blocks_own_spectrum_decides(name, scale, decay):
-    assert rule(name, weight_decay=decay) == (None, f"{scale} x the mean eigenvalue of each block")
+    assert rule(name, weight_decay=decay) == (
+        None,
+        f"{scale:g} x the mean eigenvalue of each block's weights",
+    )
     assert member("curvature", name).default_scale == scale
 
 
 def test_no_curvature_has_no_damping_whatever_is_given():
     assert rule("identity", damping=0.2) == (None, "none: no curvature")
+
+
+def test_jointly_stopping_early_counts_whole():
+    assert rule(blocks="joint", learning_rate=0.1, steps=500)[0] == pytest.approx(1 / 50)
+
+
+def test_adam_divides_its_rate_by_the_size_of_a_batchs_gradient():
+    told = {"learning_rate": 1e-3, "steps": 400, "optimizer": "adam", "batch_size": 64}
+    damping, words = rule(blocks="joint", mean_square=4e-4, weight_decay=1e-3, **told)
+    assert damping == pytest.approx(1e-3 + (4e-4 / 64) ** 0.5 / 0.4)
+    assert words == "weight decay 0.001 + early stopping 0.00625"
+
+
+@pytest.mark.parametrize("scale, weights", [(1.0, 40), (0.3, 7)])
+def test_the_mean_eigenvalue_is_over_all_weights_of_a_block(scale, weights):
+    curvature = member("curvature", "gauss_newton")()
+    curvature.default_scale = scale
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    state = curvature.update(curvature.empty([3, 1]), rows)
+    factor = curvature.factor(state, 50, None, [weights, 1])
+    squares = rows.double().square().mean(0)
+    expected = [scale * float(squares[:3].sum()) / weights] * 3 + [scale * float(squares[3])]
+    assert factor.damping.tolist() == pytest.approx(expected)
+
+
+JOB = """
+task = "task.py"
+checkpoints = ["model.pt"]
+[train]
+reader = "arrays"
+path = "x.npz"
+[curvature]
+"""
+
+
+@pytest.mark.parametrize(
+    "told, blocks",
+    [
+        ("", "joint"),
+        ("damping = 0.1", "joint"),
+        ("weight_decay = 0.1", "layer"),
+        ("weight_decay = 0.1\nlearning_rate = 0.1\nsteps = 9", "joint"),
+        ("weight_decay = 0.1\nblocks = 'joint'", "joint"),
+        ("damping = 0.1\nblocks = 'layer'", "layer"),
+        ("[projection]\nwidth = 4097", "layer"),
+        ("[projection]\nname = 'identity'", "layer"),
+    ],
+)
+def test_blocks_follow_from_what_is_known_of_the_damping(tmp_path, told, blocks):
+    assert blocks_of(parse_job(tomllib.loads(JOB + told), tmp_path)) == blocks

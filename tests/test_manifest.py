@@ -26,7 +26,7 @@ def test_a_minimal_job_gets_the_documented_defaults(tmp_path):
     job = load_job(write(tmp_path))
     assert isinstance(job, Job)
     assert (job.rows.bytes, job.rows.codec, job.projection.name) == (256, "bands", "spectral")
-    assert (job.curvature.name, job.curvature.blocks) == ("gauss_newton", "layer")
+    assert (job.curvature.name, job.curvature.blocks) == ("gauss_newton", "auto")
     assert job.checkpoints == ("model.pt",)
     assert job.root == tmp_path.resolve()
 
@@ -53,7 +53,7 @@ def test_the_decisive_part_survives_json_and_leaves_out_how_work_is_run(tmp_path
         ("rows.bytes", -1, "must be positive"),
         ("curvature.damping", -0.1, "must be positive"),
         ("curvature.damping", "some", "a number or 'auto'"),
-        ("curvature.blocks", "both", "'layer' or 'joint'"),
+        ("curvature.blocks", "both", "'auto' or 'layer' or 'joint'"),
         ("compute.batch_size", 0, "at least 1"),
         ("compute.partition_examples", 100, "multiple of compute.batch_size"),
         ("compute.precision", "fp8", "'float32' or 'bf16'"),

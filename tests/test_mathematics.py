@@ -170,8 +170,9 @@ def test_stopping_early_is_the_penalty_that_shrinks_most_like_it():
     x = np.geomspace(1e-10, 1e10, 20_001)
     grid = np.arange(0.4, 0.9, 0.01)
     errors = [np.sum((1 - np.exp(-x) - x / (x + c)) ** 2) for c in grid]
-    assert grid[np.argmin(errors)] == pytest.approx(EARLY_STOPPING, abs=0.006)
+    assert grid[np.argmin(errors)] == pytest.approx(EARLY_STOPPING["layer"], abs=0.006)
     options = {"damping": "auto", "weight_decay": 1e-3, "learning_rate": 0.1, "steps": 50}
+    options |= {"blocks": "layer", "optimizer": "sgd"}
     curvature = member("curvature", "gauss_newton")()
     damping, rule = resolve({**options, "momentum": 0.5}, "gauss_newton", curvature)
     assert damping == pytest.approx(1e-3 + 0.61 * 0.5 / 5)

@@ -45,7 +45,7 @@ def test_the_record_says_what_was_stored_covered_and_left_out(folder, ran):
     assert record["parameters_left_out"] == ["0.bias"]
     assert record["parameters_covered"] == pytest.approx(1 - 5 / 53)
     assert 0 < record["gradient_energy_kept"] <= 1
-    assert record["damping_rule"] == "0.3 x the mean eigenvalue of each block"
+    assert record["damping_rule"] == "1 x the mean eigenvalue of each block's weights"
     assert set(record["damping"]) == {"0", "2"}
     assert (record["examples"], record["non_finite_examples"]) == (150, 1)
 
@@ -155,7 +155,7 @@ def test_nothing_is_said_of_a_sound_sketch():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"damping_rule": "0.3 x the mean eigenvalue of each block"}, "weight_decay"),
+        ({"damping_rule": "1 x the mean eigenvalue of each block's weights"}, "weight_decay"),
         ({"curvature": "fisher"}, "define likelihood"),
         ({"sample_examples": 1999}, "fewer than 20 a direction"),
         (

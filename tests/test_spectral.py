@@ -82,8 +82,8 @@ def test_a_small_block_keeps_its_principal_components(probes, width):
     torch.testing.assert_close(kept, best, rtol=1e-4, atol=0.0)
 
 
-def pair_energies_by_loops(block, use):
-    """Energies of all pairs of eigenvectors of the two weighted moments, each measured."""
+def pair_energies_by_loops(block, use, other=None):
+    """Energies of ``other`` in all pairs of eigenvectors of the two weighted moments of ``use``."""
     total = []
     for group in range(block.groups):
         left, right = use.left[:, group].double().numpy(), use.right[:, group].double().numpy()
@@ -93,6 +93,8 @@ def pair_energies_by_loops(block, use):
                 lefts += (a @ a) * np.outer(g, g)
                 rights += (g @ g) * np.outer(a, a)
         bases = [np.linalg.eigh(moment)[1] for moment in (lefts, rights)]
+        if other is not None:
+            left, right = (s[:, group].double().numpy() for s in (other.left, other.right))
         gradient = np.einsum("eto,eti->eoi", left, right)
         total.append((np.einsum("ol,eoi,ir->elr", bases[0], gradient, bases[1]) ** 2).mean(0))
     return np.concatenate([energy.ravel() for energy in total])
@@ -112,6 +114,42 @@ def test_the_pairs_kept_are_those_of_largest_energy_over_all_layers_at_once(prob
     counts = {b.name: int((e >= threshold).sum()) for b, e in zip(blocks, every, strict=True)}
     widths = {part.name: part.width for part in projection.parts}
     assert {name: widths.get(name, 0) for name in counts} == counts
+
+
+@pytest.mark.parametrize("width", [1, 4, 13, 40])
+def test_rows_decide_which_pairs_are_kept_by_their_energy_over_the_curvature(probes, width):
+    # The probes' eigenvectors, but in each the energy of other gradients over the probes' plus the
+    # mean over all weights of the block; everything measured by loops over dense gradients.
+    blocks = [block for block in BLOCKS if block.name in ("linear", "conv")]
+    uses = {block.name: probes[block.name] for block in blocks}
+    rows = {b.name: coloured(random_uses(N, 11), seed=3)[b.name] for b in blocks}
+    projection = member("projections", "spectral")(
+        blocks, width, 0, candidates_per_feature=50, **EXACT
+    )
+    state = projection.update(projection.empty(), uses, 1.0)
+    projection.load(projection.fit(state, N))
+    state = projection.refine_update(projection.refine_empty(), uses, 1.0)
+    for part in (slice(0, 20), slice(20, N)):
+        batch = {n: [Outer(u.left[part], u.right[part]) for u in of] for n, of in rows.items()}
+        state = projection.refine_rows(state, batch)
+    projection.load(projection.refine(state, N))
+    worth = []
+    for block in blocks:
+        h = pair_energies_by_loops(block, uses[block.name][0])
+        r = pair_energies_by_loops(block, uses[block.name][0], rows[block.name][0])
+        worth.append(r / (h + h.sum() / block.size))
+    best = np.sort(np.concatenate(worth))[::-1][:width]
+    mean = {
+        part.name: float(gradients(block, uses[block.name]).square().sum((1, 2, 3)).mean())
+        / block.size
+        for part in projection.parts
+        for block in blocks
+        if block.name == part.name
+    }
+    h, r = (projection.apply(u).double().square().mean(0).numpy() for u in (uses, rows))
+    floor = np.concatenate([np.full(p.width, mean[p.name]) for p in projection.parts])
+    found = np.sort(r / (h + floor))[::-1]
+    np.testing.assert_allclose(found, best, rtol=5e-3)
 
 
 def test_products_of_eigenvalues_add_up_to_the_energy_of_a_block(probes):

@@ -32,18 +32,24 @@ class Gram(Curvature):
     def merge(self, a: State, b: State) -> State:
         return add_states(a, b)
 
-    def factor(self, state: State, examples: float, damping: float | None) -> Factor:
+    def factor(
+        self,
+        state: State,
+        examples: float,
+        damping: float | None,
+        weights: Sequence[int] | None = None,
+    ) -> Factor:
         values, vectors, dampings = [], [], []
-        for gram in state.values():
+        for gram, size in zip(state.values(), weights or map(len, state.values()), strict=True):
             spectrum, basis = symmetric_eigen(gram.cpu() / examples)
             values.append(spectrum)
             vectors.append(basis)
-            block_damping = self._default(spectrum) if damping is None else damping
+            block_damping = self._default(spectrum, size) if damping is None else damping
             dampings.append(torch.full_like(spectrum, block_damping))
         return Factor(tuple(vectors), torch.cat(values), torch.cat(dampings))
 
-    def _default(self, spectrum: Tensor) -> float:
-        chosen = self.default_scale * float(spectrum.mean())
+    def _default(self, spectrum: Tensor, size: int) -> float:
+        chosen = self.default_scale * float(spectrum.sum()) / size
         if chosen <= 0:
             raise InputError(
                 "a block of the curvature is zero on the whole sample, so no damping can be derived "

@@ -7,4 +7,4 @@ class Fisher(Gram):
     """H = (1/n) sum_i g_i g_i^T with g_i the gradient of example i's loss."""
 
     source = "loss"
-    default_scale = 0.1
+    default_scale = 0.3

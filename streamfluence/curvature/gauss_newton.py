@@ -13,4 +13,4 @@ class GaussNewton(Gram):
     """H = (1/n) sum_i J_i^T S_i J_i."""
 
     source = "probes"
-    default_scale = 0.3
+    default_scale = 1.0

@@ -28,7 +28,13 @@ class Identity(Curvature):
     def merge(self, a: State, b: State) -> State:
         return add_states(a, b)
 
-    def factor(self, state: State, examples: float, damping: float | None) -> Factor:
+    def factor(
+        self,
+        state: State,
+        examples: float,
+        damping: float | None,
+        weights: Sequence[int] | None = None,
+    ) -> Factor:
         width = len(state["second_moment"])
         ones = torch.ones(width, dtype=torch.float64)
         return Factor((), ones, torch.zeros_like(ones))

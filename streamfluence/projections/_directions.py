@@ -1,9 +1,9 @@
 """The directions kept in one block, as arrays that are stored and as a map from uses to features.
 
 The arrays of a block are ``places`` ``(direction, 3)`` (group, left direction, right
-direction), ``energy`` ``(direction,)`` and either ``whole`` ``(size, direction)``, or ``right``
-``(group, right, column)`` with ``left`` ``(group, left, row)`` or ``rows`` ``(row,)``, the
-gradient rows that are left directions by themselves.
+direction), ``energy`` and perhaps ``worth``, both ``(direction,)``, and either ``whole``
+``(size, direction)``, or ``right`` ``(group, right, column)`` with ``left`` ``(group, left, row)``
+or ``rows`` ``(row,)``, the gradient rows that are left directions by themselves.
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ class Directions:
 def trim(arrays: State, keep: Tensor) -> State:
     """Return a block's arrays with only the directions where ``keep``, and only the vectors they need."""
     places = arrays["places"][keep]
-    kept: State = {key: arrays[key][keep] for key in ("energy", "keep") if key in arrays}
+    kept: State = {key: arrays[key][keep] for key in ("energy", "worth", "keep") if key in arrays}
     if "whole" in arrays:
         whole = arrays["whole"][:, places[:, 2]].contiguous()
         places = torch.stack([places[:, 0], places[:, 1], torch.arange(len(places)).to(places)], 1)

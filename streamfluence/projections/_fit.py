@@ -80,8 +80,8 @@ def shorten(blocks: Blocks, width: int) -> Blocks:
 
 
 def _best(blocks: Blocks, width: int) -> dict[int, Tensor]:
-    energies = {n: arrays["energy"] for n, arrays in blocks.items() if "energy" in arrays}
-    return dict(zip(energies, keep_largest(list(energies.values()), width), strict=True))
+    worth = {n: a.get("worth", a["energy"]) for n, a in blocks.items() if "energy" in a}
+    return dict(zip(worth, keep_largest(list(worth.values()), width), strict=True))
 
 
 def _whole(sums: State, examples: float) -> State:

@@ -29,8 +29,8 @@ class Projection:
     Members that are not fitted are ready after ``__init__``.
 
     A member with ``passes == 2`` may be fitted further, on a second pass over the sample:
-    ``load`` with what ``fit`` returned -> ``refine_empty``, ``refine_update`` per batch, ``merge``,
-    ``refine`` -> ``load`` with what ``refine`` returned. Without it the first fit stands.
+    ``load`` with what ``fit`` returned -> ``refine_empty``, ``refine_update`` and ``refine_rows`` per
+    batch, ``merge``, ``refine`` -> ``load`` with what ``refine`` returned. Without it the first fit stands.
 
     Args:
         blocks: The blocks of the model, in order.
@@ -70,6 +70,10 @@ class Projection:
 
     def refine_update(self, state: State, uses: Uses, weight: float) -> State:
         """Return ``state`` plus one batch of the second pass, each example counted ``weight`` times."""
+        return state
+
+    def refine_rows(self, state: State, uses: Uses) -> State:
+        """Return ``state`` plus one batch of loss gradients, which are what rows will be made of."""
         return state
 
     def refine(self, state: State, examples: float) -> State:

@@ -1,8 +1,12 @@
 """Spectral projection: the directions of largest gradient energy, fitted on probe gradients.
 
 A direction of a block is a pair of eigenvectors of its two moments, or an eigenvector of the
-whole covariance where the block is small. The pairs of largest energy over all blocks at
-once are kept, so a block's number of features follows from its share of the energy.
+whole covariance where the block is small. The pairs of largest worth over all blocks at
+once are kept, so a block's number of features follows from its share of the worth.
+
+What a direction is worth is the energy that whitened rows have in it: that of the loss gradients
+over that of the curvature. The curvature alone misleads where the two differ, as in sequences:
+there most directions of large curvature are those in which the positions of a row cancel.
 """
 
 from collections.abc import Sequence
@@ -26,8 +30,9 @@ class Spectral(Projection):
 
     The first pass sums moments, and estimates a pair's energy as the product of its two
     eigenvalues, scaled so that the energies of a block add up to the measured mean squared
-    norm of its gradient. With measured energies a second pass measures the
-    ``candidates_per_feature * width`` pairs of largest estimate, and selects among them.
+    norm of its gradient. With measured energies a second pass measures the energies h of probes and
+    r of loss gradients in the ``candidates_per_feature * width`` pairs of largest estimate, and selects
+    those of largest r / (h + m), m the mean of h over all weights of the block.
 
     Args:
         energies: ``measured`` (two passes) or ``product`` (one pass).
@@ -115,21 +120,33 @@ class Spectral(Projection):
     def refine_empty(self) -> State:
         """Return the state of the second pass over no examples."""
         count = sum(len(block["energy"]) for block in self._candidates().values())
-        return {"energy": torch.zeros(count, dtype=torch.float64)}
+        return {key: torch.zeros(count, dtype=torch.float64) for key in ("energy", "rows")}
 
     def refine_update(self, state: State, uses: Uses, weight: float) -> State:
         """Return ``state`` plus the squared features of one batch along every candidate."""
+        return self._measured(state, "energy", uses, weight)
+
+    def refine_rows(self, state: State, uses: Uses) -> State:
+        """Return ``state`` plus the squared features of loss gradients along every candidate."""
+        return self._measured(state, "rows", uses, 1.0)
+
+    def _measured(self, state: State, key: str, uses: Uses, weight: float) -> State:
         if not self._tried:
             self._tried = {n: Directions(self.blocks[n], b) for n, b in self._candidates().items()}
         energy = self._features(self._tried, uses).double().square().sum(0)
-        return {"energy": state["energy"].to(energy.device) + weight * energy}
+        return {**state, key: state[key].to(energy.device) + weight * energy}
 
     def refine(self, state: State, examples: float) -> State:
         """Return the arrays for ``load``, selected by the energies measured over ``examples``."""
         blocks, tried = self._blocks(), self._candidates()
         sizes = [len(arrays["energy"]) for arrays in tried.values()]
-        for number, energy in zip(tried, state["energy"].split(sizes), strict=True):
-            blocks[number]["energy"] = energy.to(tried[number]["energy"]) / examples
+        pairs = zip(*(state[key].split(sizes) for key in ("energy", "rows")), strict=True)
+        for number, (energy, rows) in zip(tried, pairs, strict=True):
+            block = blocks[number]
+            block["energy"] = energy.to(block["energy"]) / examples
+            if state["rows"].any():
+                mean = block["total"] / self.blocks[number].size
+                block["worth"] = rows.to(block["energy"]) / examples / (block["energy"] + mean)
         marked = mark(blocks, self.width)
         return join(shorten(marked, self.width)) | {"measured": torch.tensor([1])}
 

@@ -119,9 +119,8 @@ class Session:
             ) from error
 
     def width(self) -> int:
-        """Return how many features are wanted: as asked, or eight a byte of the row, at least 1,024."""
-        width, row_bytes = self.manifest["projection"]["width"], self.manifest["rows"]["bytes"]
-        return min(max(1024, 8 * row_bytes), 8192) if width == "auto" else width
+        """Return how many features are wanted."""
+        return self.manifest["projection"]["width"]
 
     def curvature(self) -> Curvature:
         """Return the run's curvature; without a likelihood Gauss-Newton falls back to the Fisher."""
@@ -227,9 +226,11 @@ def _directions(opened: Session, checkpoint: int, attempt: str) -> Directions:
 
 def load_factor(arrays: State) -> Factor:
     """Return the curvature factor among the arrays of a sketch plan."""
-    vectors = select(arrays, "vectors")
-    ordered = tuple(vectors[key] for key in sorted(vectors, key=int))
-    return Factor(ordered, arrays["values"], arrays["damping"])
+    vectors, turns = (
+        tuple(found[key] for key in sorted(found, key=int))
+        for found in (select(arrays, "vectors"), select(arrays, "turns"))
+    )
+    return Factor(vectors, arrays["values"], arrays["damping"], turns)
 
 
 def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:

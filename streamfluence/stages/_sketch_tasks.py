@@ -15,6 +15,8 @@ from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.linalg import State
+from streamfluence.projections._norms import squared_norms
+from streamfluence.projections._uses import as_float
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
@@ -23,6 +25,7 @@ from streamfluence.stages._session import (
     Session,
     load_state,
     save_state,
+    select,
     session,
 )
 from streamfluence.stages._sets import plan_stage
@@ -96,9 +99,9 @@ def refine(run_path: str, device: str, checkpoint: int, task: int) -> None:
     """Measure the energy of the candidate directions on one part of the sample."""
     opened = session(run_path, device)
     projection = _loaded(opened, checkpoint, "basis")
-    _accumulate(
-        opened, checkpoint, task, "refine", projection.refine_empty(), projection.refine_update
-    )
+    state = projection.refine_empty()
+    loss = projection.refine_rows if opened.curvature().source == "probes" else None
+    _accumulate(opened, checkpoint, task, "refine", state, projection.refine_update, loss=loss)
 
 
 def choose(run_path: str, device: str, checkpoint: int) -> None:
@@ -112,16 +115,60 @@ def choose(run_path: str, device: str, checkpoint: int) -> None:
 
 
 def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
-    """Accumulate the curvature in feature space over one part of the sample."""
+    """Accumulate the curvature, and what rows are, in feature space over one part of the sample."""
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint)
-    curvature = opened.curvature()
+    sums = _Sums(opened, projection)
+    loss = sums.update_rows if opened.curvature().source == "probes" else None
+    _accumulate(opened, checkpoint, task, "gram", sums.empty(), sums.update, loss=loss)
 
-    def update(state: State, uses: Uses, weight: float) -> State:
-        return curvature.update(state, projection.apply(uses), weight)
 
-    state = curvature.empty(_widths(opened, projection))
-    _accumulate(opened, checkpoint, task, "gram", state, update, curvature.source)
+class _Sums:
+    """The state of the last pass: the curvature's, and beside it that of the loss gradients.
+
+    Rows are loss gradients, so their second moment says how much of them lies in a direction; with a
+    curvature of loss gradients it is the curvature itself, and left out.
+    """
+
+    def __init__(self, opened: Session, projection: Projection) -> None:
+        self.opened, self.projection = opened, projection
+        self.curvature, self.fisher = opened.curvature(), member("curvature", "fisher")()
+        self.widths = _widths(opened, projection)
+
+    def empty(self) -> State:
+        rows = self.fisher.empty(self.widths) if self.curvature.source == "probes" else {}
+        return {**_named(self.curvature.empty(self.widths), rows), "norm": torch.zeros(1).double()}
+
+    def update(self, state: State, uses: Uses, weight: float) -> State:
+        curvature = self.curvature.update(
+            select(state, "curvature"), self.projection.apply(uses), weight
+        )
+        updated = {**state, **_named(curvature, {})}
+        return updated if self.curvature.source == "probes" else self._norm(updated, uses)
+
+    def update_rows(self, state: State, uses: Uses) -> State:
+        rows = self.fisher.update(select(state, "rows"), self.projection.apply(uses))
+        return self._norm({**state, **_named({}, rows)}, uses)
+
+    def merge(self, a: State, b: State) -> State:
+        curvature = self.curvature.merge(select(a, "curvature"), select(b, "curvature"))
+        rows = self.fisher.merge(select(a, "rows"), select(b, "rows"))
+        return {**_named(curvature, rows), "norm": a["norm"] + b["norm"]}
+
+    def _norm(self, state: State, uses: Uses) -> State:
+        blocks = {block.name: block for block in self.projection.blocks}
+        total = sum(
+            float(squared_norms(blocks[name], [as_float(use) for use in block_uses]).sum())
+            for name, block_uses in uses.items()
+        )
+        return {**state, "norm": state["norm"] + total}
+
+
+def _named(curvature: State, rows: State) -> State:
+    return {
+        **{f"curvature/{key}": value for key, value in curvature.items()},
+        **{f"rows/{key}": value for key, value in rows.items()},
+    }
 
 
 def plan(run_path: str, device: str, checkpoint: int) -> None:
@@ -129,10 +176,18 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint).to("cpu")
     curvature, manifest = opened.curvature(), opened.manifest
-    state, examples = _merged(opened, checkpoint, "gram", curvature.merge)
-    damping, rule = _damping.resolve(manifest["curvature"], opened.curvature_name(), curvature)
-    factor = curvature.factor(state, examples, damping)
-    energies = curvature.energies(state, factor, examples)
+    state, examples = _merged(opened, checkpoint, "gram", _Sums(opened, projection).merge)
+    sizes = _sizes(opened, projection)
+    mean_square = float(state["norm"]) / examples / sum(block.size for block in projection.blocks)
+    damping, rule = _damping.resolve(
+        manifest["curvature"], opened.curvature_name(), curvature, mean_square
+    )
+    sums = select(state, "curvature")
+    factor = curvature.factor(sums, examples, damping, sizes)
+    rows = list(select(state, "rows").values())
+    energies = curvature.energies(sums, factor, examples)
+    if rows:
+        factor, energies = factor.turned([gram / examples for gram in rows])
     codec_kind = member("codecs", manifest["rows"]["codec"])
     codec_arrays = codec_kind.plan(
         energies,
@@ -145,6 +200,7 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
         f"projection/{key}": value for key, value in _projection_arrays(opened, checkpoint).items()
     }
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
+    arrays |= {f"turns/{i}": turn for i, turn in enumerate(factor.turns)}
     arrays |= {"values": factor.values, "damping": factor.damping, "energies": energies}
     sampled = load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]
     facts = {
@@ -189,10 +245,14 @@ def _accumulate(
     stage: str,
     state: State,
     update: Callable[[State, Uses, float], State],
-    source: str | None = None,
+    loss: Callable[[State, Uses], State] | None = None,
 ) -> None:
-    """Run ``update`` over one task's probes (or losses) and commit the state with its example count."""
-    source = source or opened.curvature().source or "loss"
+    """Run ``update`` over one task's probes (or losses) and commit the state with its example count.
+
+    Args:
+        loss: Run over the loss gradients beside them.
+    """
+    source = opened.curvature().source or "loss"
     gradient, examples, number = opened.gradient(checkpoint, None), 0, 0
     vectors = "loss gradients"
     for ids, batch in sample_batches(opened, checkpoint, task):
@@ -201,6 +261,9 @@ def _accumulate(
         asked: list[int | None] = []
         for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
             state, number = update(state, uses, weight), number + 1
+        if loss is not None:
+            for uses, _ in gradient.loss_uses(batch):
+                state = loss(state, uses)
         if source == "probes":
             # Not told by the weight: one probe and one exact column both weigh 1.
             exact = asked == [None]
@@ -264,6 +327,15 @@ def _merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tu
 def _widths(opened: Session, projection: Projection) -> list[int]:
     widths = [part.width for part in projection.parts]
     return [sum(widths)] if opened.manifest["curvature"]["blocks"] == "joint" else widths
+
+
+def _sizes(opened: Session, projection: Projection) -> list[int]:
+    """Return how many weights each curvature block stands for."""
+    sizes = {block.name: block.size for block in projection.blocks}
+    everything = sum(sizes.values())  # a part that is no layer lies over all of them
+    if opened.manifest["curvature"]["blocks"] == "joint":
+        return [everything]
+    return [sizes.get(part.name, everything) for part in projection.parts]
 
 
 def _codec_options(opened: Session) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Workspace:
 
 def _write_job(case: Case, folder: Path, models: Iterable[int]) -> Path:
     path = folder / "job.toml"
-    stated = {key.split(".")[1]: value for key, value in case.job.items()}
+    stated = {key.split(".")[1]: value for key, value in case.job().items()}
     path.write_text(
         JOB.format(
             checkpoints=", ".join(f'"net{model}.pt"' for model in models),

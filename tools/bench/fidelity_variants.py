@@ -45,14 +45,14 @@ def default_rows(case: Case) -> list[Variant]:
 
 def unstored_rows(case: Case) -> list[Variant]:
     """Return rows in float32, each coordinate kept: what the codec starts from."""
-    joint = {"curvature.blocks": "joint"}
+    layer, joint = ({"curvature.blocks": blocks} for blocks in ("layer", "joint"))
     fisher = {"curvature.name": "fisher"}
     none = {"projection.name": "identity", "curvature.name": "identity"}
     widths = {width: UNSTORED | {"projection.width": width} for width in (512, 2048)}
     return [
-        Variant("spectral 512, float32", widths[512]),
-        Variant("spectral 2048, float32", widths[2048], True),
+        Variant("spectral 512 by layer, float32", widths[512] | layer),
         Variant("spectral 512 joint, float32", widths[512] | joint),
+        Variant("spectral 2048 by layer, float32", widths[2048] | layer, True),
         Variant("spectral 2048 joint, float32", widths[2048] | joint),
         Variant("spectral 2048 empirical Fisher, float32", widths[2048] | fisher, True),
         Variant("gradient dot product, float32", UNSTORED | none),
@@ -103,15 +103,21 @@ def other_projections(case: Case) -> list[Variant]:
 
 def settings(case: Case) -> list[Variant]:
     """Return changes of one setting of the default 256-byte job."""
+    nothing = dict.fromkeys(("weight_decay", "learning_rate", "steps", "batch_size"))
+    unknown = {f"curvature.{key}": value for key, value in nothing.items()}
+    unknown |= {"curvature.optimizer": "sgd", "curvature.momentum": 0.0}
+    decay = unknown | {"curvature.weight_decay": case.recipe.weight_decay}
     changes: list[tuple[str, dict[str, Any]]] = [
-        ("joint", {"curvature.blocks": "joint"}),
-        ("damping by the spectrum", {"curvature.weight_decay": 0.0, "curvature.steps": 0}),
+        ("by layer", {"curvature.blocks": "layer"}),
+        ("damping by the spectrum", unknown),
+        ("damping by the weight decay alone", decay),
         ("4 probes", {"sketch.probes": 4}),
         ("empirical Fisher", {"curvature.name": "fisher"}),
         ("int8", {"rows.codec": "int8"}),
     ]
     for damping in case.dampings:
-        changes += [(f"damping {damping:g}", {"curvature.damping": damping})]
+        layer = {"curvature.damping": damping, "curvature.blocks": "layer"}
+        changes += [(f"by layer, damping {damping:g}", layer)]
         joint = {"curvature.damping": damping, "curvature.blocks": "joint"}
         changes += [(f"joint, damping {damping:g}", joint)]
     return [

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +65,6 @@ class Case:
         name: Of its module and its stored truth.
         title: For a person.
         data: Returns the split, the same for everyone.
-        job: Dotted keys laid over the job: what a user who trained like this would state.
         dampings: Given to the exact references.
         task_name: Whose task file it uses, where not its own.
         slow: A job of the library takes a minute; only what matters most is run, on fewer nets.
@@ -77,7 +76,6 @@ class Case:
     title: str
     recipe: Recipe
     data: Callable[[], Split]
-    job: Mapping[str, Any] = field(default_factory=dict)
     dampings: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     task_name: str | None = None
     slow: bool = False
@@ -95,6 +93,20 @@ class Case:
     def reference_path(self) -> Path:
         """Where scores of references too slow for every run are kept."""
         return DATA / f"{self.name}_reference.npz"
+
+    def job(self) -> dict[str, Any]:
+        """Return what a user who trained like this states of it in a job, dotted keys to values."""
+        recipe, count = self.recipe, self.data().count
+        steps = recipe.steps or (recipe.epochs or 0) * -(-count // recipe.batch_size)
+        rate = recipe.learning_rate * (0.5 if recipe.schedule == "cosine" else 1.0)
+        told: dict[str, Any] = {"learning_rate": rate, "steps": steps}
+        if recipe.optimizer == "sgd":
+            told["momentum"] = recipe.momentum
+        else:
+            told |= {"optimizer": "adam", "batch_size": recipe.batch_size}
+        if recipe.optimizer != "adamw":
+            told["weight_decay"] = recipe.weight_decay
+        return {f"curvature.{key}": value for key, value in told.items()}
 
     def task(self) -> ModuleType:
         """Return the task file as a module; ``network()`` in it is the untrained net."""

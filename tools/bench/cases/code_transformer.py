@@ -8,7 +8,7 @@ the second derivative of one. Where training has settled, a weight w whose batch
 mean square v is held back by ``decay x v x w``, as an L2 penalty of ``decay x v`` would; stopping
 after T steps of rate r adds about ``v / (r T)``. Here v is .0018 on average over the weights (of
 the first judged net), r T is .45, so the two are 2e-4 and 4e-3: stopping decides, and the decay
-itself, .1, is no damping at all. The job therefore states no ``curvature.weight_decay``.
+itself, .1, is no damping at all. The job therefore states no weight decay, but how long Adam ran.
 """
 
 import sys

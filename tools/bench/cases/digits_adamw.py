@@ -1,8 +1,4 @@
-"""Case (e2): the MLP of case (a) under AdamW without weight decay.
-
-Adam's step is divided by the root of the mean squared gradient, so ``1 / (learning rate x steps)``
-is not the damping that stopping early implies; the job states only that there was no decay.
-"""
+"""Case (e2): the MLP of case (a) under AdamW without weight decay."""
 
 from cases._digits import digits
 from cases.base import Case, Recipe
@@ -14,5 +10,4 @@ CASE = Case(
     recipe=Recipe(optimizer="adamw", learning_rate=2e-3, steps=600, batch_size=64, seeds=(0, 1, 2)),
     data=digits,
     task_name="digits_mlp",
-    job={"curvature.weight_decay": 0.0},
 )

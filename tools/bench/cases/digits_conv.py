@@ -16,7 +16,6 @@ CASE = Case(
         seeds=(0, 1, 2),
     ),
     data=digits,
-    job={"curvature.weight_decay": 1e-3},
     dampings=(1e-3, 3e-3, 1e-2, 3e-2),
     models_at_once=10,
 )

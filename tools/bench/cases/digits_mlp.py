@@ -16,5 +16,4 @@ CASE = Case(
     title="MLP on digits, Adam with weight decay",
     recipe=Recipe(learning_rate=1e-3, epochs=200, batch_size=128, weight_decay=1e-3),
     data=digits,
-    job={"curvature.weight_decay": 1e-3},
 )

@@ -14,9 +14,4 @@ CASE = Case(
     recipe=RECIPE,
     data=digits,
     task_name="digits_mlp",
-    job={
-        "curvature.learning_rate": RECIPE.learning_rate,
-        "curvature.steps": RECIPE.steps,
-        "curvature.momentum": RECIPE.momentum,
-    },
 )
