@@ -161,6 +161,17 @@ def test_stored_rows_as_a_lazy_array_reproduce_the_scores(folder):
     assert run.rows("test").shape[0] == 7
 
 
+def test_scores_of_a_subsets_file_that_changed_are_not_mixed(folder):
+    subsets = folder / "changing.json"
+    subsets.write_text(json.dumps({"first": [0, 1]}))
+    arguments = ("score", folder / "run", "--readout", "subset_sum", "--subsets", subsets.name)
+    ok(*arguments, "--name", "pinned")
+    subsets.write_text(json.dumps({"first": [0, 2]}))
+    again = invoke(*arguments, "--name", "pinned")
+    assert again.exit_code == 2 and "sha256" in again.output
+    ok(*arguments, "--name", "anew")
+
+
 def test_init_writes_an_example_and_never_overwrites(tmp_path):
     ok("init", tmp_path / "new", "--example", "digits")
     assert (tmp_path / "new" / "job.toml").exists()

@@ -1,5 +1,6 @@
 """The work units of score: read out some partitions of rows, then merge what was read out."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Codec, Encoded
-from streamfluence.errors import NonFiniteError
+from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.layout import collect_stage
 from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.registry import member
@@ -156,9 +157,23 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
     readouts = {}
     for name, options in spec["readouts"].items():
         if "subsets" in options:
-            options = {**options, "subsets": root / options["subsets"]}
+            path = root / options["subsets"]
+            if options["sha256"] != file_sha256(path):
+                raise InputError(
+                    f"{path} changed since these scores were asked for; score again under another --name"
+                )
+            options = {"subsets": path}
         readouts[name] = member("readouts", name)(**options)
     return readouts
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return the digest of a file; None where it cannot be read, which its reader explains."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def score_sides(

@@ -168,7 +168,7 @@ def _score_stored(job: Job, examples: int, queries: int) -> Stored:
     """Return what one task of one score takes; the merged result takes as much again."""
     total = Stored(2, 2048)
     for name in job.score.readouts:
-        options = readout_options(name, job.score)
+        options = readout_options(name, job.score, job.root)
         if "subsets" in options:
             options = {"subsets": job.root / options["subsets"]}
         readout = member("readouts", name)(**options)

@@ -130,11 +130,14 @@ def _spec(
     size = max(
         1, _task_rows(options, facts["count"]) // store.manifest["train"]["partition_examples"]
     )
+    root = Path(store.manifest["root"])
     return {
         "queries": example_set,
         "measurement": facts["measurement"],
         "damping": damping,
-        "readouts": {readout: readout_options(readout, options) for readout in options.readouts},
+        "readouts": {
+            readout: readout_options(readout, options, root) for readout in options.readouts
+        },
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
         "meaning": MEANING,
@@ -162,12 +165,12 @@ def _task_rows(options: Score, queries: int) -> int:
     return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
 
 
-def readout_options(readout: str, options: Score) -> dict[str, Any]:
-    """Return the options of one readout among those of a score."""
+def readout_options(readout: str, options: Score, root: Path) -> dict[str, Any]:
+    """Return the options of one readout among those of a score, in a job of the folder ``root``."""
     if readout == "subset_sum":
         if options.subsets is None:
             raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
-        return {"subsets": options.subsets}
+        return {"subsets": options.subsets, "sha256": work.file_sha256(root / options.subsets)}
     return {"k": options.top_k} if readout in ("top_k", "self_influence") else {}
 
 
