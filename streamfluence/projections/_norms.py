@@ -25,7 +25,7 @@ def squared_norms(block: Block, uses: Sequence[Use]) -> Tensor:
     positions = sum(use.right.shape[-2] for use in sums)
     cheap = positions * (block.left + block.right) < block.left * block.right
     if len(sums) < len(uses) or not cheap:
-        return dense_gradient(block, uses).double().square().sum((2, 3))
+        return dense_gradient(block, uses).square().sum((2, 3), dtype=torch.float64)
     step = max(1, _GRAM_ENTRIES // (block.groups * positions**2))
     starts = range(0, len(sums[0].right), step)
     return torch.cat([_ghost([_part(use, start, step) for use in sums]) for start in starts])
