@@ -11,9 +11,30 @@ SHARE_OF_EXACT = 0.95
 
 
 def stored(keys: Iterable[str] = tuple(NAMES)) -> dict[str, dict[str, Any]]:
-    """Return what is stored of each case that has been run."""
+    """Return what is stored of each case that has been run, peers included."""
     paths = {key: RESULTS / f"{key}.json" for key in keys}
-    return {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    found = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    for key, result in found.items():
+        if not any(row["group"] == PEERS for row in result["rows"]):
+            result["rows"] += _peer_rows(key)
+    return found
+
+
+def _peer_rows(key: str) -> list[dict[str, Any]]:
+    """Return the rows of ``tools/peers/judge.py`` that are a peer's default, or tuned on the truth."""
+    path = RESULTS / "peers.json"
+    rows = (
+        json.loads(path.read_text())["cases"].get(key, {"rows": []})["rows"]
+        if path.exists()
+        else []
+    )
+    said = {"default": "its default", "tuned": "tuned on this truth"}
+    return [
+        {**row, "group": PEERS, "method": f"{row['peer']} {row['setting']}, {text}"}
+        for row in rows
+        for mark, text in said.items()
+        if row[mark]
+    ]
 
 
 def table(keys: Iterable[str]) -> str:
