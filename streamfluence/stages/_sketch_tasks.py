@@ -15,8 +15,6 @@ from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.linalg import State
-from streamfluence.projections._norms import squared_norms
-from streamfluence.projections._uses import as_float
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
@@ -29,6 +27,7 @@ from streamfluence.stages._session import (
     session,
 )
 from streamfluence.stages._sets import plan_stage
+from streamfluence.stages._sketch_sums import Sums
 
 EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum
 PROBES_PER_DIRECTION = 20  # examples x probes a direction; fewer leave noise in small eigenvalues
@@ -118,57 +117,9 @@ def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
     """Accumulate the curvature, and what rows are, in feature space over one part of the sample."""
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint)
-    sums = _Sums(opened, projection)
+    sums = Sums(opened.curvature(), projection, block_widths(opened, projection))
     loss = sums.update_rows if opened.curvature().source == "probes" else None
     _accumulate(opened, checkpoint, task, "gram", sums.empty(), sums.update, loss=loss)
-
-
-class _Sums:
-    """The state of the last pass: the curvature's, and beside it that of the loss gradients.
-
-    Rows are loss gradients, so their second moment says how much of them lies in a direction; with a
-    curvature of loss gradients it is the curvature itself, and left out.
-    """
-
-    def __init__(self, opened: Session, projection: Projection) -> None:
-        self.opened, self.projection = opened, projection
-        self.curvature, self.fisher = opened.curvature(), member("curvature", "fisher")()
-        self.widths = _widths(opened, projection)
-
-    def empty(self) -> State:
-        rows = self.fisher.empty(self.widths) if self.curvature.source == "probes" else {}
-        return {**_named(self.curvature.empty(self.widths), rows), "norm": torch.zeros(1).double()}
-
-    def update(self, state: State, uses: Uses, weight: float) -> State:
-        curvature = self.curvature.update(
-            select(state, "curvature"), self.projection.apply(uses), weight
-        )
-        updated = {**state, **_named(curvature, {})}
-        return updated if self.curvature.source == "probes" else self._norm(updated, uses)
-
-    def update_rows(self, state: State, uses: Uses) -> State:
-        rows = self.fisher.update(select(state, "rows"), self.projection.apply(uses))
-        return self._norm({**state, **_named({}, rows)}, uses)
-
-    def merge(self, a: State, b: State) -> State:
-        curvature = self.curvature.merge(select(a, "curvature"), select(b, "curvature"))
-        rows = self.fisher.merge(select(a, "rows"), select(b, "rows"))
-        return {**_named(curvature, rows), "norm": a["norm"] + b["norm"]}
-
-    def _norm(self, state: State, uses: Uses) -> State:
-        blocks = {block.name: block for block in self.projection.blocks}
-        total = sum(
-            float(squared_norms(blocks[name], [as_float(use) for use in block_uses]).sum())
-            for name, block_uses in uses.items()
-        )
-        return {**state, "norm": state["norm"] + total}
-
-
-def _named(curvature: State, rows: State) -> State:
-    return {
-        **{f"curvature/{key}": value for key, value in curvature.items()},
-        **{f"rows/{key}": value for key, value in rows.items()},
-    }
 
 
 def plan(run_path: str, device: str, checkpoint: int) -> None:
@@ -176,7 +127,8 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint).to("cpu")
     curvature, manifest = opened.curvature(), opened.manifest
-    state, examples = _merged(opened, checkpoint, "gram", _Sums(opened, projection).merge)
+    merge = Sums(curvature, projection, block_widths(opened, projection)).merge
+    state, examples = _merged(opened, checkpoint, "gram", merge)
     sizes = _sizes(opened, projection)
     mean_square = float(state["norm"]) / examples / sum(block.size for block in projection.blocks)
     damping, rule = _damping.resolve(
@@ -324,7 +276,8 @@ def _merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tu
     return state, examples
 
 
-def _widths(opened: Session, projection: Projection) -> list[int]:
+def block_widths(opened: Session, projection: Projection) -> list[int]:
+    """Return how many features each curvature block has."""
     widths = [part.width for part in projection.parts]
     return [sum(widths)] if opened.manifest["curvature"]["blocks"] == "joint" else widths
 
