@@ -9,7 +9,7 @@ import fidelity_reference as reference
 from cases.base import Case
 from torch import Tensor
 
-BYTES = (64, 128, 256, 512, 1024, 4096)
+BYTES = (64, 128, 256, 512, 1024)  # 4,096 directions from 512 on
 EVERY_MODEL_UP_TO = 256  # bytes; more start from 4,096 directions, half a minute a net
 UNSTORED = {"rows.codec": "float32", "rows.bytes": 0}
 
