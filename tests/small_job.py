@@ -89,7 +89,7 @@ def dense_scores(
 ) -> np.ndarray:
     """Return scores (example, query) by the textbook formula, one backward an example, in float64."""
     module, x, y, qx, qy = load(folder)
-    g, q = _gradients(module, x, y), _gradients(module, qx, qy, measurement)
+    g, q = loss_gradients(module, x, y), loss_gradients(module, qx, qy, measurement)
     hessian = (g.T @ g / len(g)) if fisher else _gauss_newton(module, x)
     if not joint:
         # Parameters come as weight, bias, weight, bias: already layer by layer.
@@ -98,7 +98,8 @@ def dense_scores(
     return (g @ solved / len(g)).numpy()
 
 
-def _gradients(module, x, y, measurement: str = "loss") -> torch.Tensor:
+def loss_gradients(module, x, y, measurement: str = "loss") -> torch.Tensor:
+    """Return one backward pass an example, ``(example, weight)``."""
     rows = []
     for i in range(len(x)):
         loss = nn.functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1])

@@ -4,10 +4,13 @@ import tomllib
 
 import pytest
 import torch
+from small_job import load, loss_gradients, write_job
 
 from streamfluence.manifest import Curvature, blocks_of, parse_job
 from streamfluence.registry import member
 from streamfluence.stages._damping import resolve
+from streamfluence.stages.run import run
+from streamfluence.stages.sketch import describe
 
 
 def rule(name="gauss_newton", blocks="layer", mean_square=0.0, **options):
@@ -99,3 +102,17 @@ path = "x.npz"
 )
 def test_blocks_follow_from_what_is_known_of_the_damping(tmp_path, told, blocks):
     assert blocks_of(parse_job(tomllib.loads(JOB + told), tmp_path)) == blocks
+
+
+@pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
+def test_adams_damping_follows_from_the_gradients_of_single_examples(tmp_path, name):
+    job = write_job(tmp_path)
+    told = {"optimizer": "adam", "learning_rate": 0.02, "steps": 150, "batch_size": 150}
+    changes = {f"curvature.{key}": value for key, value in told.items()}
+    changes |= {"curvature.name": name, "curvature.damping": "auto", "queries": {}}
+    run(job, str(tmp_path / "run"), changes)
+    module, x, y, _, _ = load(tmp_path)
+    mean_square = float(loss_gradients(module, x, y).square().mean())
+    expected = 0.61 * (mean_square / 150) ** 0.5 / 3
+    blocks = describe(str(tmp_path / "run"))["checkpoints"][0]["blocks"]
+    assert [block["damping"] for block in blocks] == pytest.approx([expected] * 2, rel=1e-4)

@@ -137,9 +137,10 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     sums = select(state, "curvature")
     factor = curvature.factor(sums, examples, damping, sizes)
     rows = list(select(state, "rows").values())
-    energies = curvature.energies(sums, factor, examples)
     if rows:
         factor, energies = factor.turned([gram / examples for gram in rows])
+    else:
+        energies = curvature.energies(sums, factor, examples)
     codec_kind = member("codecs", manifest["rows"]["codec"])
     codec_arrays = codec_kind.plan(
         energies,
