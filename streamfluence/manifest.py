@@ -1,9 +1,4 @@
-"""The job a user writes, resolved into the manifest that decides every number of a run.
-
-A job is TOML. Unknown keys are refused with the nearest known one. What only
-decides how the work is executed (workers, device, memory) stays out of the
-manifest, so that a run may be continued on another machine.
-"""
+"""The job a user writes: TOML, read into dataclasses. Unknown keys are refused with the nearest known one."""
 
 import difflib
 import math
@@ -11,14 +6,13 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from streamfluence.errors import InputError
 
 Auto = Literal["auto"]
-WIDEST_JOINT = 4096  # features: 50 s and 128 MiB for its eigenvectors; beyond, one block a layer
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,14 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Projection:
-    """Which linear map makes features of gradients; ``width`` features over all layers."""
+    """Which linear map makes features of gradients.
 
-    name: str = "spectral"
+    Attributes:
+        name: Member of the family ``projections``, or ``auto``, see ``defaults.projection_of``.
+        width: Features over all layers, or ``auto``, see ``defaults.width_of``.
+    """
+
+    name: str = "auto"
     width: int | Auto = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -58,7 +57,7 @@ class Curvature:
 
     Attributes:
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything, ``auto`` for what
-            is measured to be better with what is known of the damping, see ``blocks_of``.
+            is measured to be better with what is known of the damping, see ``defaults.blocks_of``.
         damping: In the unit of the eigenvalues, or ``auto``: the weight decay when it is given, plus
             what stopping early leaves when learning_rate and steps are; else each block's mean.
         weight_decay: The L2 coefficient the model was trained with; not that of AdamW, which is no
@@ -171,49 +170,6 @@ def parse_job(table: Mapping[str, Any], root: Path) -> Job:
     return job
 
 
-def blocks_of(job: Job) -> str:
-    """Return ``layer`` or ``joint``.
-
-    One matrix over all layers predicts retraining better where its damping is right, and worse
-    where it is too small; blocks forgive. So it is joint unless only a weight decay is known, which
-    is too small for training that was stopped before it settled. LDS on the benchmark's nets a, b, d,
-    e1 and e2, with damping from the weight decay alone: layer .797 .442 .762, joint .745 .409 .867; with the
-    length of training too: layer .796 .497 .762 .738 .798, joint .793 .542 .867 .733 .808.
-    """
-    asked, curvature = job.curvature.blocks, job.curvature
-    if asked != "auto":
-        return asked
-    settled = isinstance(curvature.damping, float) or curvature.steps is not None
-    width = width_of(job)
-    joint = (settled or not curvature.weight_decay) and job.projection.name != "identity"
-    return "joint" if joint and width <= WIDEST_JOINT else "layer"
-
-
-def width_of(job: Job) -> int:
-    """Return how many features are wanted: as asked, or eight a byte of the row, 1,024 to 4,096.
-
-    No more than one matrix over all layers has: 8,192 by layer reach .21 on the benchmark's
-    transformer, where 4,096 jointly reach .42.
-    """
-    width = job.projection.width
-    return min(max(1024, 8 * job.rows.bytes), WIDEST_JOINT) if width == "auto" else width
-
-
-def decisive(job: Job) -> dict[str, Any]:
-    """Return the part of a job that decides numbers, as JSON-able tables."""
-    compute = asdict(job.compute)
-    return {
-        "task": job.task,
-        "root": str(job.root),
-        "model": _plain(asdict(job.model)),
-        "sketch": asdict(job.sketch),
-        "projection": {**_plain(asdict(job.projection)), "width": width_of(job)},
-        "curvature": {**asdict(job.curvature), "blocks": blocks_of(job)},
-        "rows": asdict(job.rows),
-        "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
-    }
-
-
 def _validate(job: Job) -> None:
     positive = {
         "sketch.examples": job.sketch.examples,
@@ -238,6 +194,11 @@ def _validate(job: Job) -> None:
             f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything"
         )
     _check_curvature(job.curvature)
+    if job.projection.name == "principal" and job.curvature.blocks == "layer":
+        raise InputError(
+            "curvature.blocks = 'layer' needs directions of one layer each, but those of the projection "
+            "'principal' lie over all layers; use blocks = 'joint', or projection.name = 'spectral'"
+        )
     if not 0 <= job.rows.max_non_finite <= 1:
         raise InputError(
             f"rows.max_non_finite = {job.rows.max_non_finite}; it is a share of the rows, 0 to 1"
@@ -364,10 +325,3 @@ def _override(table: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise InputError(f"cannot set {key}: {parent} is not a table")
     table[last] = value
-
-
-def _plain(value: Any) -> Any:
-    """Return tuples as lists, so that a manifest equals itself after a round trip through JSON."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

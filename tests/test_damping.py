@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_job import load, loss_gradients, write_job
 
-from streamfluence.manifest import Curvature, blocks_of, parse_job
+from streamfluence.defaults import blocks_of
+from streamfluence.manifest import Curvature, parse_job
 from streamfluence.registry import member
 from streamfluence.stages._damping import resolve
 from streamfluence.stages.run import run
@@ -54,15 +55,15 @@ def test_no_curvature_has_no_damping_whatever_is_given():
     assert rule("identity", damping=0.2) == (None, "none: no curvature")
 
 
-def test_jointly_stopping_early_counts_whole():
-    assert rule(blocks="joint", learning_rate=0.1, steps=500)[0] == pytest.approx(1 / 50)
+def test_jointly_stopping_early_counts_twice():
+    assert rule(blocks="joint", learning_rate=0.1, steps=500)[0] == pytest.approx(2 / 50)
 
 
 def test_adam_divides_its_rate_by_the_size_of_a_batchs_gradient():
     told = {"learning_rate": 1e-3, "steps": 400, "optimizer": "adam", "batch_size": 64}
     damping, words = rule(blocks="joint", mean_square=4e-4, weight_decay=1e-3, **told)
-    assert damping == pytest.approx(1e-3 + (4e-4 / 64) ** 0.5 / 0.4)
-    assert words == "weight decay 0.001 + early stopping 0.00625"
+    assert damping == pytest.approx(1e-3 + 2 * (4e-4 / 64) ** 0.5 / 0.4)
+    assert words == "weight decay 0.001 + early stopping 0.0125"
 
 
 @pytest.mark.parametrize("scale, weights", [(1.0, 40), (0.3, 7)])

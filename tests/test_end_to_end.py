@@ -38,8 +38,16 @@ def assert_close(measured, expected, tolerance=2e-4):
     assert np.abs(measured - expected).max() < tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("projection", ["identity", "spectral"])
-@pytest.mark.parametrize("blocks", ["layer", "joint"])
+@pytest.mark.parametrize(
+    "projection, blocks",
+    [
+        ("identity", "layer"),
+        ("identity", "joint"),
+        ("spectral", "layer"),
+        ("spectral", "joint"),
+        ("principal", "joint"),
+    ],
+)
 def test_unquantised_scores_are_the_textbook_influence(folder, projection, blocks):
     extra = {"projection.name": projection, "curvature.blocks": blocks}
     measured = scores_of(folder, f"{projection}-{blocks}", **EXACT, **extra)

@@ -21,7 +21,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"linalg", "registry"},
     {"capture", "projections", "codecs", "curvature", "readouts", "likelihood"}
     | {"manifest", "budget"},
-    {"features", "data", "task", "store", "executors", "evaluation"},
+    {"features", "data", "task", "store", "executors", "evaluation", "defaults"},
     {"stages"},
     {"api"},
     {"cli", "__init__", "__main__"},

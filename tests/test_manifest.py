@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from streamfluence.defaults import decisive
 from streamfluence.errors import InputError
-from streamfluence.manifest import Job, decisive, load_job
+from streamfluence.manifest import Job, load_job
 
 MINIMAL = """
 task = "task.py"
@@ -25,7 +26,7 @@ def write(tmp_path, text=MINIMAL):
 def test_a_minimal_job_gets_the_documented_defaults(tmp_path):
     job = load_job(write(tmp_path))
     assert isinstance(job, Job)
-    assert (job.rows.bytes, job.rows.codec, job.projection.name) == (256, "bands", "spectral")
+    assert (job.rows.bytes, job.rows.codec, job.projection.name) == (256, "bands", "auto")
     assert (job.curvature.name, job.curvature.blocks) == ("gauss_newton", "auto")
     assert job.checkpoints == ("model.pt",)
     assert job.root == tmp_path.resolve()

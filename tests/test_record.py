@@ -129,7 +129,7 @@ def test_missing_partitions_that_were_allowed_are_a_warning(tmp_path):
 # --- each doubt of the sketch ------------------------------------------------------------------
 
 
-def doubts(curvature="gauss_newton", count=10_000, coverage=None, **changes):
+def doubts(curvature="gauss_newton", count=10_000, coverage=None, projector="spectral", **changes):
     plan = {
         "curvature": "gauss_newton",
         "damping_rule": "weight decay 0.001",
@@ -145,6 +145,7 @@ def doubts(curvature="gauss_newton", count=10_000, coverage=None, **changes):
     } | changes
     blocks = coverage or [{"name": "a", "size": 6000}, {"name": "b", "size": 4000}]
     manifest = {"curvature": {"name": curvature}, "train": {"count": count}}
+    manifest["projection"] = {"name": projector}
     return sketch_doubts(manifest, [plan], [{"blocks": blocks}])
 
 
@@ -167,6 +168,7 @@ def test_nothing_is_said_of_a_sound_sketch():
             "90% of the directions kept",
         ),
         ({"projection": {"kept": 0.1}}, "only 10% of the gradient energy"),
+        ({"projector": "principal", "projection": {"kept": 0.4}}, "only 40% of whitened loss"),
     ],
 )
 def test_each_doubt_is_one_sentence_with_its_fix(changes, words):
@@ -188,6 +190,7 @@ def test_a_block_that_is_kept_whole_cannot_be_too_narrow():
 
 def test_the_worst_checkpoint_speaks():
     manifest = {"curvature": {"name": "gauss_newton"}, "train": {"count": 10}}
+    manifest["projection"] = {"name": "spectral"}
     good = {
         "curvature": "gauss_newton",
         "damping_rule": "given",

@@ -28,19 +28,23 @@ class Projection:
     ``fit``) -> ``load`` with what ``fit`` returned -> ``parts``, ``apply``.
     Members that are not fitted are ready after ``__init__``.
 
-    A member with ``passes == 2`` may be fitted further, on a second pass over the sample:
-    ``load`` with what ``fit`` returned -> ``refine_empty``, ``refine_update`` and ``refine_rows`` per
-    batch, ``merge``, ``refine`` -> ``load`` with what ``refine`` returned. Without it the first fit stands.
+    A member of more than one pass over the sample is fitted further in each after the first:
+    ``load`` with what the last pass returned -> ``refine_empty``, ``refine_update`` and
+    ``refine_rows`` per batch, ``merge``, ``refine`` -> ``load`` with what ``refine`` returned.
 
     Args:
         blocks: The blocks of the model, in order.
         width: Number of features wanted over all blocks; fewer when the model has fewer parameters.
         seed: Decides every random choice.
+
+    Attributes:
+        passes: What each pass over the sample shows: the vectors of the ``curvature``, the loss
+            gradients that ``rows`` are made of, or ``both``.
     """
 
     fitted = False
     unbiased = False
-    passes = 1
+    passes: tuple[str, ...] = ("curvature",)
 
     def __init__(self, blocks: Sequence[Block], width: int, seed: int) -> None:
         self.blocks, self.width, self.seed = tuple(blocks), width, seed
@@ -65,11 +69,11 @@ class Projection:
         """Make the projection ready to apply."""
 
     def refine_empty(self) -> State:
-        """Return the state of the second pass over no examples (float64 sums)."""
+        """Return the state of the next pass over no examples (sums)."""
         return {}
 
     def refine_update(self, state: State, uses: Uses, weight: float) -> State:
-        """Return ``state`` plus one batch of the second pass, each example counted ``weight`` times."""
+        """Return ``state`` plus one batch of the curvature's vectors, each counted ``weight`` times."""
         return state
 
     def refine_rows(self, state: State, uses: Uses) -> State:
@@ -77,7 +81,7 @@ class Projection:
         return state
 
     def refine(self, state: State, examples: float) -> State:
-        """Return the arrays that ``load`` needs, from a second state summed over ``examples``."""
+        """Return the arrays that ``load`` needs, from a later pass summed over ``examples``."""
         return {}
 
     def to(self, device) -> "Projection":

@@ -16,9 +16,10 @@ from typing import Any
 from streamfluence.codecs._compressors import zarr_compressors
 from streamfluence.data import open_reader
 from streamfluence.data.base import Reader
+from streamfluence.defaults import decisive, projection_of
 from streamfluence.errors import DamageError, InputError, StorageError
 from streamfluence.layout import FORMAT_VERSION, default_partition_examples
-from streamfluence.manifest import Job, decisive
+from streamfluence.manifest import Job
 from streamfluence.registry import member
 from streamfluence.store import RunStore, open_storage
 from streamfluence.store.documents import seal, unseal
@@ -140,7 +141,7 @@ def checkpoint_facts(root: Path, name: str) -> dict[str, Any]:
 
 def _check_names(job: Job) -> None:
     """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
-    member("projections", job.projection.name)
+    member("projections", projection_of(job))
     member("codecs", job.rows.codec)
     member("curvature", job.curvature.name)
     zarr_compressors(job.rows.compressor, "uint8")

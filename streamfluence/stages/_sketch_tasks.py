@@ -1,6 +1,7 @@
 """The work units of the sketch: each reads a few states or one part of the sample, and commits one state.
 
-fit (sample) -> basis (merge) [-> refine (sample) -> directions (merge)] -> gram (sample) -> plan (merge)
+fit (sample) -> fitted-0 (merge) [-> refine-1 (sample) -> fitted-1 (merge) ...]
+-> gram (sample) -> plan (merge)
 """
 
 import math
@@ -86,31 +87,41 @@ def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
     _accumulate(opened, checkpoint, task, "fit", projection.empty(), projection.update)
 
 
+def fitted(number: int) -> str:
+    """Return the stage that commits the projection as it is after pass ``number``, counted from 0."""
+    return f"fitted-{number}"
+
+
 def basis(run_path: str, device: str, checkpoint: int) -> None:
-    """Merge the parts of the fit and choose the candidate directions."""
+    """Merge the parts of the first pass and commit the projection."""
     opened = session(run_path, device)
     projection = opened.projection(checkpoint)
     state, examples = _merged(opened, checkpoint, "fit", projection.merge)
-    save_state(opened.store, f"sketch/{checkpoint}/basis", 0, projection.fit(state, examples), {})
+    _save_fitted(opened, checkpoint, 0, projection.fit(state, examples))
 
 
-def refine(run_path: str, device: str, checkpoint: int, task: int) -> None:
-    """Measure the energy of the candidate directions on one part of the sample."""
+def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) -> None:
+    """Feed one part of the sample to a later pass of the projection's fit."""
     opened = session(run_path, device)
-    projection = _loaded(opened, checkpoint, "basis")
-    state = projection.refine_empty()
-    loss = projection.refine_rows if opened.curvature().source == "probes" else None
-    _accumulate(opened, checkpoint, task, "refine", state, projection.refine_update, loss=loss)
+    projection = _after(opened, checkpoint, number - 1)
+    shown, probes = projection.passes[number], opened.curvature().source == "probes"
+    update = None if shown == "rows" else projection.refine_update
+    # Loss gradients are shown once, also where they are the curvature's vectors.
+    loss = projection.refine_rows if probes or update is None else None
+    stage = f"refine-{number}"
+    _accumulate(opened, checkpoint, task, stage, projection.refine_empty(), update, loss=loss)
 
 
-def choose(run_path: str, device: str, checkpoint: int) -> None:
-    """Merge the measured energies and keep the directions with most of it."""
+def choose(run_path: str, device: str, checkpoint: int, number: int) -> None:
+    """Merge the parts of a later pass and commit the projection."""
     opened = session(run_path, device)
-    projection = _loaded(opened, checkpoint, "basis")
-    state, examples = _merged(opened, checkpoint, "refine", projection.merge)
-    save_state(
-        opened.store, f"sketch/{checkpoint}/directions", 0, projection.refine(state, examples), {}
-    )
+    projection = _after(opened, checkpoint, number - 1)
+    state, examples = _merged(opened, checkpoint, f"refine-{number}", projection.merge)
+    _save_fitted(opened, checkpoint, number, projection.refine(state, examples))
+
+
+def _save_fitted(opened: Session, checkpoint: int, number: int, arrays: State) -> None:
+    save_state(opened.store, f"sketch/{checkpoint}/{fitted(number)}", 0, arrays, {})
 
 
 def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
@@ -181,13 +192,15 @@ def _projection_arrays(opened: Session, checkpoint: int) -> State:
     projection = opened.projection(checkpoint)
     if not projection.fitted:
         return {}
-    last = "directions" if getattr(projection, "passes", 1) == 2 else "basis"
+    last = fitted(len(type(projection).passes) - 1)
     return load_state(opened.store, f"sketch/{checkpoint}/{last}", 0)[0]
 
 
-def _loaded(opened: Session, checkpoint: int, stage: str) -> Any:
+def _after(opened: Session, checkpoint: int, number: int) -> Projection:
+    """Return the projection as it is after pass ``number``."""
     projection = opened.projection(checkpoint)
-    projection.load(load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)[0])
+    stage = f"sketch/{checkpoint}/{fitted(number)}"
+    projection.load(load_state(opened.store, stage, 0)[0])
     return projection.to(opened.device)
 
 
@@ -197,13 +210,14 @@ def _accumulate(
     task: int,
     stage: str,
     state: State,
-    update: Callable[[State, Uses, float], State],
+    update: Callable[[State, Uses, float], State] | None,
     loss: Callable[[State, Uses], State] | None = None,
 ) -> None:
     """Run ``update`` over one task's probes (or losses) and commit the state with its example count.
 
     Args:
-        loss: Run over the loss gradients beside them.
+        update: Of the curvature's vectors; None leaves them out.
+        loss: Of the loss gradients beside them.
     """
     source = opened.curvature().source or "loss"
     gradient, examples, number = opened.gradient(checkpoint, None), 0, 0
@@ -212,8 +226,9 @@ def _accumulate(
         examples += len(ids)
         number = 0
         asked: list[int | None] = []
-        for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
-            state, number = update(state, uses, weight), number + 1
+        if update is not None:
+            for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
+                state, number = update(state, uses, weight), number + 1
         if loss is not None:
             for uses, _ in gradient.loss_uses(batch):
                 state = loss(state, uses)

@@ -18,8 +18,9 @@ from typing import Any
 from streamfluence import budget
 from streamfluence.budget import Stored
 from streamfluence.data import open_reader
+from streamfluence.defaults import decisive
 from streamfluence.layout import Span, collect_stage
-from streamfluence.manifest import Job, decisive, load_job
+from streamfluence.manifest import Job, load_job
 from streamfluence.registry import member
 from streamfluence.stages import _collect_tasks, _sketch_tasks
 from streamfluence.stages._resolve import open_run
@@ -128,9 +129,10 @@ def _sketch_stored(path: Path, short: Job, job: Job, count: int) -> Stored:
     batches = -(-min(job.sketch.examples, count) // job.compute.batch_size)
     tasks = min(TASKS, -(-batches // BATCHES_PER_TASK))
     total = Stored()
-    for stage, _, split in steps_of(decisive(short)):
+    for step in steps_of(decisive(short)):
+        times = tasks if step.split else 1
         for top in ("parts", "receipts"):
-            total += budget.stored_below(path / top / "sketch/0" / stage) * (tasks if split else 1)
+            total += budget.stored_below(path / top / "sketch/0" / step.stage) * times
     return total
 
 

@@ -1,7 +1,7 @@
 """Sketch the curvature of every checkpoint from a sample, before any row is written."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamfluence.executors.base import Executor
 from streamfluence.registry import member
@@ -27,7 +27,7 @@ def sketch(
     execution, progress = execution or Execution(), progress or Silent()
     opened = session(run_path, execution.resolved_device())
     steps = [
-        (checkpoint, *step)
+        (checkpoint, step)
         for checkpoint in range(opened.checkpoint_count())
         if not opened.store.receipts(plan_stage(checkpoint))
         for step in steps_of(opened.manifest)
@@ -36,16 +36,8 @@ def sketch(
         parts = sample_tasks(opened)
         with execution.open(parts, opened.manifest["compute"]["threads"]) as executor:
             progress.start("sketch", len(steps), "steps")
-            for checkpoint, stage, function, split in steps:
-                _step(
-                    executor,
-                    run_path,
-                    execution,
-                    checkpoint,
-                    stage,
-                    function,
-                    parts if split else 0,
-                )
+            for checkpoint, step in steps:
+                _do(executor, run_path, execution, checkpoint, step, parts if step.split else 0)
                 progress.advance(1)
             progress.finish()
     return describe(run_path, execution)
@@ -63,28 +55,44 @@ def describe(run_path: str, execution: Execution | None = None) -> dict[str, Any
     return {"checkpoints": facts}
 
 
-def steps_of(manifest: dict[str, Any]) -> list[tuple[str, Callable[..., None], bool]]:
-    """Return (stage, work unit, split over the sample?) in order."""
+class Step(NamedTuple):
+    """One stage of a checkpoint's sketch.
+
+    Attributes:
+        split: Whether there is a work unit for each part of the sample, or one in all.
+        arguments: Of the work unit, after the checkpoint and before the part.
+    """
+
+    stage: str
+    function: Callable[..., None]
+    split: bool
+    arguments: tuple[Any, ...] = ()
+
+
+def steps_of(manifest: dict[str, Any]) -> list[Step]:
+    """Return the steps of one checkpoint, in order."""
     kind = member("projections", manifest["projection"]["name"])
-    steps: list[tuple[str, Callable[..., None], bool]] = [("coverage", work.coverage, False)]
+    steps = [Step("coverage", work.coverage, False)]
     if kind.fitted:
-        steps += [("fit", work.fit, True), ("basis", work.basis, False)]
-        if getattr(kind, "passes", 1) == 2:
-            steps += [("refine", work.refine, True), ("directions", work.choose, False)]
-    return [*steps, ("gram", work.gram, True), ("plan", work.plan, False)]
+        steps += [Step("fit", work.fit, True), Step(work.fitted(0), work.basis, False)]
+        for number in range(1, len(kind.passes)):
+            steps += [
+                Step(f"refine-{number}", work.refine, True, (number,)),
+                Step(work.fitted(number), work.choose, False, (number,)),
+            ]
+    return [*steps, Step("gram", work.gram, True), Step("plan", work.plan, False)]
 
 
-def _step(
+def _do(
     executor: Executor,
     run_path: str,
     execution: Execution,
     checkpoint: int,
-    stage: str,
-    function: Callable[..., None],
+    step: Step,
     parts: int,
 ) -> None:
     device = execution.resolved_device()
     store = session(run_path, device).store
-    missing = store.missing(f"sketch/{checkpoint}/{stage}", parts or 1)
-    tasks = [(run_path, device, checkpoint, *([part] if parts else [])) for part in missing]
-    run_all(executor, function, tasks)
+    missing = store.missing(f"sketch/{checkpoint}/{step.stage}", parts or 1)
+    common = (run_path, device, checkpoint, *step.arguments)
+    run_all(executor, step.function, [(*common, *([part] if parts else [])) for part in missing])

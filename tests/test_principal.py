@@ -1,0 +1,164 @@
+"""The principal projection against spans found from dense gradients, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from test_projections import BLOCKS, fitted, flat, random_uses
+from test_spectral import EXACT, coloured, pair_bases
+
+from streamfluence.errors import InputError
+from streamfluence.projections._nystroem import add_rows, components, orthonormal
+from streamfluence.projections._random import random_signs
+from streamfluence.registry import member
+
+N = 30
+PAIRED = [block for block in BLOCKS if block.name in ("linear", "conv", "twice")]
+
+
+def decaying(rows, coordinates, power, seed=0):
+    """Return Gaussian rows, float64, with a spectrum of k^-power."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(coordinates, coordinates, generator=generator, dtype=torch.float64)
+    scale = torch.arange(1, coordinates + 1).double().pow(-power / 2)
+    turned = torch.linalg.qr(mix)[0] * scale
+    return torch.randn(rows, coordinates, generator=generator, dtype=torch.float64) @ turned.T
+
+
+def sketched(rows, columns, dtype=torch.float64):
+    random = random_signs(3, torch.arange(rows.shape[1]), columns)
+    sketch = torch.zeros(rows.shape[1], columns, dtype=dtype)
+    for part in rows.split(7):
+        sketch = add_rows(sketch, part.to(dtype), random)
+    return sketch, random
+
+
+def test_as_many_columns_as_coordinates_give_the_components_of_the_second_moment():
+    rows = decaying(50, 20, 1.0)
+    basis, energies = components(*sketched(rows, 20), 6)
+    values, vectors = np.linalg.eigh((rows.T @ rows).numpy())
+    np.testing.assert_allclose(energies, values[::-1][:6], rtol=1e-9)
+    overlap = np.abs(vectors[:, ::-1][:, :6].T @ basis.numpy())
+    np.testing.assert_allclose(overlap, np.eye(6), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_span_less_than_was_asked_for_give_their_span(dtype):
+    rows = decaying(9, 200, 0.5)
+    basis, energies = components(*sketched(rows, 40, dtype), 20)
+    assert basis.shape == (200, 9)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(9).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=0, atol=1e-3)
+    assert float(energies.sum()) == pytest.approx(float(rows.square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("oversampling, least", [(1, 0.8), (2, 0.95)])
+def test_a_narrow_sketch_holds_nearly_what_the_best_components_hold(oversampling, least):
+    rows = decaying(600, 300, 1.0)
+    basis, energies = components(*sketched(rows, 20 * oversampling), 20)
+    best = float(np.linalg.eigvalsh((rows.T @ rows).numpy())[::-1][:20].sum())
+    held = float((rows @ basis).square().sum())
+    assert least * best < held <= best
+    assert 0.7 * held < float(energies.sum()) <= held
+
+
+def test_orthonormal_columns_span_what_was_given_however_badly_it_is_scaled():
+    columns = decaying(40, 6, 0.0).clone() * torch.logspace(0, -5, 6)
+    found = orthonormal(columns)
+    torch.testing.assert_close(found.T @ found, torch.eye(6).double(), rtol=0, atol=1e-8)
+    expected = torch.linalg.qr(columns)[0]
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=0, atol=1e-4)
+
+
+def whitener(uses):
+    """Return (h + m)^(-1/2) as a matrix over all weights, from loops over dense gradients, float64."""
+    pieces = []
+    for block in PAIRED:
+        rows = flat_of(block, uses)
+        basis = pair_bases(block, uses[block.name])
+        h = (rows @ basis).square().mean(0)
+        pieces.append(basis * (h + h.sum() / block.size).rsqrt() @ basis.T)
+    return torch.block_diag(*pieces)
+
+
+def flat_of(block, uses):
+    whole = flat(uses | {b.name: uses.get(b.name, ZERO[b.name]) for b in BLOCKS})
+    start = 0
+    for one in BLOCKS:
+        if one.name == block.name:
+            return whole[:, start : start + one.size]
+        start += one.size
+
+
+ZERO = {name: of for name, of in random_uses(N, 0).items()}
+
+
+def chosen(seed):
+    uses = coloured(random_uses(N, seed), seed=seed)
+    return {block.name: uses[block.name] for block in PAIRED}
+
+
+@pytest.mark.parametrize("width", [4, 12, N])
+def test_features_are_coordinates_in_the_span_of_whitened_principal_components(width):
+    probes, rows, others = chosen(1), chosen(2), chosen(3)
+    projection = member("projections", "principal")(
+        PAIRED, width, 0, candidates_per_feature=50, oversampling=50, **EXACT
+    )
+    fitted(projection, probes, rows, N)
+    white = whitener(probes)
+    gradients, sample = (
+        torch.cat([flat_of(block, uses) for block in PAIRED], 1) for uses in (rows, others)
+    )
+    best = torch.linalg.svd(gradients @ white)[2][:width].T
+    span = torch.linalg.qr(white @ best)[0]
+    expected = sample @ span @ span.T @ sample.T
+    found = projection.apply(others).double()
+    torch.testing.assert_close(
+        found @ found.T, expected, rtol=1e-3, atol=1e-3 * float(expected.max())
+    )
+    share = (gradients @ white @ best).square().sum() / (gradients @ white).square().sum()
+    assert projection.facts()["kept"] == pytest.approx(float(share), rel=1e-4)
+
+
+def test_where_there_are_no_more_pairs_than_features_all_are_kept():
+    projection = fitted(
+        member("projections", "principal")(BLOCKS, 500, 0, **EXACT),
+        random_uses(N, 1),
+        random_uses(N, 2),
+        N,
+    )
+    uses = random_uses(5, 4)
+    found, expected = projection.apply(uses).double(), flat(uses)
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-4, atol=1e-3)
+
+
+def test_the_third_pass_adds_up_over_parts():
+    projection = member("projections", "principal")(PAIRED, 6, 0, **EXACT)
+    probes, rows = chosen(1), chosen(2)
+    projection.load(projection.fit(projection.update(projection.empty(), probes, 1.0), N))
+    state = projection.refine_update(projection.refine_empty(), probes, 1.0)
+    projection.load(projection.refine(projection.refine_rows(state, rows), N))
+    whole = projection.refine_rows(projection.refine_empty(), rows)
+    parts = [
+        projection.refine_rows(
+            projection.refine_empty(),
+            {
+                name: [type(use)(use.left[part], use.right[part]) for use in of]
+                for name, of in rows.items()
+            },
+        )
+        for part in (slice(0, 11), slice(11, N))
+    ]
+    merged = projection.merge(*parts)
+    for key, value in whole.items():
+        torch.testing.assert_close(
+            merged[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max())
+        )
+
+
+def test_a_sample_without_loss_gradients_is_refused():
+    projection = member("projections", "principal")(PAIRED, 6, 0, **EXACT)
+    rows = {
+        name: [type(use)(0.0 * use.left, use.right) for use in of] for name, of in chosen(2).items()
+    }
+    with pytest.raises(InputError, match="all zero"):
+        fitted(projection, chosen(1), rows, N)
