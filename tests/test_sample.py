@@ -72,3 +72,15 @@ def test_probes_are_enough_for_the_width_or_the_most_there_are(folder, width):
     assert work.probe_count(asked, 3) == 3
     exact = opened(folder, f"exact-{width}", **{"sketch.probes": "exact"})
     assert work.probe_count(exact, 5000) is None
+
+
+def test_a_pass_over_fewer_examples_thins_every_batch(folder):
+    session, seen = opened(folder, "thin"), []
+    for task in range(sample_tasks(session)):
+        for ids, _ in sample_batches(session, 0, task, at_most=50):
+            assert ids.tolist() == list(range(int(ids[0]), int(ids[-1]) + 1, 3))
+            seen += ids.tolist()
+    batch = session.manifest["compute"]["batch_size"]
+    assert seen == [
+        i for start in range(0, 150, batch) for i in range(start, min(start + batch, 150), 3)
+    ]

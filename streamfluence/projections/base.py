@@ -40,11 +40,13 @@ class Projection:
     Attributes:
         passes: What each pass over the sample shows: the vectors of the ``curvature``, the loss
             gradients that ``rows`` are made of, or ``both``.
+        most_rows: Loss gradients that a pass over ``rows`` alone is shown at most; None means all.
     """
 
     fitted = False
     unbiased = False
     passes: tuple[str, ...] = ("curvature",)
+    most_rows: int | None = None
 
     def __init__(self, blocks: Sequence[Block], width: int, seed: int) -> None:
         self.blocks, self.width, self.seed = tuple(blocks), width, seed

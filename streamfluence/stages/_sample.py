@@ -39,14 +39,20 @@ def sample_tasks(session: Session) -> int:
     return min(TASKS, -(-batches // BATCHES_PER_TASK))
 
 
-def sample_batches(session: Session, checkpoint: int, task: int) -> Iterator[tuple[Tensor, Any]]:
+def sample_batches(
+    session: Session, checkpoint: int, task: int, at_most: int | None = None
+) -> Iterator[tuple[Tensor, Any]]:
     """Yield ``(rows, batch)`` of one task on the device, examples of non-finite loss left out.
+
+    Args:
+        at_most: Examples of the whole sample; a larger one is thinned within every batch.
 
     Raises:
         NonFiniteError: If a whole batch is NaN or infinite.
     """
     rows, size = sample_rows(session), session.manifest["compute"]["batch_size"]
-    batches = np.split(rows, range(size, len(rows), size))
+    thin = -(-len(rows) // (at_most or len(rows)))
+    batches = [batch[::thin] for batch in np.split(rows, range(size, len(rows), size))]
     mine = np.array_split(np.arange(len(batches)), sample_tasks(session))[task]
     reader = session.reader("train")
     for number, host_batch in zip(

@@ -108,8 +108,9 @@ def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) 
     update = None if shown == "rows" else projection.refine_update
     # Loss gradients are shown once, also where they are the curvature's vectors.
     loss = projection.refine_rows if probes or update is None else None
-    stage = f"refine-{number}"
-    _accumulate(opened, checkpoint, task, stage, projection.refine_empty(), update, loss=loss)
+    at_most = projection.most_rows if update is None else None
+    stage, state = f"refine-{number}", projection.refine_empty()
+    _accumulate(opened, checkpoint, task, stage, state, update, loss, at_most)
 
 
 def choose(run_path: str, device: str, checkpoint: int, number: int) -> None:
@@ -212,17 +213,19 @@ def _accumulate(
     state: State,
     update: Callable[[State, Uses, float], State] | None,
     loss: Callable[[State, Uses], State] | None = None,
+    at_most: int | None = None,
 ) -> None:
     """Run ``update`` over one task's probes (or losses) and commit the state with its example count.
 
     Args:
         update: Of the curvature's vectors; None leaves them out.
         loss: Of the loss gradients beside them.
+        at_most: Examples of the whole sample that are looked at.
     """
     source = opened.curvature().source or "loss"
     gradient, examples, number = opened.gradient(checkpoint, None), 0, 0
     vectors = "loss gradients"
-    for ids, batch in sample_batches(opened, checkpoint, task):
+    for ids, batch in sample_batches(opened, checkpoint, task, at_most):
         examples += len(ids)
         number = 0
         asked: list[int | None] = []
