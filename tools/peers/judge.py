@@ -3,7 +3,7 @@
     python tools/peers/judge.py a=build/peers/scores/a d=build/peers/scores/d
 
 Each folder is what ``tools/peers/run.py`` wrote. ``tools/bench/results/peers.json`` gets every
-setting and every failure with its message; cases not named keep their rows. A setting is marked
+setting and every failure with its message; cases and methods not in a folder keep their rows. A setting is marked
 ``default`` where it is what the package does when nothing is chosen, and ``tuned`` where it is the
 best of a peer's on that case: chosen on the truth it is judged by, which favours the peer.
 """
@@ -52,6 +52,7 @@ def main() -> None:
             parser.error(f"{given}: want one of {', '.join(NAMES)}, =, and a folder of run.py")
         judged[key] = judge(key, Path(folder))
     stored = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else {}
+    judged = {key: joined(stored.get(key, {}), case) for key, case in judged.items()}
     result = {
         "notes": json.loads(NOTES.read_text()),
         "cases": dict(sorted((stored | judged).items())),
@@ -78,8 +79,19 @@ def judge(key: str, folder: Path) -> dict[str, Any]:
             rows.append(row(truth, facts, [np.load(path) for path in paths]))
         else:
             failures.append(_named(facts) | {"error": "some scores are NaN or infinite"})
-    mark_tuned(rows)
     return {"rows": rows, "failures": failures}
+
+
+def joined(stored: dict[str, Any], judged: dict[str, Any]) -> dict[str, Any]:
+    """Return a case's rows and failures with those of the methods judged now in place of older ones."""
+    again = {(one["peer"], one["method"]) for kind in judged.values() for one in kind}
+    case = {
+        kind: [one for one in stored.get(kind, ()) if (one["peer"], one["method"]) not in again]
+        + judged[kind]
+        for kind in ("rows", "failures")
+    }
+    mark_tuned(case["rows"])
+    return case
 
 
 def row(truth: Judge, facts: dict[str, Any], scores: list[np.ndarray]) -> dict[str, Any]:
