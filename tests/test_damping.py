@@ -1,13 +1,10 @@
 """The damping rule, from what a job says to the number every block gets."""
 
-import tomllib
-
 import pytest
 import torch
 from small_job import load, loss_gradients, write_job
 
-from streamfluence.defaults import blocks_of
-from streamfluence.manifest import Curvature, parse_job
+from streamfluence.manifest import Curvature
 from streamfluence.registry import member
 from streamfluence.stages._damping import resolve
 from streamfluence.stages.run import run
@@ -76,33 +73,6 @@ def test_the_mean_eigenvalue_is_over_all_weights_of_a_block(scale, weights):
     squares = rows.double().square().mean(0)
     expected = [scale * float(squares[:3].sum()) / weights] * 3 + [scale * float(squares[3])]
     assert factor.damping.tolist() == pytest.approx(expected)
-
-
-JOB = """
-task = "task.py"
-checkpoints = ["model.pt"]
-[train]
-reader = "arrays"
-path = "x.npz"
-[curvature]
-"""
-
-
-@pytest.mark.parametrize(
-    "told, blocks",
-    [
-        ("", "joint"),
-        ("damping = 0.1", "joint"),
-        ("weight_decay = 0.1", "layer"),
-        ("weight_decay = 0.1\nlearning_rate = 0.1\nsteps = 9", "joint"),
-        ("weight_decay = 0.1\nblocks = 'joint'", "joint"),
-        ("damping = 0.1\nblocks = 'layer'", "layer"),
-        ("[projection]\nwidth = 4097", "layer"),
-        ("[projection]\nname = 'identity'", "layer"),
-    ],
-)
-def test_blocks_follow_from_what_is_known_of_the_damping(tmp_path, told, blocks):
-    assert blocks_of(parse_job(tomllib.loads(JOB + told), tmp_path)) == blocks
 
 
 @pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
