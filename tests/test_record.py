@@ -168,7 +168,18 @@ def test_nothing_is_said_of_a_sound_sketch():
             "90% of the directions kept",
         ),
         ({"projection": {"kept": 0.1}}, "only 10% of the gradient energy"),
-        ({"projector": "principal", "projection": {"kept": 0.4}}, "only 40% of whitened loss"),
+        (
+            {"projector": "principal", "projection": {"kept": 0.9, "kept_beyond": 0.3}},
+            "only 30% of whitened loss",
+        ),
+        (
+            {
+                "projector": "principal",
+                "projection": {"kept": 0.2, "kept_beyond": 0.1},
+                "count": 10,
+            },
+            "only 20% of whitened loss",
+        ),
     ],
 )
 def test_each_doubt_is_one_sentence_with_its_fix(changes, words):

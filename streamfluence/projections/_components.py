@@ -9,24 +9,33 @@ _CHUNK = 1 << 13  # coordinates at a time, for products in float64
 _NOISE = 1e-12  # of the largest eigenvalue
 
 
-def components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the leading principal components of rows, and the share of their energy in each.
+def components(rows: Tensor, count: int) -> tuple[Tensor, float, float]:
+    """Return the leading principal components of rows, and how much of rows they hold.
 
     Args:
         rows: Shape ``(row, coordinate)``, float32.
 
     Returns:
-        Orthonormal columns ``(coordinate, component)`` and shares ``(component,)``, float64; as many
-        as ``count``, or as the rows span if that is less.
+        Orthonormal columns ``(coordinate, component)``, float64, as many as ``count``, or as the rows
+        span if that is less; the share of these rows' energy in them; and the share of the odd
+        rows' energy in the components of the even rows, which other rows have at least.
     """
     gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     for part in rows.split(_CHUNK, dim=1):
         wide = part.double()
         gram.addmm_(wide, wide.T)
+    mix, energy = _mix(gram, count)
+    halves = gram[1::2, ::2] @ _mix(gram[::2, ::2], count)[0]
+    beyond = float(halves.square().sum() / gram[1::2, 1::2].trace()) if len(rows) > 1 else 0.0
+    basis = torch.cat([part.double().T @ mix for part in rows.split(_CHUNK, dim=1)])
+    return basis, float(energy / gram.trace()), beyond
+
+
+def _mix(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the mixtures of rows that are their components, and the energy in them."""
     values, vectors = symmetric_eigen(gram)
     kept = values[: min(count, _rank(values))]
-    mix = vectors[:, : len(kept)] * kept.rsqrt()
-    return torch.cat([p.double().T @ mix for p in rows.split(_CHUNK, dim=1)]), kept / gram.trace()
+    return vectors[:, : len(kept)] * kept.rsqrt(), kept.sum()
 
 
 def orthonormal(columns: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class Pairs(Projection):
             block["energy"] = energy.to(block["energy"]) / examples
             if state["rows"].any():
                 rows = rows.to(block["energy"]) / examples
-                damped = self._damped(number, block)
+                damped = block["energy"] + self._mean(number, block)
                 block["worth"] = torch.where(damped > 0, rows / damped, 0.0)
         marked = mark(blocks, self.width)
         return join(shorten(marked, self.width)) | {"measured": torch.tensor([1])}
@@ -162,10 +162,12 @@ class Pairs(Projection):
         """Number of directions kept."""
         return sum(directions.width for directions in self._kept.values())
 
-    def damped_energies(self) -> Tensor:
-        """Return h + m of every feature, shape ``(feature,)``, float64; for what was refined."""
-        blocks = self._blocks()
-        return torch.cat([self._damped(number, blocks[number]) for number in self._kept])
+    def energies(self) -> tuple[Tensor, Tensor]:
+        """Return h and m of every feature, shape ``(feature,)``, float64; for what was refined."""
+        blocks = {number: block for number, block in self._blocks().items() if number in self._kept}
+        energy = torch.cat([block["energy"] for block in blocks.values()])
+        means = [self._mean(n, block).expand_as(block["energy"]) for n, block in blocks.items()]
+        return energy, torch.cat(means)
 
     def to(self, device) -> "Pairs":
         """Return the projection with its arrays on ``device``."""
@@ -201,8 +203,8 @@ class Pairs(Projection):
             "blocks": facts,
         }
 
-    def _damped(self, number: int, arrays: State) -> Tensor:
-        return arrays["energy"] + arrays["total"] / self.blocks[number].size
+    def _mean(self, number: int, arrays: State) -> Tensor:
+        return arrays["total"] / self.blocks[number].size
 
     def _facts(self, number: int, arrays: State) -> dict:
         total = float(arrays["total"])
