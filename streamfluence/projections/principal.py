@@ -121,7 +121,7 @@ class Principal(Projection):
         if not self._pairs.measured:
             return self._pairs.refine(state, examples)
         if self._pairs.kept <= self.width:  # nothing to choose
-            mixture, shares = torch.eye(self._pairs.kept), (1.0, 1.0)
+            mixture, shares = torch.eye(self._pairs.kept), [1.0, 1.0]
         elif state["whitened"].any():
             basis, *shares = components(state["whitened"], self.width)
             mixture = orthonormal(basis * self._scale().to(basis)[:, None])

@@ -27,6 +27,17 @@ LARGEST_ERROR = 0.5
 Facts = Mapping[str, Any]
 
 
+def energy_kept(manifest: Mapping[str, Any], plan: Facts) -> float | None:
+    """Return the share of the training set's gradient energy in the directions; None if not known.
+
+    Under the projection ``principal`` it is of whitened gradients, and where the sample is not all of
+    the training set, of gradients beyond the sample.
+    """
+    found = plan["projection"]
+    whole = plan["sample_examples"] >= manifest["train"]["count"]
+    return found.get("kept") if whole else found.get("kept_beyond", found.get("kept"))
+
+
 def sketch_doubts(
     manifest: Mapping[str, Any], plans: Sequence[Facts], coverages: Sequence[Facts]
 ) -> list[str]:
@@ -38,11 +49,12 @@ def sketch_doubts(
     """
     found = [_damping(plans[0]), _fallback(manifest, plans[0])]
     found.append(_vectors(manifest, min(plans, key=_vectors_a_direction)))
+    shares = [energy_kept(manifest, plan) for plan in plans]
+    kept = min(1.0 if share is None else share for share in shares)
     if manifest["projection"]["name"] == "principal":
-        found.append(_whitened(min(_kept_of_all(manifest, plan) for plan in plans)))
+        found.append(_whitened(kept))
     else:
-        found.append(_width(max(map(_used_width, plans, coverages))))
-        found.append(_energy(min(plan["projection"].get("kept", 1.0) for plan in plans)))
+        found += (_width(max(map(_used_width, plans, coverages))), _energy(kept))
     return [sentence for sentence in found if sentence]
 
 
@@ -126,12 +138,6 @@ def _width(used: float) -> str | None:
         f"the effective dimension is {used:.0%} of the directions kept, so directions that matter "
         f"were left out; raise projection.width and rows.bytes, or the damping"
     )
-
-
-def _kept_of_all(manifest: Mapping[str, Any], plan: Facts) -> float:
-    """Return what the directions hold of the training set: of the sample, if it is all."""
-    whole = plan["sample_examples"] >= manifest["train"]["count"]
-    return plan["projection"]["kept" if whole else "kept_beyond"]
 
 
 def _whitened(kept: float) -> str | None:

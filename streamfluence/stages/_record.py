@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamfluence.layout import collect_stage
-from streamfluence.stages._doubts import row_doubts, sketch_doubts
+from streamfluence.stages._doubts import energy_kept, row_doubts, sketch_doubts
 from streamfluence.stages._sets import partition_count, plan_stage
 from streamfluence.store import Receipt, RunStore
 
@@ -58,7 +58,7 @@ def row_warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
 def _method(store: RunStore, damping: float | None) -> dict[str, Any]:
     """Return how a score comes about, by the first checkpoint where they differ."""
     manifest, first = store.manifest, plan_facts(store, 0)
-    energy = first["projection"].get("kept")
+    energy = energy_kept(manifest, first)
     return {
         "models": len(manifest["checkpoints"]),
         "projection": manifest["projection"]["name"],

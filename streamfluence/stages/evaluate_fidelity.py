@@ -16,6 +16,7 @@ from typing import Any
 from streamfluence.errors import InputError
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.registry import member
+from streamfluence.stages._doubts import energy_kept
 from streamfluence.stages._execution import Execution, Progress, Silent
 from streamfluence.stages._pilot import (
     Pilot,
@@ -127,7 +128,7 @@ class _Comparison:
             "row_bytes": _row_bytes(store, codec),
             "directions": plan["directions"],
             "effective_dimension": sum(b["effective_dimension"] for b in plan["blocks"]),
-            "gradient_energy_kept": plan["projection"].get("kept"),
+            "gradient_energy_kept": energy_kept(store.manifest, plan),
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
