@@ -145,3 +145,24 @@ def test_a_sample_without_loss_gradients_is_refused():
     }
     with pytest.raises(InputError, match="all zero"):
         fitted(projection, chosen(1), rows, N)
+
+
+def test_pairs_fill_up_what_few_gradients_do_not_span():
+    probes, few = (
+        chosen(1),
+        {
+            name: [type(use)(use.left[:5], use.right[:5]) for use in of]
+            for name, of in chosen(2).items()
+        },
+    )
+    projection = member("projections", "principal")(PAIRED, 20, 0, **EXACT)
+    fitted(projection, probes, few, N)
+    narrow = member("projections", "principal")(PAIRED, 5, 0, candidates_per_feature=50, **EXACT)
+    fitted(narrow, probes, few, N)
+    others = chosen(3)
+    wide, span = projection.apply(others).double(), narrow.apply(others).double()
+    assert wide.shape == (N, 20) and span.shape == (N, 5)
+    # The five directions of the gradients lie within the twenty.
+    joined = torch.cat([wide, span], dim=1)
+    assert int(torch.linalg.matrix_rank(joined, rtol=1e-4)) == 20
+    assert float(wide.square().sum()) > float(span.square().sum())

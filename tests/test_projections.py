@@ -188,10 +188,8 @@ def test_parts_cover_the_row_and_name_blocks_once(name):
 def test_the_width_is_what_was_asked_for_or_the_number_of_parameters(name, width):
     found = sum(part.width for part in ready(name, width=width).parts)
     wanted = TOTAL if name == "identity" else min(width, TOTAL)
-    # The factored projection rounds each block down to a rectangle; 40 gradients have 40 components.
+    # The factored projection rounds each block down to a rectangle.
     lowest = wanted // 2 if name == "factored" and width < TOTAL else wanted
-    if name == "principal" and width < TOTAL:
-        lowest = min(wanted, 40)
     assert lowest <= found <= wanted
 
 

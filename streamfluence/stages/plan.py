@@ -126,11 +126,14 @@ def _probe(job: Job) -> dict[str, Any]:
 
 def _sketch_stored(path: Path, short: Job, job: Job, count: int) -> Stored:
     """Return what the sketch of one checkpoint takes: the probe's, its split steps once a task."""
-    batches = -(-min(job.sketch.examples, count) // job.compute.batch_size)
+    examples = min(job.sketch.examples, count)
+    batches = -(-examples // job.compute.batch_size)
     tasks = min(TASKS, -(-batches // BATCHES_PER_TASK))
     total = Stored()
     for step in steps_of(decisive(short)):
         times = tasks if step.split else 1
+        if step.grows:
+            times = -(-examples // min(short.sketch.examples, count))
         for top in ("parts", "receipts"):
             total += budget.stored_below(path / top / "sketch/0" / step.stage) * times
     return total

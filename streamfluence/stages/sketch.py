@@ -61,12 +61,14 @@ class Step(NamedTuple):
     Attributes:
         split: Whether there is a work unit for each part of the sample, or one in all.
         arguments: Of the work unit, after the checkpoint and before the part.
+        grows: Whether its state grows with the sample.
     """
 
     stage: str
     function: Callable[..., None]
     split: bool
     arguments: tuple[Any, ...] = ()
+    grows: bool = False
 
 
 def steps_of(manifest: dict[str, Any]) -> list[Step]:
@@ -75,9 +77,9 @@ def steps_of(manifest: dict[str, Any]) -> list[Step]:
     steps = [Step("coverage", work.coverage, False)]
     if kind.fitted:
         steps += [Step("fit", work.fit, True), Step(work.fitted(0), work.basis, False)]
-        for number in range(1, len(kind.passes)):
+        for number, shown in enumerate(kind.passes[1:], 1):
             steps += [
-                Step(f"refine-{number}", work.refine, True, (number,)),
+                Step(f"refine-{number}", work.refine, True, (number,), shown == "rows"),
                 Step(work.fitted(number), work.choose, False, (number,)),
             ]
     return [*steps, Step("gram", work.gram, True), Step("plan", work.plan, False)]
