@@ -47,12 +47,12 @@ def projection_of(job: Job) -> str:
 def width_of(job: Job) -> int:
     """Return how many features are wanted: as asked, or by the bytes of a row.
 
-    Principal directions: four a byte, 1,024 to 2,048. Others: eight a byte, 1,024 to 4,096.
+    Principal directions: two a byte, 1,024 to 2,048. Others: eight a byte, 1,024 to 4,096.
     """
     if job.projection.width != "auto":
         return job.projection.width
     if projection_of(job) == "principal":
-        return min(max(1024, 4 * job.rows.bytes), 2048)
+        return min(max(1024, 2 * job.rows.bytes), 2048)
     return min(max(1024, 8 * job.rows.bytes), WIDEST_JOINT)
 
 

@@ -40,7 +40,7 @@ def test_blocks_follow_from_what_is_known_of_the_damping(tmp_path, told, blocks)
     [
         ("", "principal", 1024),
         ("[rows]\nbytes = 64", "principal", 1024),
-        ("[rows]\nbytes = 384", "principal", 1536),
+        ("[rows]\nbytes = 768", "principal", 1536),
         ("[rows]\nbytes = 4096", "principal", 2048),
         ("weight_decay = 0.1", "spectral", 2048),
         ("weight_decay = 0.1\n[rows]\nbytes = 64", "spectral", 1024),

@@ -9,8 +9,8 @@ import fidelity_reference as reference
 from cases.base import Case
 from torch import Tensor
 
-BYTES = (64, 128, 256, 512, 1024)  # 4,096 directions from 512 on
-EVERY_MODEL_UP_TO = 256  # bytes; more start from 4,096 directions, half a minute a net
+BYTES = (64, 128, 256, 512, 1024)  # 2,048 directions at 1,024
+EVERY_MODEL_UP_TO = 512  # bytes; of more, fewer nets
 UNSTORED = {"rows.codec": "float32", "rows.bytes": 0}
 
 
@@ -48,8 +48,12 @@ def unstored_rows(case: Case) -> list[Variant]:
     layer, joint = ({"curvature.blocks": blocks} for blocks in ("layer", "joint"))
     fisher = {"curvature.name": "fisher"}
     none = {"projection.name": "identity", "curvature.name": "identity"}
-    widths = {width: UNSTORED | {"projection.width": width} for width in (512, 2048)}
+    spectral = UNSTORED | {"projection.name": "spectral"}
+    widths = {width: spectral | {"projection.width": width} for width in (512, 2048)}
+    mixed = UNSTORED | {"projection.name": "principal"}
     return [
+        Variant("principal 1024, float32", mixed | {"projection.width": 1024}, True),
+        Variant("principal 512, float32", mixed | {"projection.width": 512}),
         Variant("spectral 512 by layer, float32", widths[512] | layer),
         Variant("spectral 512 joint, float32", widths[512] | joint),
         Variant("spectral 2048 by layer, float32", widths[2048] | layer, True),
