@@ -3,9 +3,10 @@
     python tools/peers/judge.py a=build/peers/scores/a d=build/peers/scores/d
 
 Each folder is what ``tools/peers/run.py`` wrote. ``tools/bench/results/peers.json`` gets every
-setting and every failure with its message; cases and methods not in a folder keep their rows. A setting is marked
-``default`` where it is what the package does when nothing is chosen, and ``tuned`` where it is the
-best of a peer's on that case: chosen on the truth it is judged by, which favours the peer.
+setting and every failure with its message; cases and methods not in a folder keep their rows. A
+setting is marked ``default`` where it is what the package does when nothing is chosen, and
+``tuned`` where it is the best of a peer's on that case: chosen on the truth it is judged by, which
+favours the peer.
 """
 
 import argparse
