@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from small_job import write_job
 from test_projections import BLOCKS, fitted, flat, random_uses
 from test_spectral import EXACT, coloured, pair_bases
 
 from streamfluence.errors import InputError
 from streamfluence.projections._components import components, orthonormal
 from streamfluence.registry import member
+from streamfluence.stages._session import load_state
+from streamfluence.stages.run import run
+from streamfluence.store import RunStore
 
 N = 30
 PAIRED = [block for block in BLOCKS if block.name in ("linear", "conv", "twice")]
@@ -166,3 +170,37 @@ def test_pairs_fill_up_what_few_gradients_do_not_span():
     joined = torch.cat([wide, span], dim=1)
     assert int(torch.linalg.matrix_rank(joined, rtol=1e-4)) == 20
     assert float(wide.square().sum()) > float(span.square().sum())
+
+
+@pytest.mark.parametrize(
+    "projection, options, expected",
+    [
+        ("principal", {"rows_per_feature": 1}, {"components_of": 5, "pairs": 53}),
+        ("principal", {"entries": 40}, {"components_of": 20, "pairs": 8}),
+        ("spectral", {"energies": "product"}, {"energies": "measured"}),
+    ],
+)
+def test_options_hold_in_a_run_whose_parts_may_be_left_without_rows(
+    tmp_path, projection, options, expected
+):
+    write_job(tmp_path)
+    changes = {f"projection.options.{key}": value for key, value in options.items()}
+    common = {"projection.name": projection, "projection.width": 5, "curvature.blocks": "joint"}
+    run(tmp_path / "job.toml", str(tmp_path / "run"), common | changes | {"compute.batch_size": 4})
+    plan = load_state(RunStore.open(str(tmp_path / "run")), "sketch/0/plan", 0)[1]
+    facts = plan["projection"]
+    assert {key: facts[key] for key in expected} == expected
+    assert 0 < facts["kept"] < 1 and plan["directions"] == 5
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"rows_per_feature": 2.5}, "rows_per_feature must be a whole number"),
+        ({"entries": 0}, "entries must be a whole number"),
+        ({"energies": "product"}, "leave that option out"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        member("projections", "principal")(PAIRED, 6, 0, **options)

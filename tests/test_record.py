@@ -175,8 +175,7 @@ def test_nothing_is_said_of_a_sound_sketch():
         (
             {
                 "projector": "principal",
-                "projection": {"kept": 0.2, "kept_beyond": 0.1},
-                "count": 10,
+                "projection": {"kept": 0.2, "kept_beyond": 0.1, "components_of": 10_000},
             },
             "only 20% of whitened loss",
         ),

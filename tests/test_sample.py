@@ -74,13 +74,25 @@ def test_probes_are_enough_for_the_width_or_the_most_there_are(folder, width):
     assert work.probe_count(exact, 5000) is None
 
 
-def test_a_pass_over_fewer_examples_thins_every_batch(folder):
-    session, seen = opened(folder, "thin"), []
+@pytest.mark.parametrize("at_most", [1, 7, 50, 149, 150, 1000])
+def test_a_pass_over_fewer_examples_takes_them_evenly_over_the_sample(folder, at_most):
+    session, seen = opened(folder, f"thin-{at_most}"), []
+    _, x, *_ = load(folder)
     for task in range(sample_tasks(session)):
-        for ids, _ in sample_batches(session, 0, task, at_most=50):
-            assert ids.tolist() == list(range(int(ids[0]), int(ids[-1]) + 1, 3))
+        for ids, batch in sample_batches(session, 0, task, at_most):
+            torch.testing.assert_close(batch["x"], x[ids].float())
             seen += ids.tolist()
-    batch = session.manifest["compute"]["batch_size"]
-    assert seen == [
-        i for start in range(0, 150, batch) for i in range(start, min(start + batch, 150), 3)
-    ]
+    assert len(seen) == min(at_most, 150) and seen == sorted(set(seen))
+    gaps = np.diff([*seen, 150])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_a_bad_example_alone_in_what_is_left_of_its_batch_is_left_out(tmp_path):
+    write_job(tmp_path)
+    shard = dict(np.load(tmp_path / "train-0.npz"))
+    shard["x"][0] = np.nan
+    np.savez(tmp_path / "train-0.npz", **shard)
+    session = opened(tmp_path, "run")
+    tasks = range(sample_tasks(session))
+    seen = [ids for task in tasks for ids, _ in sample_batches(session, 0, task, 10)]
+    assert torch.cat(seen).tolist() == list(range(15, 150, 15))

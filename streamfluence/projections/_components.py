@@ -17,8 +17,8 @@ def components(rows: Tensor, count: int) -> tuple[Tensor, float, float]:
 
     Returns:
         Orthonormal columns ``(coordinate, component)``, float64, as many as ``count``, or as the rows
-        span if that is less; the share of these rows' energy in them; and the share of the odd
-        rows' energy in the components of the even rows, which other rows have at least.
+        span if that is less; the share of these rows' energy in them; and as an estimate of that of
+        other rows, the share of the odd rows' energy in the components of the even rows.
     """
     gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     for part in rows.split(_CHUNK, dim=1):
@@ -26,7 +26,8 @@ def components(rows: Tensor, count: int) -> tuple[Tensor, float, float]:
         gram.addmm_(wide, wide.T)
     mix, energy = _mix(gram, count)
     halves = gram[1::2, ::2] @ _mix(gram[::2, ::2], count)[0]
-    beyond = float(halves.square().sum() / gram[1::2, 1::2].trace()) if len(rows) > 1 else 0.0
+    others = float(gram[1::2, 1::2].trace())
+    beyond = float(halves.square().sum()) / others if others > 0 else 0.0
     basis = torch.cat([part.double().T @ mix for part in rows.split(_CHUNK, dim=1)])
     return basis, float(energy / gram.trace()), beyond
 

@@ -101,7 +101,7 @@ class Pairs(Projection):
         sums = split(state)
         if not sums:
             raise InputError(
-                "the spectral projection has seen no probe gradients, so it has no directions; "
+                "the projection has seen no probe gradients, so it has no directions; "
                 "give the sketch at least one example"
             )
         blocks = {

@@ -27,6 +27,7 @@ from streamfluence.projections.base import Part, Projection
 # .544 .479 .744 .805, and .794 .547 .471 .743 .803 with .3; with .1 and W = (h + m / 10)^(-1/2), without
 # the queries, .793 .508 .483 .713 .788.
 _FLOOR = 0.1
+_MOST_PAIRS = 32  # a feature; more are dear for few features
 
 
 class Principal(Projection):
@@ -36,9 +37,10 @@ class Principal(Projection):
     curvature and m the mean of h over all weights of its block: what whitens a gradient, times the
     root of the energy that whitened queries have there, as the curvature is the mean of gradients
     of examples that were not trained on. B are the leading principal components of the
-    loss gradients times W. No span of that size loses less of the products of rows and queries,
-    if the pairs are eigenvectors. Where the loss gradients span less than the width, the best pairs
-    join them. The curvature of the features is measured after.
+    loss gradients times W: if the pairs are eigenvectors, the components that lose least of the
+    products of whitened rows and queries, were queries read by a map of their own. Where the loss
+    gradients span less than the width, the best pairs join them. The curvature of the features is
+    measured after.
 
     The first two passes choose the pairs (see ``Pairs``), a third keeps whitened gradients. More of
     them find better components, see there: LDS is .434 .412 .409 with 1,024 components of 8,192, 2,048
@@ -70,9 +72,16 @@ class Principal(Projection):
         **options,
     ) -> None:
         super().__init__(blocks, width, seed)
+        counts = {"entries": entries, "rows_per_feature": rows_per_feature}
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if "energies" in options:
+            raise InputError("the projection 'principal' measures energies; leave that option out")
         options["candidates_per_feature"] = candidates_per_feature
-        self._pairs = Pairs(blocks, max(width, entries // width), seed, **options)
-        self.most_rows = max(1, rows_per_feature) * width
+        pairs = max(width, min(entries // width, _MOST_PAIRS * width))
+        self._pairs = Pairs(blocks, pairs, seed, **options)
+        self.most_rows = rows_per_feature * width
         self._mixture: Tensor | None = None
 
     def update(self, state: State, uses: Uses, weight: float) -> State:
@@ -127,13 +136,19 @@ class Principal(Projection):
         elif state["whitened"].any():
             basis, *shares = components(state["whitened"], self.width)
             span = F.normalize(basis * self._scale().to(basis)[:, None], dim=0)
-            mixture = orthonormal(torch.cat([span, self._best(state["whitened"], span)], dim=1))
+            if lacking := self.width - span.shape[1]:
+                span = torch.cat([span, self._best(state["whitened"], lacking)], dim=1)
+            mixture = orthonormal(span)
         else:
             raise InputError(
-                "the loss gradients of the sample are all zero, so no direction matters to the loss; "
-                "check that the checkpoint is the trained model, or raise sketch.examples"
+                "the loss gradients of the sample are all zero where there is curvature, so no direction "
+                "matters; check that the checkpoint is the trained model, or raise sketch.examples"
             )
-        return {**self._arrays, "mixture": mixture.float(), "shares": torch.tensor(shares)}
+        return {
+            **self._arrays,
+            "mixture": mixture.float(),
+            "shares": torch.tensor([*shares, len(state["whitened"])]),
+        }
 
     def to(self, device) -> "Principal":
         """Return the projection with its arrays on ``device``."""
@@ -155,19 +170,20 @@ class Principal(Projection):
     def facts(self) -> dict:
         """Return the pairs that are mixed, see ``Pairs.facts``, and how well.
 
-        ``kept`` is the share of the energy of loss gradients times W in the components, of the sample's
-        own; ``kept_beyond`` of gradients that the components were not made from, from below.
+        ``kept`` is the share of the energy of loss gradients times W in the components, of the
+        ``components_of`` gradients they were made of, times the share of all energy in the pairs;
+        ``kept_beyond`` an estimate of the same for other gradients.
         """
         facts = self._pairs.facts()
         pairs = {"pairs": self._pairs.kept, "pairs_kept": facts["kept"]}
-        kept, beyond = self._arrays["shares"].tolist()
-        return {**facts, **pairs, "kept": kept, "kept_beyond": beyond}
+        kept, beyond, rows = self._arrays["shares"].tolist()
+        shares = {"kept": kept * facts["kept"], "kept_beyond": beyond * facts["kept"]}
+        return {**facts, **pairs, **shares, "components_of": int(rows)}
 
-    def _best(self, rows: Tensor, span: Tensor) -> Tensor:
-        """Return the pairs of largest energy as columns: as many as the span lacks to the width."""
-        order = rows.double().square().sum(0).sort(descending=True, stable=True).indices
-        best = order[: self.width - span.shape[1]]
-        return F.one_hot(best, len(order)).T.to(span)
+    def _best(self, rows: Tensor, count: int) -> Tensor:
+        """Return the ``count`` pairs of largest energy as columns, float64."""
+        order = rows.square().sum(0).sort(descending=True, stable=True).indices
+        return F.one_hot(order[:count], len(order)).T.double()
 
     def _scale(self) -> Tensor:
         """Return the diagonal of W, shape ``(pair,)``, float64."""

@@ -21,7 +21,7 @@ def resolve(
     Weight decay is the exact second derivative of the penalty. Gradient descent of
     T steps at rate r has moved 1 - exp(-r T h) of the way along a direction of
     curvature h; a penalty of size c / (r T) allows h / (h + c / (r T)), and the two are
-    close over all scales of h for some c near 1. Adam divides its steps by the root mean
+    close over all scales of h for some c of 0.6 to 2. Adam divides its steps by the root mean
     square of a batch's gradient, so the rate of a batch of B examples is r over
     sqrt(mean_square / B), if gradients of single examples are much larger than their mean.
 

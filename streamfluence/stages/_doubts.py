@@ -30,11 +30,11 @@ Facts = Mapping[str, Any]
 def energy_kept(manifest: Mapping[str, Any], plan: Facts) -> float | None:
     """Return the share of the training set's gradient energy in the directions; None if not known.
 
-    Under the projection ``principal`` it is of whitened gradients, and where the sample is not all of
-    the training set, of gradients beyond the sample.
+    Under the projection ``principal`` it is of whitened gradients, and where the directions were not
+    made from all of the training set, an estimate for the others.
     """
     found = plan["projection"]
-    whole = plan["sample_examples"] >= manifest["train"]["count"]
+    whole = found.get("components_of", 0) >= manifest["train"]["count"]
     return found.get("kept") if whole else found.get("kept_beyond", found.get("kept"))
 
 
@@ -52,7 +52,7 @@ def sketch_doubts(
     shares = [energy_kept(manifest, plan) for plan in plans]
     kept = min(1.0 if share is None else share for share in shares)
     if manifest["projection"]["name"] == "principal":
-        found.append(_whitened(kept))
+        found.append(_whitened(kept))  # which says what is left out, as the width does for pairs
     else:
         found += (_width(max(map(_used_width, plans, coverages))), _energy(kept))
     return [sentence for sentence in found if sentence]

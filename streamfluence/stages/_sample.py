@@ -45,21 +45,26 @@ def sample_batches(
     """Yield ``(rows, batch)`` of one task on the device, examples of non-finite loss left out.
 
     Args:
-        at_most: Examples of the whole sample; a larger one is thinned within every batch.
+        at_most: Examples of the whole sample, evenly over it; None means all.
 
     Raises:
         NonFiniteError: If a whole batch is NaN or infinite.
     """
     rows, size = sample_rows(session), session.manifest["compute"]["batch_size"]
-    thin = -(-len(rows) // (at_most or len(rows)))
-    batches = [batch[::thin] for batch in np.split(rows, range(size, len(rows), size))]
+    batches = np.split(rows, range(size, len(rows), size))
+    chosen = torch.from_numpy(_evenly(rows, at_most or len(rows)))
     mine = np.array_split(np.arange(len(batches)), sample_tasks(session))[task]
     reader = session.reader("train")
     for number, host_batch in zip(
         mine, prefetch(reader.take(batches[i]) for i in mine), strict=True
     ):
         ids = torch.from_numpy(batches[number])
-        yield finite_examples(session, checkpoint, ids, session.batch(host_batch))
+        ids, batch = finite_examples(session, checkpoint, ids, session.batch(host_batch))
+        wanted = torch.isin(ids, chosen)
+        if bool(wanted.all()):
+            yield ids, batch
+        elif bool(wanted.any()):
+            yield ids[wanted], _selected(batch, wanted.nonzero().squeeze(1))
 
 
 def finite_examples(
@@ -77,4 +82,15 @@ def finite_examples(
             f"have a NaN or infinite loss; check the data and the model's precision"
         )
     keep = finite.nonzero().squeeze(1)
-    return ids[keep.cpu()], map_batch(lambda leaf: leaf[keep], batch)
+    return ids[keep.cpu()], _selected(batch, keep)
+
+
+def _selected(batch: Any, places: Tensor) -> Any:
+    return map_batch(lambda leaf: leaf[places.to(leaf.device)], batch)
+
+
+def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` of the rows, at even distances."""
+    if count >= len(rows):
+        return rows
+    return rows[np.arange(count) * len(rows) // count]

@@ -104,7 +104,8 @@ def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) 
     """Feed one part of the sample to a later pass of the projection's fit."""
     opened = session(run_path, device)
     projection = _after(opened, checkpoint, number - 1)
-    shown, probes = projection.passes[number], opened.curvature().source == "probes"
+    shown = type(projection).passes[number]
+    probes = opened.curvature().source == "probes"
     update = None if shown == "rows" else projection.refine_update
     # Loss gradients are shown once, also where they are the curvature's vectors.
     loss = projection.refine_rows if probes or update is None else None
@@ -235,7 +236,7 @@ def _accumulate(
         if loss is not None:
             for uses, _ in gradient.loss_uses(batch):
                 state = loss(state, uses)
-        if source == "probes":
+        if source == "probes" and update is not None:
             # Not told by the weight: one probe and one exact column both weigh 1.
             exact = asked == [None]
             vectors = f"{number} exact columns" if exact else f"{number} probes an example"

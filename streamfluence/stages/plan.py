@@ -103,7 +103,8 @@ def _probe(job: Job) -> dict[str, Any]:
         queries = {
             name: open_reader(dict(table), job.root).count() for name, table in job.queries.items()
         }
-        sketched = _sketch_stored(Path(path), short, job, facts["count"])
+        most_rows = opened.projection(0).most_rows
+        sketched = _sketch_stored(Path(path), short, job, facts["count"], most_rows)
         stored = _stored(Path(path), opened, made, job, queries, sketched)
         return {
             "examples": facts["count"],
@@ -124,18 +125,23 @@ def _probe(job: Job) -> dict[str, Any]:
         }
 
 
-def _sketch_stored(path: Path, short: Job, job: Job, count: int) -> Stored:
+def _sketch_stored(path: Path, short: Job, job: Job, count: int, most_rows: int | None) -> Stored:
     """Return what the sketch of one checkpoint takes: the probe's, its split steps once a task."""
     examples = min(job.sketch.examples, count)
     batches = -(-examples // job.compute.batch_size)
     tasks = min(TASKS, -(-batches // BATCHES_PER_TASK))
     total = Stored()
     for step in steps_of(decisive(short)):
-        times = tasks if step.split else 1
-        if step.grows:
-            times = -(-examples // min(short.sketch.examples, count))
+        here = Stored()
         for top in ("parts", "receipts"):
-            total += budget.stored_below(path / top / "sketch/0" / step.stage) * times
+            here += budget.stored_below(path / top / "sketch/0" / step.stage)
+        times = tasks if step.split else 1
+        if step.grows:  # with the rows it holds, however many tasks share them
+            held = min(examples, most_rows or examples)
+            growth = held / min(short.sketch.examples, count)
+            total += Stored(here.files * times, round(here.nbytes * growth))
+        else:
+            total += here * times
     return total
 
 
