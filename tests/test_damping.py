@@ -87,3 +87,19 @@ def test_adams_damping_follows_from_the_gradients_of_single_examples(tmp_path, n
     expected = 0.61 * (mean_square / 150) ** 0.5 / 3
     blocks = describe(str(tmp_path / "run"))["checkpoints"][0]["blocks"]
     assert [block["damping"] for block in blocks] == pytest.approx([expected] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("projection", ["principal", "spectral"])
+def test_the_guess_is_the_mean_of_all_curvature_however_few_directions_are_kept(
+    tmp_path, projection
+):
+    job, found = write_job(tmp_path), []
+    for width in (4, 100):
+        changes = {"curvature.damping": "auto", "curvature.blocks": "joint"}
+        changes |= {"projection.name": projection, "projection.width": width}
+        run(job, str(tmp_path / f"run-{width}"), changes)
+        found += describe(str(tmp_path / f"run-{width}"))["checkpoints"][0]["blocks"]
+    few, every = found
+    assert (few["width"], every["width"]) == (4, 53)
+    assert every["damping"] == pytest.approx(every["mean_eigenvalue"], rel=1e-5)
+    assert few["damping"] == pytest.approx(every["damping"], rel=1e-5)

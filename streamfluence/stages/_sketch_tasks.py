@@ -143,10 +143,15 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     merge = Sums(curvature, projection, block_widths(opened, projection)).merge
     state, examples = _merged(opened, checkpoint, "gram", merge)
     sizes = _sizes(opened, projection)
-    mean_square = float(state["norm"]) / examples / sum(block.size for block in projection.blocks)
+    n_weights = sum(block.size for block in projection.blocks)
+    mean_square = float(state["norm"]) / examples / n_weights
     damping, rule = _damping.resolve(
         manifest["curvature"], opened.curvature_name(), curvature, mean_square
     )
+    energy = projection.facts().get("energy")
+    if damping is None and energy and sizes == [n_weights]:
+        # Of all the curvature there is: mixed directions hold a part of it that says little.
+        damping = curvature.default_scale * energy / n_weights
     sums = select(state, "curvature")
     factor = curvature.factor(sums, examples, damping, sizes)
     rows = list(select(state, "rows").values())

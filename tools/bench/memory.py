@@ -45,10 +45,10 @@ reader = "arrays"
 path = "test.npz"
 [curvature]
 weight_decay = 1e-3
+learning_rate = 1e-3
+steps = 1000
 [sketch]
 examples = 2048
-[projection]
-width = 1024
 [compute]
 batch_size = 128
 partition_examples = 4096
@@ -91,7 +91,7 @@ def peak(folder: Path) -> int:
 def main() -> None:
     """Print both peaks and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--examples", type=int, default=20_000)
+    parser.add_argument("--examples", type=int, default=5_000)
     count = parser.parse_args().examples
     with tempfile.TemporaryDirectory() as name:
         peaks = {}
