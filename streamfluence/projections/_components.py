@@ -28,7 +28,9 @@ def components(rows: Tensor, count: int) -> tuple[Tensor, float, float]:
     halves = gram[1::2, ::2] @ _mix(gram[::2, ::2], count)[0]
     others = float(gram[1::2, 1::2].trace())
     beyond = float(halves.square().sum()) / others if others > 0 else 0.0
-    basis = torch.cat([part.double().T @ mix for part in rows.split(_CHUNK, dim=1)])
+    basis = rows.new_empty(rows.shape[1], mix.shape[1], dtype=torch.float64)
+    for part, place in zip(rows.split(_CHUNK, dim=1), basis.split(_CHUNK), strict=True):
+        torch.mm(part.double().T, mix, out=place)
     return basis, float(energy / gram.trace()), beyond
 
 
@@ -40,10 +42,13 @@ def _mix(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal(columns: Tensor) -> Tensor:
-    """Return orthonormal columns that span what ``columns``, float64, span."""
+    """Return orthonormal columns that span what ``columns``, float64, span; they are overwritten."""
     values, vectors = symmetric_eigen(columns.T @ columns)
     rank = _rank(values)
-    return columns @ (vectors[:, :rank] * values[:rank].rsqrt())
+    mix = vectors[:, :rank] * values[:rank].rsqrt()
+    for part in columns.split(_CHUNK):
+        part[:, :rank] = part @ mix
+    return columns[:, :rank]
 
 
 def _rank(values: Tensor) -> int:

@@ -135,7 +135,8 @@ class Principal(Projection):
             mixture, shares = torch.eye(self._pairs.kept), [1.0, 1.0]
         elif state["whitened"].any():
             basis, *shares = components(state["whitened"], self.width)
-            span = F.normalize(basis * self._scale().to(basis)[:, None], dim=0)
+            span = basis.mul_(self._scale().to(basis)[:, None])
+            span /= span.norm(dim=0)
             if lacking := self.width - span.shape[1]:
                 span = torch.cat([span, self._best(state["whitened"], lacking)], dim=1)
             mixture = orthonormal(span)
