@@ -177,7 +177,7 @@ def test_pairs_fill_up_what_few_gradients_do_not_span():
     [
         ("principal", {"rows_per_feature": 1}, {"components_of": 5, "pairs": 53}),
         ("principal", {"entries": 40}, {"components_of": 20, "pairs": 8}),
-        ("spectral", {"energies": "product"}, {"energies": "measured"}),
+        ("spectral", {"candidates_per_feature": 1}, {"energies": "measured"}),
     ],
 )
 def test_options_hold_in_a_run_whose_parts_may_be_left_without_rows(
@@ -198,7 +198,6 @@ def test_options_hold_in_a_run_whose_parts_may_be_left_without_rows(
     [
         ({"rows_per_feature": 2.5}, "rows_per_feature must be a whole number"),
         ({"entries": 0}, "entries must be a whole number"),
-        ({"energies": "product"}, "leave that option out"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, words):

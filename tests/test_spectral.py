@@ -16,11 +16,11 @@ EXACT = {"dense_limit": 1}  # no covariance of a whole block: pairs of eigenvect
 SKETCHED = {"dense_limit": 1, "side_limit": 3, "rank": 16}
 
 
-def fitted(blocks, uses, width, weight=1.0, examples=N, **options):
+def fitted(blocks, uses, width, weight=1.0, examples=N, measured=True, **options):
     projection = member("projections", "spectral")(blocks, width, 0, **options)
     state = projection.update(projection.empty(), uses, weight)
     projection.load(projection.fit(state, examples))
-    if len(projection.passes) == 2:
+    if measured:
         state = projection.refine_update(projection.refine_empty(), uses, weight)
         projection.load(projection.refine(state, examples))
     return projection
@@ -169,8 +169,8 @@ def test_rows_decide_which_pairs_are_kept_by_their_energy_over_the_curvature(pro
 
 
 def test_products_of_eigenvalues_add_up_to_the_energy_of_a_block(probes):
-    projection = fitted(BLOCKS, probes, TOTAL, energies="product", **EXACT)
-    assert projection.passes == ("curvature",)
+    projection = fitted(BLOCKS, probes, TOTAL, measured=False, **EXACT)
+    assert projection.facts()["energies"] == "product"
     for block in BLOCKS:
         facts = projection.facts()["blocks"][block.name]
         expected = float(gradients(block, probes[block.name]).square().sum((1, 2, 3)).mean())
@@ -178,10 +178,10 @@ def test_products_of_eigenvalues_add_up_to_the_energy_of_a_block(probes):
         assert facts["kept"] == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("energies", ["measured", "product"])
-def test_weights_count_an_example_so_often_and_the_energy_is_a_mean(probes, energies):
-    once = fitted(BLOCKS, probes, 17, energies=energies, **EXACT)
-    thrice = fitted(BLOCKS, probes, 17, 3.0, 3 * N, energies=energies, **EXACT)
+@pytest.mark.parametrize("measured", [True, False])
+def test_weights_count_an_example_so_often_and_the_energy_is_a_mean(probes, measured):
+    once = fitted(BLOCKS, probes, 17, measured=measured, **EXACT)
+    thrice = fitted(BLOCKS, probes, 17, 3.0, 3 * N, measured=measured, **EXACT)
     for name, facts in once.facts()["blocks"].items():
         for key, value in facts.items():
             other = thrice.facts()["blocks"][name][key]

@@ -30,12 +30,11 @@ class Pairs(Projection):
 
     The first pass sums moments, and estimates a pair's energy as the product of its two
     eigenvalues, scaled so that the energies of a block add up to the measured mean squared
-    norm of its gradient. With measured energies a second pass measures the energies h of probes and
-    r of loss gradients in the ``candidates_per_feature * width`` pairs of largest estimate, and selects
-    those of largest r / (h + m), m the mean of h over all weights of the block.
+    norm of its gradient. A second pass measures the energies h of probes and r of loss gradients in
+    the ``candidates_per_feature * width`` pairs of largest estimate, and selects those of largest
+    r / (h + m), m the mean of h over all weights of the block.
 
     Args:
-        energies: ``measured`` (two passes) or ``product`` (one pass).
         candidates_per_feature: Pairs measured in the second pass, as a multiple of the width.
         dense_limit: Blocks of at most this size use the covariance of the whole gradient.
         side_limit: Sides longer than this use a randomised sketch of their moment.
@@ -54,18 +53,13 @@ class Pairs(Projection):
         width: int,
         seed: int,
         *,
-        energies: str = "measured",
         candidates_per_feature: int = 8,
         dense_limit: int = 1024,
         side_limit: int = 2048,
         rank: int = 256,
     ) -> None:
         super().__init__(blocks, width, seed)
-        if energies not in ("measured", "product"):
-            raise InputError(f"energies must be 'measured' or 'product', got {energies!r}")
-        if energies == "product":
-            self.passes = ("curvature",)
-        self._count = width * (max(1, candidates_per_feature) if len(self.passes) == 2 else 1)
+        self._count = width * max(1, candidates_per_feature)
         self._limits = Limits(dense_limit, side_limit, rank)
         self._omegas: dict[tuple[int, torch.device], Tensor] = {}
         self._arrays: State = {}

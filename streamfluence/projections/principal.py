@@ -76,8 +76,6 @@ class Principal(Projection):
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if "energies" in options:
-            raise InputError("the projection 'principal' measures energies; leave that option out")
         options["candidates_per_feature"] = candidates_per_feature
         pairs = max(width, min(entries // width, _MOST_PAIRS * width))
         self._pairs = Pairs(blocks, pairs, seed, **options)

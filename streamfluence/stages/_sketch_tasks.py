@@ -104,7 +104,7 @@ def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) 
     """Feed one part of the sample to a later pass of the projection's fit."""
     opened = session(run_path, device)
     projection = _after(opened, checkpoint, number - 1)
-    shown = type(projection).passes[number]
+    shown = projection.passes[number]
     probes = opened.curvature().source == "probes"
     update = None if shown == "rows" else projection.refine_update
     # Loss gradients are shown once, also where they are the curvature's vectors.
@@ -199,7 +199,7 @@ def _projection_arrays(opened: Session, checkpoint: int) -> State:
     projection = opened.projection(checkpoint)
     if not projection.fitted:
         return {}
-    last = fitted(len(type(projection).passes) - 1)
+    last = fitted(len(projection.passes) - 1)
     return load_state(opened.store, f"sketch/{checkpoint}/{last}", 0)[0]
 
 
