@@ -177,6 +177,7 @@ def test_pairs_fill_up_what_few_gradients_do_not_span():
     [
         ("principal", {"rows_per_feature": 1}, {"components_of": 5, "pairs": 53}),
         ("principal", {"entries": 40}, {"components_of": 20, "pairs": 8}),
+        ("principal", {"pairs_per_feature": 2}, {"components_of": 20, "pairs": 10}),
         ("spectral", {"candidates_per_feature": 1}, {"energies": "measured"}),
     ],
 )

@@ -27,7 +27,6 @@ from streamfluence.projections.base import Part, Projection
 # .544 .479 .744 .805, and .794 .547 .471 .743 .803 with .3; with .1 and W = (h + m / 10)^(-1/2), without
 # the queries, .793 .508 .483 .713 .788.
 _FLOOR = 0.1
-_MOST_PAIRS = 32  # a feature; more are dear for few features
 
 
 class Principal(Projection):
@@ -49,6 +48,7 @@ class Principal(Projection):
     Args:
         entries: Largest size of the mixture, pairs times width: what an example costs beside its
             pairs, in multiplications.
+        pairs_per_feature: Most pairs a feature, which for few features are fewer than ``entries`` allows.
         rows_per_feature: Gradients that the components are made from at most, as a multiple of the width.
         options: Of ``Pairs``.
 
@@ -67,17 +67,22 @@ class Principal(Projection):
         seed: int,
         *,
         entries: int = 1 << 25,
+        pairs_per_feature: int = 32,
         rows_per_feature: int = 4,
         candidates_per_feature: int = 2,
         **options,
     ) -> None:
         super().__init__(blocks, width, seed)
-        counts = {"entries": entries, "rows_per_feature": rows_per_feature}
+        counts = {
+            "entries": entries,
+            "pairs_per_feature": pairs_per_feature,
+            "rows_per_feature": rows_per_feature,
+        }
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
         options["candidates_per_feature"] = candidates_per_feature
-        pairs = max(width, min(entries // width, _MOST_PAIRS * width))
+        pairs = max(width, min(entries // width, pairs_per_feature * width))
         self._pairs = Pairs(blocks, pairs, seed, **options)
         self.most_rows = rows_per_feature * width
         self._mixture: Tensor | None = None

@@ -22,6 +22,7 @@ from streamfluence.layout import collect_stage
 from streamfluence.stages import _resolve
 from streamfluence.stages._collect_tasks import measured_rows
 from streamfluence.stages._execution import Execution
+from streamfluence.stages._reuse import reuse_sketch
 from streamfluence.stages._sample import sample_of
 from streamfluence.stages._score_tasks import score_sides
 from streamfluence.stages._session import Directions, Session, session
@@ -105,11 +106,14 @@ def choose_pilot(
     )
 
 
-def pilot_run(pilot: Pilot, folder: Path, changes: Mapping[str, Any]) -> str:
+def pilot_run(
+    pilot: Pilot, folder: Path, changes: Mapping[str, Any], like: RunStore | None = None
+) -> str:
     """Make a temporary run in ``folder``, sketch it, and return its path.
 
     Args:
         changes: Keys of the manifest, such as ``rows.bytes``, and their other values.
+        like: Another pilot run, whose sketch is taken over as far as it is the same.
     """
     manifest = deepcopy(pilot.opened.manifest)
     for key, value in changes.items():
@@ -120,7 +124,9 @@ def pilot_run(pilot: Pilot, folder: Path, changes: Mapping[str, Any]) -> str:
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
     reader = open_reader(dict(train["table"]), pilot.opened.root)
     train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
-    RunStore.create(path, manifest)
+    store = RunStore.create(path, manifest)
+    if like is not None:
+        reuse_sketch(like, store)
     sketch(path, Execution(executor="serial", workers=1, device=pilot.device))
     return path
 

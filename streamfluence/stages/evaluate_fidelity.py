@@ -90,10 +90,13 @@ def evaluate_fidelity(
     rows += compared.rows("the run as stored", pilot.opened.store, stored_scores(pilot))
     progress.advance(1)
     with tempfile.TemporaryDirectory() as folder:
+        first: RunStore | None = None
         for number, setting in enumerate([Setting("the run's settings on the pilot"), *settings]):
             changes = {"sketch.examples": sample, **setting.changes}
-            path = pilot_run(pilot, Path(folder) / str(number), changes)
-            rows += compared.rows(setting.name, RunStore.open(path), pilot_scores(pilot, path))
+            path = pilot_run(pilot, Path(folder) / str(number), changes, first)
+            store = RunStore.open(path)
+            first = first or store
+            rows += compared.rows(setting.name, store, pilot_scores(pilot, path))
             progress.advance(1)
     progress.finish()
     return {

@@ -16,8 +16,12 @@ from fidelity_training import unflatten
 from torch import Tensor
 
 import streamfluence
+from streamfluence.manifest import load_job
+from streamfluence.stages._resolve import open_run
+from streamfluence.stages._reuse import reuse_sketch
 from streamfluence.stages.run import run as run_job
 from streamfluence.stages.sketch import describe
+from streamfluence.store import RunStore
 
 JOB = """
 task = "task.py"
@@ -56,7 +60,10 @@ def write_case(case: Case, split: Split, weights: Tensor, folder: Path) -> None:
 
 
 class Workspace:
-    """A folder with a case, in which variants are run.
+    """A folder with a case, in which variants are run, one after the other.
+
+    What the sketch of the variant before and a variant's own have in common is not made twice, so
+    variants that differ in bytes or damping alone should follow each other.
 
     Args:
         folder: Empty, or made before by the same call.
@@ -76,9 +83,14 @@ class Workspace:
         """
         options = dict(options)
         damping = options.pop("score.damping", None)
-        run_path = self.folder / "run"
-        shutil.rmtree(run_path, ignore_errors=True)
-        run_job(_write_job(self.case, self.folder, [model]), str(run_path), options)
+        job, run_path = _write_job(self.case, self.folder, [model]), self.folder / "run"
+        before = self.folder / "run-before"
+        shutil.rmtree(before, ignore_errors=True)
+        if run_path.exists():
+            run_path.rename(before)
+            made = open_run(load_job(job, options), str(run_path))
+            reuse_sketch(RunStore.open(str(before)), made)
+        run_job(job, str(run_path), options)
         scores = streamfluence.open(str(run_path)).scores("test", damping).compute()
         facts = describe(str(run_path))["checkpoints"][0]
         assert np.isfinite(scores).all(), f"scores of {options} are not finite"

@@ -29,17 +29,18 @@ def run_case(key: str, groups: list[str], models: int, few: int) -> None:
 
     Args:
         models: Nets judged in the default's rows; ``few`` in those of many directions and in all
-            others. A slow case has ``few`` and one.
+            others, one where the case is slow.
     """
     torch.set_num_threads(1)
     judge = Judge(load_case(key))
     for group in groups:
+        started = time.perf_counter()
         if group == REFERENCES:
             keep(judge, group, list(_reference_rows(judge, few)))
-        elif judge.case.slow:
-            keep(judge, group, list(_library(judge, group, few, 1)))
         else:
-            keep(judge, group, list(_library(judge, group, models, few)))
+            fewer = 1 if judge.case.slow else few
+            keep(judge, group, list(_library(judge, group, models, fewer)))
+        _say(f"case {key}, {group}: {time.perf_counter() - started:.0f} s")
 
 
 def keep(judge: Judge, group: str, rows: list[dict[str, Any]]) -> None:
@@ -118,24 +119,28 @@ def stored_references(case: Case) -> dict[str, list[np.ndarray]]:
 
 
 def _library(judge: Judge, group: str, models: int, few: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a group; net after net, so that variants can share a sketch."""
+    wanted = variants(judge.case, group)
+    found: dict[str, list[tuple[np.ndarray, dict[str, Any]]]] = {one.name: [] for one in wanted}
     with tempfile.TemporaryDirectory() as folder:
         space = Workspace(Path(folder), judge.case, judge.split, judge.weights[:models])
-        for variant in variants(judge.case, group):
-            started = time.process_time()
-            count = min(models if variant.every_model else few, len(judge.weights))
-            found = [space.scores(model, variant.options) for model in range(count)]
-            facts, codec = found[0][1], found[0][1]["codec"]
-            row_bytes = codec["code_bytes"] + codec["scale_bytes"]
-            row = _row(judge, group, variant.name, row_bytes, [scores for scores, _ in found])
-            seconds = (time.process_time() - started) / len(found)
-            _say(f"case {judge.case.key}, {variant.name}: {row['lds_1']:.3f}, {seconds:.1f} s")
-            yield row | {
-                "options": variant.options,
-                "damping_rule": facts["damping_rule"],
-                "blocks": facts["blocks"],
-                "codec": codec,
-                "seconds_a_model": seconds,
-            }
+        for model in range(min(models, len(judge.weights))):
+            for one in wanted:
+                if one.every_model or model < few:
+                    started = time.process_time()
+                    found[one.name].append(space.scores(model, one.options))
+                    seconds = time.process_time() - started
+                    _say(f"case {judge.case.key}, net {model}, {one.name}: {seconds:.1f} s")
+    for one in wanted:
+        facts, codec = found[one.name][0][1], found[one.name][0][1]["codec"]
+        row_bytes = codec["code_bytes"] + codec["scale_bytes"]
+        row = _row(judge, group, one.name, row_bytes, [scores for scores, _ in found[one.name]])
+        yield row | {
+            "options": one.options,
+            "damping_rule": facts["damping_rule"],
+            "blocks": facts["blocks"],
+            "codec": codec,
+        }
 
 
 def _say(line: str) -> None:

@@ -106,24 +106,29 @@ def other_projections(case: Case) -> list[Variant]:
 
 
 def settings(case: Case) -> list[Variant]:
-    """Return changes of one setting of the default 256-byte job."""
+    """Return changes of one setting of the default 256-byte job, those that share a sketch together."""
     nothing = dict.fromkeys(("weight_decay", "learning_rate", "steps", "batch_size"))
     unknown = {f"curvature.{key}": value for key, value in nothing.items()}
     unknown |= {"curvature.optimizer": "sgd", "curvature.momentum": 0.0}
     decay = unknown | {"curvature.weight_decay": case.recipe.weight_decay}
+
+    def damped(blocks: str) -> list[tuple[str, dict[str, Any]]]:
+        said = {"joint": "joint", "layer": "by layer"}[blocks]
+        return [
+            (f"{said}, damping {d:g}", {"curvature.damping": d, "curvature.blocks": blocks})
+            for d in case.dampings
+        ]
+
     changes: list[tuple[str, dict[str, Any]]] = [
-        ("by layer", {"curvature.blocks": "layer"}),
+        ("int8", {"rows.codec": "int8"}),
         ("damping by the spectrum", unknown),
+        *damped("joint"),
         ("damping by the weight decay alone", decay),
+        ("by layer", {"curvature.blocks": "layer"}),
+        *damped("layer"),
         ("4 probes", {"sketch.probes": 4}),
         ("empirical Fisher", {"curvature.name": "fisher"}),
-        ("int8", {"rows.codec": "int8"}),
     ]
-    for damping in case.dampings:
-        layer = {"curvature.damping": damping, "curvature.blocks": "layer"}
-        changes += [(f"by layer, damping {damping:g}", layer)]
-        joint = {"curvature.damping": damping, "curvature.blocks": "joint"}
-        changes += [(f"joint, damping {damping:g}", joint)]
     return [
         Variant(f"256 bytes, {name}", {"rows.bytes": 256} | options, "damping" in name)
         for name, options in changes

@@ -1,0 +1,32 @@
+"""Take over another run's sketch as far as it cannot differ: all of it but the plan.
+
+Bytes, codec and damping are decided by the plan, from sums that know none of them, so runs that
+differ in nothing else share every pass over the sample.
+"""
+
+from typing import Any
+
+from streamfluence.stages._session import load_state, save_state
+from streamfluence.stages._sets import plan_stage
+from streamfluence.store import RunStore
+
+_OF_THE_PLAN = ("rows", "checkpoint_weights", "format_version")
+_OF_THE_SUMS = ("name", "blocks")  # of the curvature; all else in its table is about damping
+
+
+def reuse_sketch(source: RunStore, target: RunStore) -> bool:
+    """Copy the states of a finished sketch, verified; False if the runs must sketch apart."""
+    if _decides(source.manifest) != _decides(target.manifest):
+        return False
+    plans = {plan_stage(number) for number in range(len(source.manifest["checkpoints"]))}
+    for stage in source.stages():
+        if stage.startswith("sketch/") and stage not in plans:
+            for part in source.receipts(stage):
+                save_state(target, stage, part, *load_state(source, stage, part))
+    return True
+
+
+def _decides(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a manifest that decides the sums of a sketch."""
+    found = {key: value for key, value in manifest.items() if key not in _OF_THE_PLAN}
+    return found | {"curvature": {key: found["curvature"][key] for key in _OF_THE_SUMS}}

@@ -1,0 +1,73 @@
+"""A sketch taken over from another run: the same numbers with less work, or no reuse at all."""
+
+import numpy as np
+import pytest
+from small_job import write_job
+
+import streamfluence
+from streamfluence.manifest import load_job
+from streamfluence.stages import _sketch_tasks
+from streamfluence.stages._resolve import open_run
+from streamfluence.stages._reuse import reuse_sketch
+from streamfluence.stages.run import run
+from streamfluence.store import RunStore
+
+JOINT = {"curvature.blocks": "joint", "rows.bytes": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reuse")
+    write_job(path)
+    run(path / "job.toml", str(path / "source"), JOINT)
+    return path
+
+
+def taken_over(folder, name, changes):
+    target = open_run(load_job(folder / "job.toml", JOINT | changes), str(folder / name))
+    return reuse_sketch(RunStore.open(str(folder / "source")), target)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rows.bytes": 24}, {"curvature.damping": 0.3}, {"rows.codec": "int8"}]
+)
+def test_runs_that_differ_after_the_sums_share_them_and_score_as_alone(
+    folder, monkeypatch, changes
+):
+    (name,) = changes
+    run(folder / "job.toml", str(folder / f"alone-{name}"), JOINT | changes)
+    assert taken_over(folder, f"shared-{name}", changes)
+    seen = []
+    monkeypatch.setattr(_sketch_tasks, "_accumulate", lambda *a, **k: seen.append(a))
+    run(folder / "job.toml", str(folder / f"shared-{name}"), JOINT | changes)
+    assert seen == [], "a pass over the sample was made again"
+    alone, shared, source = (
+        streamfluence.open(str(folder / which)).scores().compute()
+        for which in (f"alone-{name}", f"shared-{name}", "source")
+    )
+    np.testing.assert_array_equal(shared, alone)
+    assert not np.array_equal(shared, source)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"projection.width": 7},
+        {"curvature.name": "fisher"},
+        {"curvature.blocks": "layer"},
+        {"sketch.examples": 40},
+        {"sketch.probes": 2},
+        {"sketch.seed": 5},
+        {"compute.batch_size": 8},
+    ],
+)
+def test_runs_whose_sums_differ_share_nothing(folder, changes):
+    (name,) = changes
+    assert not taken_over(folder, f"apart-{name}", changes)
+    assert RunStore.open(str(folder / f"apart-{name}")).stages() == []
+
+
+def test_other_data_share_nothing(folder):
+    write_job(folder / "other", seed=9)
+    target = open_run(load_job(folder / "other" / "job.toml", JOINT), str(folder / "other-run"))
+    assert not reuse_sketch(RunStore.open(str(folder / "source")), target)
