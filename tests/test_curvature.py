@@ -74,10 +74,9 @@ def test_redamped_queries_score_as_if_rows_were_whitened_with_the_other_damping(
     expected = (
         queries.numpy() @ np.linalg.inv(dense_matrix(name, rows, damping)) @ examples.numpy().T
     )
-    redamped = factor.redamp(factor.whiten(queries), damping)
-    np.testing.assert_allclose(
-        redamped @ factor.whiten(examples).T, expected, rtol=1e-9, atol=1e-12
-    )
+    redamped = factor.redamp(factor.asked(factor.whiten(queries)), damping)
+    rows = factor.stored(factor.whiten(examples))
+    np.testing.assert_allclose(redamped @ rows.T, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
@@ -132,43 +131,54 @@ def test_a_weight_counts_rows_that_many_times(name):
 
 @pytest.fixture(scope="module")
 def turned():
-    """A factor turned to the components of other rows, those rows, the straight factor, energies."""
+    """A factor turned for other rows, those rows, and the energies of its coordinates."""
     _, _, factor = sketch("gauss_newton", random_rows(50), 0.2)
     other = random_rows(30, seed=5) * torch.linspace(0.1, 3, sum(WIDTHS), dtype=torch.float64)
     found, energies = factor.turned([part.T @ part / 30 for part in other.split(WIDTHS, dim=1)])
-    return found, other, factor, energies
+    return found, other, energies
 
 
-def test_turning_keeps_every_product_and_uncouples_the_rows_of_a_block(turned):
-    found, other, factor, _ = turned
-    whitened, straight = found.whiten(other), factor.whiten(other)
-    torch.testing.assert_close(whitened @ whitened.T, straight @ straight.T)
-    start = 0
-    for width in WIDTHS:
-        part = whitened[:, start : start + width]
+def test_turning_keeps_every_product_of_a_query_and_a_row(turned):
+    found, other, _ = turned
+    queries = random_rows(7, seed=9)
+    scores = found.asked(found.whiten(queries)) @ found.stored(found.whiten(other)).T
+    matrix = dense_matrix("gauss_newton", random_rows(50), 0.2)
+    expected = queries.numpy() @ np.linalg.inv(matrix) @ other.numpy().T
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_stored_coordinates_of_a_block_are_uncoupled_and_their_energies_measured(turned):
+    found, other, energies = turned
+    stored = found.stored(found.whiten(other))
+    for part, known in zip(stored.split(WIDTHS, 1), energies.split(WIDTHS), strict=True):
         moment = part.T @ part / len(other)
-        torch.testing.assert_close(moment, moment.diag().diag(), atol=1e-10, rtol=0.0)
-        assert (moment.diag().diff() <= 1e-12).all()
-        start += width
+        torch.testing.assert_close(moment, known.square().diag(), atol=1e-10, rtol=0.0)
+        assert (known.diff() <= 1e-12).all()
 
 
-def test_a_coordinate_is_worth_the_energy_of_rows_times_that_of_queries(turned):
-    found, other, factor, energies = turned
-    rows = found.whiten(other).square().mean(0)
-    # Queries whose second moment is the curvature itself.
-    roots = torch.cat(
-        [v * s.sqrt() for v, s in zip(factor.vectors, factor.values.split(WIDTHS), strict=True)][:1]
-    )
-    queries = torch.zeros(WIDTHS[0], sum(WIDTHS), dtype=torch.float64)
-    queries[:, : WIDTHS[0]] = roots.T
-    expected = (rows * found.whiten(queries).square().sum(0)).sqrt()[: WIDTHS[0]]
-    torch.testing.assert_close(energies[: WIDTHS[0]], expected)
+def test_no_linear_map_to_fewer_coordinates_keeps_more_of_the_products(turned):
+    """What first coordinates leave out is the tail of singular values of query root times row root."""
+    found, other, _ = turned
+    whitened, width = found.whiten(other)[:, : WIDTHS[0]].numpy(), WIDTHS[0]
+    values, damping = found.values[:width].numpy(), found.damping[:width].numpy()
+    query_root = np.diag(np.sqrt((values + 0.1 * damping) / (values + damping)))
+    best = np.linalg.svd(query_root @ whitened.T / len(other) ** 0.5, compute_uv=False)
+    stored = found.stored(found.whiten(other)).numpy()
+    # Queries of that energy, one a direction: their products with rows, from the first coordinates.
+    queries = torch.zeros(width, sum(WIDTHS), dtype=torch.float64)
+    queries[:, :width] = torch.from_numpy(query_root)
+    asked = found.asked(queries).numpy()
+    for kept in range(1, width):
+        error = asked[:, kept:width] @ stored[:, kept:width].T
+        lost = (error**2).sum() / len(other)
+        assert lost == pytest.approx((best[kept:] ** 2).sum(), rel=1e-9)
 
 
 def test_a_turned_factor_redamps_to_the_dense_formula(turned):
-    found, other, _, _ = turned
+    found, other, _ = turned
     queries = random_rows(7, seed=9)
-    scores = found.redamp(found.whiten(queries), 0.9) @ found.whiten(other).T
+    asked, stored = found.asked(found.whiten(queries)), found.stored(found.whiten(other))
+    scores = found.redamp(asked, 0.9) @ stored.T
     matrix = dense_matrix("gauss_newton", random_rows(50), 0.9)
     expected = queries.numpy() @ np.linalg.inv(matrix) @ other.numpy().T
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)

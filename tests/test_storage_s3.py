@@ -26,7 +26,7 @@ from small_job import write_job  # noqa: E402
 
 from streamfluence.cli import main  # noqa: E402
 from streamfluence.errors import DamageError, InputError, StorageError  # noqa: E402
-from streamfluence.layout import Span, collect_stage  # noqa: E402
+from streamfluence.layout import FORMAT_VERSION, Span, collect_stage  # noqa: E402
 from streamfluence.store import RunStore, grid, open_storage, storage_object  # noqa: E402
 from streamfluence.store.storage_object import ObjectStorage  # noqa: E402
 
@@ -77,7 +77,7 @@ def arrays_of(partition, length=400):
 
 
 def test_a_run_is_created_once_and_opened_by_its_url(store, url):
-    assert RunStore.open(url).manifest == {"format_version": 1, **MANIFEST}
+    assert RunStore.open(url).manifest == {"format_version": FORMAT_VERSION, **MANIFEST}
     assert RunStore.create(url, MANIFEST).fingerprint == store.fingerprint
     with pytest.raises(InputError, match=r"rows\.bytes: stored 64, asked 32"):
         RunStore.create(url, {**MANIFEST, "rows": {"bytes": 32}})

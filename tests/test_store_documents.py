@@ -8,6 +8,7 @@ from hashlib import sha256
 import pytest
 
 from streamfluence.errors import DamageError, InputError, StorageError
+from streamfluence.layout import FORMAT_VERSION
 from streamfluence.store import RunStore, open_storage
 from streamfluence.store.documents import seal
 
@@ -17,12 +18,14 @@ MANIFEST = {"rows": {"bytes": 256, "codec": "bands"}, "checkpoints": ["a.pt", "b
 def test_a_created_run_opens_with_the_same_manifest_and_fingerprint(tmp_path):
     made = RunStore.create(tmp_path / "run", MANIFEST)
     opened = RunStore.open(str(tmp_path / "run"))
-    assert opened.manifest == made.manifest == {"format_version": 1, **MANIFEST}
+    assert opened.manifest == made.manifest == {"format_version": FORMAT_VERSION, **MANIFEST}
     assert opened.fingerprint == made.fingerprint
 
 
 def test_the_fingerprint_is_the_sha256_of_the_canonical_manifest(tmp_path):
-    text = json.dumps({"format_version": 1, **MANIFEST}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        {"format_version": FORMAT_VERSION, **MANIFEST}, sort_keys=True, separators=(",", ":")
+    )
     assert RunStore.create(tmp_path, MANIFEST).fingerprint == sha256(text.encode()).hexdigest()
 
 
@@ -63,7 +66,8 @@ def test_an_unknown_format_is_refused_with_the_version_that_wrote_it(tmp_path, s
     text = seal(content) if sealed else json.dumps(content).encode()
     (tmp_path / "manifest.json").write_bytes(text)
     with pytest.raises(
-        InputError, match=r"has format 7, written by streamfluence 9\.1;.*reads format 1"
+        InputError,
+        match=rf"has format 7, written by streamfluence 9\.1;.*reads format {FORMAT_VERSION}\b",
     ):
         RunStore.open(tmp_path)
 
@@ -71,7 +75,9 @@ def test_an_unknown_format_is_refused_with_the_version_that_wrote_it(tmp_path, s
 def test_a_flipped_bit_in_the_format_number_is_damage_and_no_other_format(tmp_path):
     RunStore.create(tmp_path, MANIFEST)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 3'))
+    text, now = path.read_text(), f'"format_version": {FORMAT_VERSION}'
+    assert now in text
+    path.write_text(text.replace(now, '"format_version": 6'))
     with pytest.raises(DamageError, match="differs from its checksum"):
         RunStore.open(tmp_path)
 

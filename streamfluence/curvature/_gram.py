@@ -46,7 +46,8 @@ class Gram(Curvature):
             vectors.append(basis)
             block_damping = self._default(spectrum, size) if damping is None else damping
             dampings.append(torch.full_like(spectrum, block_damping))
-        return Factor(tuple(vectors), torch.cat(values), torch.cat(dampings))
+        spectrum = torch.cat(values)
+        return Factor(tuple(vectors), spectrum, torch.cat(dampings), torch.ones_like(spectrum))
 
     def _default(self, spectrum: Tensor, size: int) -> float:
         chosen = self.default_scale * float(spectrum.sum()) / size

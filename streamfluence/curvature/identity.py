@@ -37,7 +37,7 @@ class Identity(Curvature):
     ) -> Factor:
         width = len(state["second_moment"])
         ones = torch.ones(width, dtype=torch.float64)
-        return Factor((), ones, torch.zeros_like(ones))
+        return Factor((), ones, torch.zeros_like(ones), ones)
 
     def energies(self, state: State, factor: Factor, examples: float) -> Tensor:
         return state["second_moment"].cpu() / examples

@@ -76,11 +76,12 @@ def partition_arrays(
         digest = input_digest(host_batch, digest)
         whitened, facts = measured_rows(made, gradient, opened.batch(host_batch), measurement)
         if example_set == "train":
-            encoded = made.codec.encode(whitened)
-            stored = stored or shares(made.codec, whitened, encoded)
+            rows = made.factor.stored(whitened)
+            encoded = made.codec.encode(rows)
+            stored = stored or shares(made.codec, rows, encoded)
             columns.add(rows=encoded.codes, scale=encoded.scale, **facts)
         else:
-            columns.add(rows=whitened, **facts)
+            columns.add(rows=made.factor.asked(whitened), **facts)
         columns.add(**_identities(opened, example_set, part))
     arrays = columns.finish()
     notes = {

@@ -139,8 +139,9 @@ def pilot_scores(pilot: Pilot, path: str) -> Scored:
     for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
         made = Directions(opened, checkpoint)
         queries = torch.cat(list(whitened(opened, checkpoint, made, pilot, of_queries=True)))
-        turned, pieces = made.codec.query(queries), []
-        for rows in whitened(opened, checkpoint, made, pilot):
+        turned, pieces = made.codec.query(made.factor.asked(queries)), []
+        for plain in whitened(opened, checkpoint, made, pilot):
+            rows = made.factor.stored(plain)
             encoded = made.codec.encode(rows)
             total.add(torch.zeros(()), shares(made.codec, rows, encoded))
             pieces.append(made.codec.product(turned, encoded))

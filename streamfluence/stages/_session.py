@@ -230,7 +230,7 @@ def load_factor(arrays: State) -> Factor:
         tuple(found[key] for key in sorted(found, key=int))
         for found in (select(arrays, "vectors"), select(arrays, "turns"))
     )
-    return Factor(vectors, arrays["values"], arrays["damping"], turns)
+    return Factor(vectors, arrays["values"], arrays["damping"], arrays["lean"], turns)
 
 
 def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:

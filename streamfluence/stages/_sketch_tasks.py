@@ -172,7 +172,8 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     }
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
     arrays |= {f"turns/{i}": turn for i, turn in enumerate(factor.turns)}
-    arrays |= {"values": factor.values, "damping": factor.damping, "energies": energies}
+    spectra = {"values": factor.values, "damping": factor.damping, "lean": factor.lean}
+    arrays |= {**spectra, "energies": energies}
     sampled = load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]
     facts = {
         "curvature": opened.curvature_name(),
