@@ -53,7 +53,8 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> None:
     """Run each case in a process of its own, ``--workers`` at a time."""
     groups = [*(["references"] if options.references else []), *options.groups]
-    jobs = [(key, groups, options.models, options.few) for key in options.cases]
+    slow_first = sorted(options.cases, key=lambda key: not load_case(key).slow)
+    jobs = [(key, groups, options.models, options.few) for key in slow_first]
     spawn = multiprocessing.get_context("spawn")  # Zarr's threads do not survive a fork
     with ProcessPoolExecutor(options.workers, spawn, max_tasks_per_child=1) as pool:
         for done in [pool.submit(fidelity_rows.run_case, *job) for job in jobs]:

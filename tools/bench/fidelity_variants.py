@@ -130,8 +130,23 @@ def settings(case: Case) -> list[Variant]:
         ("empirical Fisher", {"curvature.name": "fisher"}),
     ]
     return [
-        Variant(f"256 bytes, {name}", {"rows.bytes": 256} | options, "damping" in name)
-        for name, options in changes
+        *(
+            Variant(f"256 bytes, {name}", {"rows.bytes": 256} | options, "damping" in name)
+            for name, options in changes
+        ),
+        *_every_pair(case),
+    ]
+
+
+def _every_pair(case: Case) -> list[Variant]:
+    """Return the default with as many pairs in its mixtures as there are weights, where it has fewer."""
+    width, weights = 1024, case.n_weights()
+    options = {"entries": width * weights, "pairs_per_feature": -(-weights // width)}
+    changes = {f"projection.options.{key}": value for key, value in options.items()}
+    return [
+        Variant(f"{size} bytes, mixtures of every pair", {"rows.bytes": size} | changes, True)
+        for size in (256, 512)
+        if weights > 32 * width
     ]
 
 
