@@ -64,14 +64,14 @@ def unstored_rows(case: Case) -> list[Variant]:
 
 
 def fixed_bits(case: Case) -> list[Variant]:
-    """Return one number of bits for every direction; as many as fit 256 bytes."""
+    """Return one number of bits for every direction; as many as fit 256 bytes, if not all do."""
     return [
         Variant(
             f"fixed {width} x {bits} bits",
             {"rows.bytes": 0, "rows.width": width, "rows.bits": bits, "projection.width": width},
         )
         for width, bits in ((512, 4), (1024, 2), (2048, 1))
-        if width <= case.n_weights()
+        if case.n_weights() > 2048
     ]
 
 
