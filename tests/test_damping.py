@@ -60,7 +60,8 @@ def test_adam_divides_its_rate_by_the_size_of_a_batchs_gradient():
     told = {"learning_rate": 1e-3, "steps": 400, "optimizer": "adam", "batch_size": 64}
     damping, words = rule(blocks="joint", mean_square=4e-4, weight_decay=1e-3, **told)
     assert damping == pytest.approx(1e-3 + 2 * (4e-4 / 64) ** 0.5 / 0.4)
-    assert words == "weight decay 0.001 + early stopping 0.0125"
+    assert words == "weight decay 0.001 + early stopping 0.0125, a mean over weights"
+    assert rule(damping=0.3, **told) == (0.3, "given, a mean over weights")
 
 
 @pytest.mark.parametrize("scale, weights", [(1.0, 40), (0.3, 7)])

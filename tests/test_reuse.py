@@ -67,6 +67,29 @@ def test_runs_whose_sums_differ_share_nothing(folder, changes):
     assert RunStore.open(str(folder / f"apart-{name}")).stages() == []
 
 
+ADAM = {"optimizer": "adam", "learning_rate": 0.02, "steps": 150, "batch_size": 150}
+
+
+@pytest.mark.parametrize(
+    "changes, share",
+    [
+        ({"damping": 0.3}, True),
+        ({"damping": "auto"}, True),
+        ({"steps": 10}, False),
+        ({"weight_decay": 0.01}, False),
+        ({"optimizer": "sgd"}, False),
+    ],
+)
+def test_a_damping_by_weight_decides_the_coordinates_of_the_sums(folder, changes, share):
+    name = f"adam-{next(iter(changes))}-{share}-{changes.get('damping')}"
+    common = JOINT | {f"curvature.{key}": value for key, value in ADAM.items()}
+    changed = common | {f"curvature.{key}": value for key, value in changes.items()}
+    if not (folder / "adam").exists():
+        run(folder / "job.toml", str(folder / "adam"), common)
+    target = open_run(load_job(folder / "job.toml", changed), str(folder / name))
+    assert reuse_sketch(RunStore.open(str(folder / "adam")), target) == share
+
+
 def test_other_data_share_nothing(folder):
     write_job(folder / "other", seed=9)
     target = open_run(load_job(folder / "other" / "job.toml", JOINT), str(folder / "other-run"))

@@ -1,7 +1,19 @@
 """Per-example gradients of a model, as sums of outer products."""
 
 from streamfluence.capture._engine import Capture
+from streamfluence.capture._scales import Scales
 from streamfluence.capture._tape import Tape
 from streamfluence.capture.base import Block, Dense, Indexed, Outer, Use, Uses, dense_gradient
 
-__all__ = ["Block", "Capture", "Dense", "Indexed", "Outer", "Tape", "Use", "Uses", "dense_gradient"]
+__all__ = [
+    "Block",
+    "Capture",
+    "Dense",
+    "Indexed",
+    "Outer",
+    "Scales",
+    "Tape",
+    "Use",
+    "Uses",
+    "dense_gradient",
+]

@@ -95,6 +95,24 @@ class Capture:
         found = {f.block.name: f.gathered(given) for f in self._filled}
         return {name: [Dense(one[None])] for name, one in found.items() if one is not None}
 
+    def by_parameter(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a number for every weight, by parameter name and in its shape; ``whole`` undone.
+
+        Args:
+            entries: Of each block, shape ``(group, left, right)``; all of one dtype.
+        """
+        dtype = next(iter(entries.values())).dtype
+        shapes = {n: t.shape for weight in self._plan.weights for n, t in weight.tensors.items()}
+        zeros = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in shapes.items()}
+        total = torch.zeros((), dtype=dtype)
+        for filled in self._filled:
+            block = filled.gathered(zeros)
+            assert block is not None
+            total = total + (block * entries[filled.block.name].cpu()).sum()
+        # A block's entries are its parameters' in another order, so derivatives put them back.
+        found = torch.autograd.grad(total, list(zeros.values()), materialize_grads=True)
+        return dict(zip(zeros, found, strict=True))
+
     def check(self, batch: Any, loss: Callable[[Any], Tensor]) -> None:
         """Prove the capture on one batch.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamfluence.capture import Capture
+from streamfluence.capture import Capture, Scales, Tape
 from streamfluence.capture.base import Uses
 from streamfluence.errors import InputError
 from streamfluence.features.base import Feature, Measured
@@ -21,10 +21,18 @@ class Gradient(Feature):
         task: Gives the loss and the probes.
         capture: Planned on the task's model at one checkpoint.
         projection: Ready to apply; None while it is still being fitted.
+        scales: Of the coordinates in which gradients are given; None for the weights' own.
     """
 
-    def __init__(self, task: Task, capture: Capture, projection: Projection | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        capture: Capture,
+        projection: Projection | None,
+        scales: Scales | None = None,
+    ) -> None:
         self.task, self.capture, self.projection = task, capture, projection
+        self.scales = scales
 
     @property
     def width(self) -> int:
@@ -35,7 +43,7 @@ class Gradient(Feature):
         assert self.projection is not None
         with self.capture.record(batch) as tape:
             value = self.task.measure(measurement, tape.returned)
-            uses = tape.gradients(value, torch.ones_like(value), last=True)
+            uses = self._uses(tape, value, torch.ones_like(value), last=True)
             rows = self.projection.apply(uses)
         return Measured(rows.to(torch.float32), value.detach().to(torch.float32))
 
@@ -43,7 +51,7 @@ class Gradient(Feature):
         """Yield the loss gradients of one batch, as uses, with weight 1."""
         with self.capture.record(batch) as tape:
             value = self.task.loss(tape.returned)
-            yield tape.gradients(value, torch.ones_like(value), last=True), 1.0
+            yield self._uses(tape, value, torch.ones_like(value), last=True), 1.0
 
     def probe_uses(
         self, batch: Any, ids: Tensor, seed: int, probes: Callable[[int], int | None]
@@ -71,4 +79,8 @@ class Gradient(Feature):
                 else:
                     cotangent = likelihood.probe(outputs, targets, seed, number, ids)
                     weight = 1.0 / wanted
-                yield tape.gradients(outputs, cotangent, last=number == count - 1), weight
+                yield self._uses(tape, outputs, cotangent, last=number == count - 1), weight
+
+    def _uses(self, tape: Tape, outputs: Tensor, cotangent: Tensor, last: bool) -> Uses:
+        found = tape.gradients(outputs, cotangent, last)
+        return found if self.scales is None else self.scales.apply(found)

@@ -70,7 +70,7 @@ def partition_arrays(
     """Return the arrays of one partition and the facts for its receipt."""
     started, columns, digest = time.monotonic(), _Columns(), 0
     stored: dict[str, float] = {}  # what the codec did to the first batch: a sample of all rows
-    gradient = opened.gradient(checkpoint, made.projection)
+    gradient = opened.gradient(checkpoint, made.projection, made.scales)
     measurement = opened.table(example_set)["measurement"]
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)

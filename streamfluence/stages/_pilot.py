@@ -176,7 +176,7 @@ def whitened(
     Args:
         batches: Others, in place of the pilot's.
     """
-    gradient = opened.gradient(checkpoint, made.projection)
+    gradient = opened.gradient(checkpoint, made.projection, made.scales)
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
         measurement = pilot.measurement if of_queries else "loss"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamfluence.capture import Capture, Scales
 from streamfluence.data import batch_length, map_batch
 from streamfluence.errors import InputError
 from streamfluence.evaluation.conjugate_gradients import TOLERANCE, Solved, solve
@@ -47,12 +48,14 @@ def reference_scores(
     by_layer: bool,
     double: bool = False,
     tolerance: float = TOLERANCE,
+    scales: Sequence[Scales | None] | None = None,
 ) -> Solution:
     """Return the scores that no projection, sketch or codec has touched.
 
     Args:
         damping: By block of the run's curvature, or of one name for everything; a block that is not
             named gets the mean of the others.
+        scales: Of each checkpoint, the coordinates in which it is the same for every weight.
         by_layer: Leave out what couples the layers; one system a layer.
         double: Solve in float64, where the model can run in it. Convolutions on a CPU are then nine
             times slower (measured on the digits net); the residual says whether float32 was enough.
@@ -66,8 +69,9 @@ def reference_scores(
     for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
         net = _Net(pilot, checkpoint, double)
         precision = net.precision
-        blocks = {b.name: list(b.parameters) for b in opened.capture(checkpoint).blocks}
-        values = _of_blocks(blocks, damping)
+        capture = opened.capture(checkpoint)
+        blocks = {b.name: list(b.parameters) for b in capture.blocks}
+        values = _of_weights(capture, damping, scales[checkpoint] if scales else None)
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
             part, solved = net.scores({name: blocks[name] for name in group}, values, tolerance)
@@ -98,18 +102,18 @@ class _Net:
         return str(self.dtype).removeprefix("torch.")
 
     def scores(
-        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, float], tolerance: float
+        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, Tensor], tolerance: float
     ) -> tuple[np.ndarray, list[Solved]]:
-        """Return the scores of the parameters of some blocks, without weight and 1/n."""
+        """Return the scores of the parameters of some blocks, without weight and 1/n.
+
+        Args:
+            damping: Of every weight, by parameter name.
+        """
         first_names = {name for name, _ in self._model.named_parameters()}
-        owner = {n: b for b, names in blocks.items() for n in names if n in first_names}
-        linear = Linearised(self._model, self._task.forward, self._task.loss, list(owner))
-        shift = torch.cat(
-            [
-                torch.full((size,), damping[owner[name]], dtype=self.dtype)
-                for name, size in linear.sizes.items()
-            ]
-        ).to(self._pilot.opened.device)
+        wanted = [n for names in blocks.values() for n in names if n in first_names]
+        linear = Linearised(self._model, self._task.forward, self._task.loss, wanted)
+        shift = torch.cat([damping[name].flatten() for name in linear.sizes])
+        shift = shift.to(self._pilot.opened.device, self.dtype)
         right = torch.cat([linear.gradients(b, self._measure) for b in self._queries])
         step = max(1, _GROUP_ENTRIES // len(shift))
         systems = [
@@ -154,7 +158,14 @@ def _cast(batch: Any, dtype: torch.dtype) -> Any:
     )
 
 
-def _of_blocks(blocks: Mapping[str, Any], damping: Mapping[str, float]) -> dict[str, float]:
-    """Return a damping for every block."""
+def _of_weights(
+    capture: Capture, damping: Mapping[str, float], scales: Scales | None
+) -> dict[str, Tensor]:
+    """Return the damping of every weight, by parameter name, in the parameter's shape."""
     rest = float(np.mean(list(damping.values())))
-    return {name: damping.get(name, rest) for name in blocks}
+    entries = {}
+    for block in capture.blocks:
+        shape = (block.groups, block.left, block.right)
+        scale = torch.ones(shape) if scales is None else scales.of_block(block.name)
+        entries[block.name] = damping.get(block.name, rest) / scale.double().square()
+    return capture.by_parameter(entries)

@@ -1,17 +1,19 @@
 """Take over another run's sketch as far as it cannot differ: all of it but the plan.
 
-Bytes, codec and damping are decided by the plan, from sums that know none of them, so runs that
-differ in nothing else share every pass over the sample.
+Bytes, codec and the size of the damping are decided by the plan, from sums that know none of them,
+so runs that differ in nothing else share every pass over the sample. Where the damping differs from
+weight to weight, how it does decides the coordinates of the sums.
 """
 
 from typing import Any
 
+from streamfluence.stages import _damping
 from streamfluence.stages._session import load_state, save_state
 from streamfluence.stages._sets import plan_stage
 from streamfluence.store import RunStore
 
 _OF_THE_PLAN = ("rows", "checkpoint_weights", "format_version")
-_OF_THE_SUMS = ("name", "blocks")  # of the curvature; all else in its table is about damping
+_OF_THE_SUMS = {"name", "blocks"}  # of the curvature; all else in its table is about damping
 
 
 def reuse_sketch(source: RunStore, target: RunStore) -> bool:
@@ -29,4 +31,6 @@ def reuse_sketch(source: RunStore, target: RunStore) -> bool:
 def _decides(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a manifest that decides the sums of a sketch."""
     found = {key: value for key, value in manifest.items() if key not in _OF_THE_PLAN}
-    return found | {"curvature": {key: found["curvature"][key] for key in _OF_THE_SUMS}}
+    curvature = found["curvature"]
+    told = set(curvature) - {"damping"} if _damping.by_weight(curvature) else _OF_THE_SUMS
+    return found | {"curvature": {key: curvature[key] for key in told}}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamfluence.capture import Capture
+from streamfluence.capture import Capture, Scales
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Curvature, Factor
 from streamfluence.data import batch_length, map_batch, open_reader, to_tensors
@@ -131,9 +131,19 @@ class Session:
         asked = self.manifest["curvature"]["name"]
         return "fisher" if asked == "gauss_newton" and self.task.likelihood is None else asked
 
-    def gradient(self, checkpoint: int, projection: Projection | None) -> Gradient:
+    def gradient(
+        self, checkpoint: int, projection: Projection | None, scales: Scales | None
+    ) -> Gradient:
         """Return the feature that measures gradients at one checkpoint."""
-        return Gradient(self.task, self.capture(checkpoint), projection)
+        return Gradient(self.task, self.capture(checkpoint), projection, scales)
+
+    def scales(self, checkpoint: int, arrays: State) -> Scales | None:
+        """Return the scales among the arrays of a sketch's state on the device; None if there are none."""
+        if not arrays:
+            return None
+        blocks = enumerate(self.capture(checkpoint).blocks)
+        sides = {b.name: (arrays[f"left/{i}"], arrays[f"right/{i}"]) for i, b in blocks}
+        return Scales(sides).to(self.device)
 
     def checkpoint_count(self) -> int:
         return len(self.manifest["checkpoints"])
@@ -196,6 +206,7 @@ class Directions:
 
     Attributes:
         projection: Fitted and loaded.
+        scales: Of the coordinates that gradients are projected in; None for the weights' own.
         factor: Eigenvectors, eigenvalues and damping of the curvature in feature space.
         codec: How a training row is stored.
     """
@@ -206,6 +217,7 @@ class Directions:
         self.projection = opened.projection(checkpoint)
         self.projection.load(select(arrays, "projection"))
         self.projection = self.projection.to(opened.device)
+        self.scales = opened.scales(checkpoint, select(arrays, "scales"))
         self.factor = load_factor(arrays).to(opened.device)
         kind = member("codecs", opened.manifest["rows"]["codec"])
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)

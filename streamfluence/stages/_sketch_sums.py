@@ -1,26 +1,21 @@
 """What the last pass of the sketch sums: the curvature, and beside it what rows are.
 
-Rows are loss gradients, so their second moment says how much of them lies in a direction, and
-their norms how far a step of training went. With a curvature of loss gradients the second
-moment is the curvature itself, and not summed twice.
+Rows are loss gradients, so their second moment says how much of them lies in a direction. With a
+curvature of loss gradients it is the curvature itself, and not summed twice.
 """
 
 from collections.abc import Sequence
 
-import torch
-
 from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Curvature
 from streamfluence.linalg import State
-from streamfluence.projections._norms import squared_norms
-from streamfluence.projections._uses import as_float
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages._session import select
 
 
 class Sums:
-    """The state over some examples: the curvature's, that of rows, and the sum of squared norms.
+    """The state over some examples: the curvature's and that of rows.
 
     Args:
         projection: Ready to apply.
@@ -34,34 +29,25 @@ class Sums:
     def empty(self) -> State:
         """Return the state of no examples."""
         rows = self.fisher.empty(self.widths) if self.curvature.source == "probes" else {}
-        return {**_named(self.curvature.empty(self.widths), rows), "norm": torch.zeros(1).double()}
+        return _named(self.curvature.empty(self.widths), rows)
 
     def update(self, state: State, uses: Uses, weight: float) -> State:
         """Return ``state`` plus one batch of the curvature's vectors, counted ``weight`` times."""
         curvature = self.curvature.update(
             select(state, "curvature"), self.projection.apply(uses), weight
         )
-        updated = {**state, **_named(curvature, {})}
-        return updated if self.curvature.source == "probes" else self._norm(updated, uses)
+        return {**state, **_named(curvature, {})}
 
     def update_rows(self, state: State, uses: Uses) -> State:
         """Return ``state`` plus one batch of loss gradients, beside a curvature of probes."""
         rows = self.fisher.update(select(state, "rows"), self.projection.apply(uses))
-        return self._norm({**state, **_named({}, rows)}, uses)
+        return {**state, **_named({}, rows)}
 
     def merge(self, a: State, b: State) -> State:
         """Return the state of both parts together."""
         curvature = self.curvature.merge(select(a, "curvature"), select(b, "curvature"))
         rows = self.fisher.merge(select(a, "rows"), select(b, "rows"))
-        return {**_named(curvature, rows), "norm": a["norm"] + b["norm"]}
-
-    def _norm(self, state: State, uses: Uses) -> State:
-        blocks = {block.name: block for block in self.projection.blocks}
-        total = sum(
-            float(squared_norms(blocks[name], [as_float(use) for use in block_uses]).sum())
-            for name, block_uses in uses.items()
-        )
-        return {**state, "norm": state["norm"] + total}
+        return _named(curvature, rows)
 
 
 def _named(curvature: State, rows: State) -> State:

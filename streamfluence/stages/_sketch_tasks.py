@@ -1,7 +1,7 @@
 """The work units of the sketch: each reads a few states or one part of the sample, and commits one state.
 
-fit (sample) -> fitted-0 (merge) [-> refine-1 (sample) -> fitted-1 (merge) ...]
--> gram (sample) -> plan (merge)
+[squares (sample) -> scales (merge) ->] fit (sample) -> fitted-0 (merge)
+[-> refine-1 (sample) -> fitted-1 (merge) ...] -> gram (sample) -> plan (merge)
 """
 
 import math
@@ -15,6 +15,7 @@ from streamfluence.capture import Capture
 from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
@@ -78,6 +79,35 @@ def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
+
+
+def squares(run_path: str, device: str, checkpoint: int, task: int) -> None:
+    """Sum the squares of loss gradients over one part of the sample."""
+    opened = session(run_path, device)
+    sums = MeanSquares(opened.capture(checkpoint).blocks)
+    _accumulate(opened, checkpoint, task, "squares", sums.empty(), None, sums.update)
+
+
+def scales(run_path: str, device: str, checkpoint: int) -> None:
+    """Merge the squares and commit the coordinates in which the damping is the same for every weight."""
+    opened = session(run_path, device)
+    sums = MeanSquares(opened.capture(checkpoint).blocks)
+    state, examples = _merged(opened, checkpoint, "squares", sums.merge)
+    mean_square = sums.mean_square(state, examples)
+    share = _damping.share_by_weight(opened.manifest["curvature"], mean_square)
+    facts = {"mean_square": mean_square, "share_by_weight": share}
+    save_state(opened.store, _scales_stage(checkpoint), 0, sums.scales(state, share), facts)
+
+
+def _scales_stage(checkpoint: int) -> str:
+    return f"sketch/{checkpoint}/scales"
+
+
+def load_scales(opened: Session, checkpoint: int) -> tuple[State, dict[str, Any]]:
+    """Return the scales of one checkpoint and their facts; nothing where every weight counts alike."""
+    if not _damping.by_weight(opened.manifest["curvature"]):
+        return {}, {}
+    return load_state(opened.store, _scales_stage(checkpoint), 0)
 
 
 def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
@@ -144,9 +174,12 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     state, examples = _merged(opened, checkpoint, "gram", merge)
     sizes = _sizes(opened, projection)
     n_weights = sum(block.size for block in projection.blocks)
-    mean_square = float(state["norm"]) / examples / n_weights
+    scale_arrays, scale_facts = load_scales(opened, checkpoint)
     damping, rule = _damping.resolve(
-        manifest["curvature"], opened.curvature_name(), curvature, mean_square
+        manifest["curvature"],
+        opened.curvature_name(),
+        curvature,
+        scale_facts.get("mean_square", 0.0),
     )
     energy = projection.facts().get("energy")
     if damping is None and energy and sizes == [n_weights]:
@@ -170,6 +203,7 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     arrays |= {
         f"projection/{key}": value for key, value in _projection_arrays(opened, checkpoint).items()
     }
+    arrays |= {f"scales/{key}": value for key, value in scale_arrays.items()}
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
     arrays |= {f"turns/{i}": turn for i, turn in enumerate(factor.turns)}
     spectra = {"values": factor.values, "damping": factor.damping, "lean": factor.lean}
@@ -178,6 +212,7 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     facts = {
         "curvature": opened.curvature_name(),
         "damping_rule": rule,
+        "damping_share_by_weight": scale_facts.get("share_by_weight", 0.0),
         "sample_examples": examples,
         "directions": sum(part.width for part in projection.parts),
         **{key: sampled[key] for key in ("vectors", "vectors_an_example")},
@@ -230,7 +265,9 @@ def _accumulate(
         at_most: Examples of the whole sample that are looked at.
     """
     source = opened.curvature().source or "loss"
-    gradient, examples, number = opened.gradient(checkpoint, None), 0, 0
+    found = {} if stage == "squares" else load_scales(opened, checkpoint)[0]
+    gradient = opened.gradient(checkpoint, None, opened.scales(checkpoint, found))
+    examples = number = 0
     vectors = "loss gradients"
     for ids, batch in sample_batches(opened, checkpoint, task, at_most):
         examples += len(ids)

@@ -7,12 +7,14 @@ of the same pilot, so that a pilot run differs from it by projection, probes and
 codec alone.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamfluence.capture import Scales
 from streamfluence.errors import InputError
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.registry import member
@@ -30,7 +32,7 @@ from streamfluence.stages._pilot import (
 from streamfluence.stages._record import plan_facts, sketch_warnings
 from streamfluence.stages._reference import Solution, reference_scores
 from streamfluence.stages._sample import sample_rows
-from streamfluence.stages._session import session
+from streamfluence.stages._session import load_state, select, session
 from streamfluence.stages._sets import plan_stage
 from streamfluence.store import RunStore
 
@@ -120,7 +122,7 @@ class _Comparison:
         layered = pilot.opened.manifest["curvature"]["blocks"] == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
         self._kinds = [True, False] if (few if by_layer is None else by_layer) else [False]
-        self._solved: dict[tuple[Any, bool], Solution] = {}
+        self._solved: dict[tuple[Any, Any, bool], Solution] = {}
 
     def rows(self, name: str, store: RunStore, scored: Scored) -> list[dict[str, Any]]:
         """Return one row a reference, at the damping of the run that made the scores."""
@@ -135,9 +137,9 @@ class _Comparison:
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
-        found = []
+        found, scales = [], self._scales(store)
         for by_layer in self._kinds:
-            solution = self._solve(damping, by_layer)
+            solution = self._solve(damping, scales, by_layer)
             measured = agreement(scored.scores, solution.scores, self._k)
             found.append(
                 {
@@ -162,14 +164,32 @@ class _Comparison:
                 "converged": solution.converged,
                 "precision": solution.precision,
             }
-            for (damping, by_layer), solution in self._solved.items()
+            for (damping, _, by_layer), solution in self._solved.items()
         ]
 
-    def _solve(self, damping: dict[str, float], by_layer: bool) -> Solution:
-        key = (tuple(sorted(damping.items())), by_layer)
+    def _scales(self, store: RunStore) -> list[Scales | None]:
+        """Return the scales of every checkpoint, from the run that made the scores."""
+        opened = self._pilot.opened
+        plans = [load_state(store, plan_stage(n), 0)[0] for n in range(opened.checkpoint_count())]
+        return [opened.scales(n, select(plan, "scales")) for n, plan in enumerate(plans)]
+
+    def _solve(
+        self, damping: dict[str, float], scales: list[Scales | None], by_layer: bool
+    ) -> Solution:
+        key = (tuple(sorted(damping.items())), tuple(map(_digest, scales)), by_layer)
         if key not in self._solved:
-            self._solved[key] = reference_scores(self._pilot, damping, by_layer, self._double)
+            self._solved[key] = reference_scores(
+                self._pilot, damping, by_layer, self._double, scales=scales
+            )
         return self._solved[key]
+
+
+def _digest(scales: Scales | None) -> str:
+    found = hashlib.sha256()
+    for sides in scales.sides.values() if scales else ():
+        for side in sides:
+            found.update(side.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _row_bytes(store: RunStore, codec: dict[str, Any]) -> int | None:

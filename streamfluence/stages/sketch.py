@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from streamfluence.executors.base import Executor
 from streamfluence.registry import member
+from streamfluence.stages import _damping
 from streamfluence.stages import _sketch_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
 from streamfluence.stages._sample import sample_tasks
@@ -75,6 +76,8 @@ def steps_of(manifest: dict[str, Any]) -> list[Step]:
     """Return the steps of one checkpoint, in order."""
     kind = member("projections", manifest["projection"]["name"])
     steps = [Step("coverage", work.coverage, False)]
+    if _damping.by_weight(manifest["curvature"]):
+        steps += [Step("squares", work.squares, True), Step("scales", work.scales, False)]
     if kind.fitted:
         steps += [Step("fit", work.fit, True), Step(work.fitted(0), work.basis, False)]
         for number, shown in enumerate(kind.passes[1:], 1):

@@ -119,10 +119,14 @@ def settings(case: Case) -> list[Variant]:
             for d in case.dampings
         ]
 
+    joint = damped("joint")
+    adam = case.recipe.optimizer != "sgd"  # else a damping is the same for every weight anyway
+    even = [(f"{name}, the same for every weight", unknown | o) for name, o in joint if adam]
     changes: list[tuple[str, dict[str, Any]]] = [
         ("int8", {"rows.codec": "int8"}),
+        *joint,
         ("damping by the spectrum", unknown),
-        *damped("joint"),
+        *even,
         ("damping by the weight decay alone", decay),
         ("by layer", {"curvature.blocks": "layer"}),
         *damped("layer"),

@@ -1,0 +1,54 @@
+"""Gradients in other coordinates of the weights: every entry times a factor, of rank one in a block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamfluence.capture._rule import Deferred
+from streamfluence.capture.base import Dense, Indexed, Outer, Use, Uses
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The factors of every block: entry (left, right) of a group is multiplied by ``left * right``.
+
+    Attributes:
+        sides: Block name to the factors of its sides, shapes ``(group, left)`` and ``(group, right)``.
+    """
+
+    sides: Mapping[str, tuple[Tensor, Tensor]]
+
+    def apply(self, uses: Uses) -> dict[str, list[Use]]:
+        """Return the uses of scaled gradients; no gradient is formed for it."""
+        return {name: _all_scaled(some, *self.sides[name]) for name, some in uses.items()}
+
+    def of_block(self, name: str) -> Tensor:
+        """Return the factors of a block's entries, shape ``(group, left, right)``."""
+        left, right = self.sides[name]
+        return left[:, :, None] * right[:, None, :]
+
+    def to(self, device) -> "Scales":
+        """Return the scales on ``device``."""
+        return Scales({n: (a.to(device), b.to(device)) for n, (a, b) in self.sides.items()})
+
+
+def _all_scaled(uses: Sequence[Use], left: Tensor, right: Tensor) -> list[Use]:
+    return [_scaled(use, left, right) for use in uses]
+
+
+def _scaled(use: Use, left: Tensor, right: Tensor) -> Use:
+    if isinstance(use, Dense):
+        return Dense(use.gradient * left[:, :, None] * right[:, None, :])
+    if isinstance(use, Indexed):
+        return Indexed(use.index, use.right * right[0] * left[0][use.index].unsqueeze(-1))
+    return _outer(use, left, right)
+
+
+def _outer(use: Outer, left: Tensor, right: Tensor) -> Deferred:
+    rows = right[0] if len(right) == 1 else right
+    return Deferred(
+        lambda: use.left * left[:, None, :],
+        lambda: use.right * right[:, None, :],
+        lambda matrix: use.right_times(matrix * rows.to(matrix)[..., None]),
+    )
