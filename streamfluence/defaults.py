@@ -19,8 +19,9 @@ def blocks_of(job: Job) -> str:
     One matrix over all layers predicts retraining better where its damping is right, and worse
     where it is too small; blocks forgive. So it is joint unless only a weight decay is known, which
     is too small for training that was stopped before it settled. LDS at 256 bytes on the benchmark's
-    nets a, b, d, e1, e2: .801 .544 .882 .743 .805 jointly with the damping of the default rule, .793 .487
-    .780 .742 .800 by layer; with the weight decay alone .758 .404 .884 jointly, .793 .437 .782 by layer.
+    nets a, b, d, e1, e2: .815 .534 .865 .740 .816 jointly with the damping of the default rule, .800 .488
+    .760 .737 .814 by layer; with the weight decay alone, for an earlier projection, .758 .404 .884 jointly
+    and .793 .437 .782 by layer.
     """
     asked, curvature, projection = job.curvature.blocks, job.curvature, job.projection
     if asked != "auto":

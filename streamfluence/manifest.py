@@ -64,7 +64,9 @@ class Curvature:
             term of the loss.
         learning_rate, steps: Of training; the mean rate, where it changed.
         optimizer: ``sgd``, with ``momentum``, or ``adam`` (AdamW too), with the training's
-            ``batch_size``: its steps are divided by the size of a batch's gradient.
+            ``batch_size``: its steps are divided by the size of a batch's gradient, weight by weight,
+            and a damping, implied or given, is a mean over weights of what is larger where steps
+            were smaller. Needs learning_rate and steps.
     """
 
     name: str = "gauss_newton"

@@ -28,6 +28,9 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
         flags: File of flagged examples; see ``listed_rows``.
         by_id: The file lists the examples' own ids.
 
+    The gradient norm is that of the features: of the part in the directions kept, in the coordinates
+    in which the damping is the same for every weight.
+
     Returns:
         ``rankings``: one row a ranking with ``auc`` and the share of flagged examples found among
         the first 1, 2, 5, 10, 20, 30 and 50 % of all; and what was counted. Examples whose rows

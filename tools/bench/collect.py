@@ -42,7 +42,10 @@ path = "train.npz"
 examples = {sample}
 probes = 1
 [curvature]
-damping = 1e-3
+learning_rate = 1e-3
+steps = 1000
+optimizer = "{optimizer}"
+batch_size = 128
 [rows]
 bytes = {row_bytes}
 [compute]
@@ -100,6 +103,7 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         text = JOB.format(
             sample=options.sample, row_bytes=options.bytes, batch=batch,
             precision=options.precision, device=options.device, threads=options.threads,
+            optimizer=options.optimizer,
         )  # fmt: skip
         (folder / "job.toml").write_text(text)
         job, path = load_job(folder / "job.toml"), str(folder / "run")
@@ -137,6 +141,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--optimizer", default="adam", help="adam: gradients are scaled, too; or sgd"
+    )
     parser.add_argument("--bytes", type=int, default=256)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--batches", type=int, default=4)

@@ -1,6 +1,7 @@
 """Fidelity per byte: how well scores predict retraining, for references and for jobs of the library.
 
-    python tools/bench/fidelity.py                        # every case, from the stored ground truth
+    python tools/bench/fidelity.py                        # every case, from the stored ground truth,
+                                                          # then the table and the plot
     python tools/bench/fidelity.py --cases a d --groups default --no-references
     python tools/bench/fidelity.py --table                # what is in tools/bench/results/
     python tools/bench/fidelity.py --write-case b DIR     # task, data and nets of a case as files
@@ -48,6 +49,7 @@ def main() -> None:
         _run(options)
     if not (options.write_case or options.judge):
         print(fidelity_table.table(options.cases))
+        _draw()
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -59,6 +61,16 @@ def _run(options: argparse.Namespace) -> None:
     with ProcessPoolExecutor(options.workers, spawn, max_tasks_per_child=1) as pool:
         for done in [pool.submit(fidelity_rows.run_case, *job) for job in jobs]:
             done.result()
+
+
+def _draw() -> None:
+    """Draw the plot, where the extra that can is there."""
+    try:
+        from plot import draw
+    except ModuleNotFoundError as error:
+        print(f"no plot: {error}; pip install '.[plot]'")
+    else:
+        draw()
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,6 +1,8 @@
 """Draw the fidelity benchmark: LDS against bytes per example, one panel a case.
 
 python tools/bench/plot.py            # needs the extra `plot`; writes tools/bench/results/fidelity.svg
+
+``tools/bench/fidelity.py`` draws it too, after every run.
 """
 
 from typing import Any
@@ -24,7 +26,7 @@ STYLES = {
 NOTHING_STORED = 16  # where a peer that keeps nothing of an example is drawn
 
 
-def main() -> None:
+def draw() -> None:
     """Write the figure."""
     plt.rcParams["svg.hashsalt"] = "fidelity"  # the same rows make the same file
     results = fidelity_table.stored()
@@ -62,4 +64,4 @@ def _panel(axes: Axes, key: str, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    draw()

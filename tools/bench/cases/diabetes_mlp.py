@@ -33,5 +33,5 @@ CASE = Case(
         seeds=(0, 1, 2, 3, 4),
     ),
     data=diabetes,
-    dampings=(3e-3, 1e-2, 3e-2, 1e-1),
+    dampings=(3e-3, 1e-2, 2e-2, 3e-2, 1e-1),
 )
