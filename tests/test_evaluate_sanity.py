@@ -32,8 +32,17 @@ def failed(run_path):
     return [name for name, verdict in verdicts(run_path).items() if verdict != "passed"]
 
 
-def test_a_sound_run_passes_every_check_and_says_what_each_means(folder):
-    result = invoke("evaluate", "sanity", folder / "run", "--strict", "--json")
+# Decay as before, and a damping that differs from weight to weight.
+ADAM = ["optimizer=adam", "learning_rate=0.02", "steps=150", "batch_size=150", "damping=auto"]
+
+
+@pytest.mark.parametrize("told", [[], ADAM])
+def test_a_sound_run_passes_every_check_and_says_what_each_means(folder, told):
+    run = folder / ("adam" if told else "run")
+    for_run = [word for one in told for word in ("--set", f"curvature.{one}")]
+    if told:
+        assert invoke("run", folder / "job.toml", run, *for_run).exit_code == 0
+    result = invoke("evaluate", "sanity", run, "--strict", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["passed"] and len(report["checks"]) == 8

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from streamfluence.capture import Capture, Scales
+from streamfluence.capture import Capture, Scales, Uses
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Curvature, Factor
 from streamfluence.data import batch_length, map_batch, open_reader, to_tensors
@@ -221,6 +221,10 @@ class Directions:
         self.factor = load_factor(arrays).to(opened.device)
         kind = member("codecs", opened.manifest["rows"]["codec"])
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
+
+    def features(self, uses: Uses) -> Tensor:
+        """Return the features of gradients over the weights, in the coordinates that rows are in."""
+        return self.projection.apply(self.scales.apply(uses) if self.scales else uses)
 
 
 def directions(run_path: str, device: str, checkpoint: int) -> Directions:

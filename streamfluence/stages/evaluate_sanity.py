@@ -177,7 +177,7 @@ def _sums(pilot: Pilot) -> list[Check]:
                 total[name] += part
     queries = torch.cat(list(whitened(opened, 0, made, pilot, of_queries=True)))
     rows = torch.cat(list(whitened(opened, 0, made, pilot)))
-    summed = made.factor.whiten(made.projection.apply(capture.whole(total)))
+    summed = made.factor.whiten(made.features(capture.whole(total)))
     # Sums cancel where training has converged, so rounding is measured against what cancels.
     scale = (rows.norm(dim=1).sum() * queries.norm(dim=1)).clamp_min(1e-30)
     error = ((rows.sum(0) @ queries.T - summed[0] @ queries.T).abs() / scale).max()
@@ -191,7 +191,7 @@ def _sums(pilot: Pilot) -> list[Check]:
     ]
     decay = opened.manifest["curvature"]["weight_decay"]
     if decay is not None:
-        pull = made.factor.whiten(made.projection.apply(capture.whole(dict(weights)))).detach()
+        pull = made.factor.whiten(made.features(capture.whole(dict(weights)))).detach()
         mean = rows.mean(0) + decay * pull[0]
         noise = rows.square().sum(1).mean().sqrt()
         checks.append(
