@@ -8,7 +8,7 @@ from small_job import _gauss_newton, load, loss_gradients, write_job
 from torch import nn
 
 import streamfluence
-from streamfluence.capture import Capture, Outer, Scales, dense_gradient
+from streamfluence.capture import Capture, Outer, Scales, by_block, dense_gradient
 from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.stages._pilot import choose_pilot
 from streamfluence.stages._reference import reference_scores
@@ -121,17 +121,14 @@ def test_the_squares_of_a_block_are_exact_and_shared_out_by_row_and_column(name)
     sums = MeanSquares(capture.blocks)
     state = sums.update(sums.update(sums.empty(), uses), uses)
     total = 0.0
+    sides = by_block(capture.blocks, state["left"], state["right"])
     for number, block in enumerate(capture.blocks):
         squares = 2 * dense_gradient(block, uses[block.name]).double().square().sum(0)
         total += float(squares.sum())
         assert float(state["norm"][number]) == pytest.approx(float(squares.sum()), rel=1e-5)
         if name in ("mlp", "alone"):  # one position: nothing to neglect
-            torch.testing.assert_close(
-                state[f"left/{number}"], squares.sum(2), rtol=1e-4, atol=1e-9
-            )
-            torch.testing.assert_close(
-                state[f"right/{number}"], squares.sum(1), rtol=1e-4, atol=1e-9
-            )
+            torch.testing.assert_close(sides[block.name][0], squares.sum(2), rtol=1e-4, atol=1e-9)
+            torch.testing.assert_close(sides[block.name][1], squares.sum(1), rtol=1e-4, atol=1e-9)
     size = sum(block.size for block in capture.blocks)
     assert sums.mean_square(state, 8) == pytest.approx(total / 8 / size, rel=1e-5)
 
@@ -144,8 +141,9 @@ def test_positions_share_their_squares_one_by_one():
     expected = torch.zeros(capture.blocks[0].left, capture.blocks[0].right)
     for left, right in zip(use.left.flatten(0, 2), use.right.flatten(0, 2), strict=True):
         expected += torch.outer(left, right).square()
-    torch.testing.assert_close(state["left/0"][0].float(), expected.sum(1))
-    torch.testing.assert_close(state["right/0"][0].float(), expected.sum(0))
+    (left, right), _ = by_block(capture.blocks, state["left"], state["right"]).values()
+    torch.testing.assert_close(left[0].float(), expected.sum(1))
+    torch.testing.assert_close(right[0].float(), expected.sum(0))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,8 +153,8 @@ def test_the_damping_keeps_its_mean_over_all_weights(name, share):
     sums = MeanSquares(capture.blocks)
     state = sums.scales(sums.update(sums.empty(), uses), share)
     total = 0.0
-    for number in range(len(capture.blocks)):
-        left, right = (state[f"{side}/{number}"].double() for side in ("left", "right"))
+    for sides in by_block(capture.blocks, state["left"], state["right"]).values():
+        left, right = (side.double() for side in sides)
         damping = 1 / (left[:, :, None] * right[:, None, :]).square()
         total += float(damping.sum())
         if share == 0.0:
@@ -168,11 +166,12 @@ def test_a_layer_without_gradient_keeps_what_is_even():
     _, capture, uses = captured("mlp")
     sums = MeanSquares(capture.blocks)
     state = sums.update(sums.empty(), uses)
-    state = {k: v * 0 if k.endswith("/1") else v for k, v in state.items()}
-    state["norm"] = state["norm"] * torch.tensor([1.0, 0.0])
+    for part in (state["norm"][1:], state["left"][6:], state["right"][6:]):
+        part.zero_()  # of the second layer
     scales = sums.scales(state, 0.8)
-    torch.testing.assert_close(scales["left/1"], torch.full_like(scales["left/1"], 0.2**-0.5))
-    torch.testing.assert_close(scales["right/1"], torch.ones_like(scales["right/1"]))
+    _, (left, right) = by_block(capture.blocks, scales["left"], scales["right"]).values()
+    torch.testing.assert_close(left, torch.full((1, 3), 0.2**-0.5))
+    torch.testing.assert_close(right, torch.ones(1, 7))
 
 
 # --- scores, by another road in float64 ----------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from streamfluence.capture._rule import Deferred
-from streamfluence.capture.base import Dense, Indexed, Outer, Use, Uses
+from streamfluence.capture.base import Block, Dense, Indexed, Outer, Use, Uses
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,18 @@ class Scales:
     def to(self, device) -> "Scales":
         """Return the scales on ``device``."""
         return Scales({n: (a.to(device), b.to(device)) for n, (a, b) in self.sides.items()})
+
+
+def by_block(
+    blocks: Sequence[Block], left: Tensor, right: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return flat numbers of both sides of all blocks by block name, as ``Scales`` has them."""
+    lefts = left.split([block.groups * block.left for block in blocks])
+    rights = right.split([block.groups * block.right for block in blocks])
+    return {
+        block.name: (a.view(block.groups, -1), b.view(block.groups, -1))
+        for block, a, b in zip(blocks, lefts, rights, strict=True)
+    }
 
 
 def _all_scaled(uses: Sequence[Use], left: Tensor, right: Tensor) -> list[Use]:

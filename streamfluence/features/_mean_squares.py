@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamfluence.capture.base import Block, Dense, Indexed, Use, Uses
+from streamfluence.capture import Block, Dense, Indexed, Use, Uses, by_block
 from streamfluence.linalg import State, add_states
 from streamfluence.projections._norms import squared_norms
 from streamfluence.projections._uses import as_float
@@ -25,24 +25,24 @@ class MeanSquares:
         self._blocks = tuple(blocks)
 
     def empty(self) -> State:
-        """Return the state of no examples (float64 sums)."""
-        state: State = {"norm": torch.zeros(len(self._blocks), dtype=torch.float64)}
-        for number, block in enumerate(self._blocks):
-            for name, side in (("left", block.left), ("right", block.right)):
-                state[f"{name}/{number}"] = torch.zeros(block.groups, side, dtype=torch.float64)
-        return state
+        """Return the state of no examples: float64 sums, ``left`` and ``right`` flat, all blocks in order."""
+        sizes = {
+            "norm": len(self._blocks),
+            "left": sum(block.groups * block.left for block in self._blocks),
+            "right": sum(block.groups * block.right for block in self._blocks),
+        }
+        return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
     def update(self, state: State, uses: Uses) -> State:
         """Return ``state`` plus one batch of loss gradients."""
-        batch: State = {}
-        norms = []
-        for number, block in enumerate(self._blocks):
+        pieces: dict[str, list[Tensor]] = {"norm": [], "left": [], "right": []}
+        for block in self._blocks:
             floats = [as_float(use) for use in uses[block.name]]
-            norms.append(squared_norms(block, floats).sum())
-            sides = [_side_sums(block, use) for use in floats]
-            batch[f"left/{number}"] = torch.stack([left for left, _ in sides]).sum(0)
-            batch[f"right/{number}"] = torch.stack([right for _, right in sides]).sum(0)
-        batch["norm"] = torch.stack(norms)
+            pieces["norm"].append(squared_norms(block, floats).sum()[None])
+            sides = zip(*(_side_sums(block, use) for use in floats), strict=True)
+            for name, sums in zip(("left", "right"), sides, strict=True):
+                pieces[name].append(torch.stack(sums).sum(0).flatten())
+        batch = {name: torch.cat(parts) for name, parts in pieces.items()}
         return add_states({key: value.to(batch[key].device) for key, value in state.items()}, batch)
 
     def merge(self, a: State, b: State) -> State:
@@ -56,23 +56,22 @@ class MeanSquares:
     def scales(self, state: State, share: float) -> State:
         """Return the factors of coordinates in which a damping is the same for every weight.
 
-        The damping of a weight is ``1 - share`` plus ``share`` times its root mean square, both in
-        units of their mean over all weights; and so in turn for its block, its row and its column. The
-        factors are its inverse root, ``left/<number>`` and ``right/<number>`` a block, float32.
+        The damping of a weight over the mean of all is a product of three numbers, of its block, its
+        row and its column. Each is ``1 - share`` plus ``share`` times a root mean square over the mean
+        of its kind. The factors are the inverse root: ``left``, with the block's, and ``right``, flat
+        as in the state, float32.
         """
         sizes = torch.tensor([block.size for block in self._blocks], dtype=torch.float64)
         levels = (state["norm"].cpu() / sizes).sqrt()
         of_blocks = _mixed(levels, (levels * sizes).sum() / sizes.sum(), share)
-        found: State = {}
-        for number, of_block in enumerate(of_blocks):
-            left, right = (state[f"{side}/{number}"].cpu().sqrt() for side in ("left", "right"))
-            rows, columns = (
-                _mixed(left, left.mean(), share),
-                _mixed(right, right.mean(1, keepdim=True), share),
-            )
-            found[f"left/{number}"] = (rows * of_block).rsqrt().float()
-            found[f"right/{number}"] = columns.rsqrt().float()
-        return found
+        sides = by_block(self._blocks, state["left"].cpu().sqrt(), state["right"].cpu().sqrt())
+        factors: dict[str, list[Tensor]] = {"left": [], "right": []}
+        for of_block, (left, right) in zip(of_blocks, sides.values(), strict=True):
+            rows = _mixed(left, left.mean(), share) * of_block
+            columns = _mixed(right, right.mean(1, keepdim=True), share)
+            factors["left"].append(rows.rsqrt().flatten())
+            factors["right"].append(columns.rsqrt().flatten())
+        return {name: torch.cat(parts).float() for name, parts in factors.items()}
 
 
 def _mixed(values: Tensor, mean: Tensor, share: float) -> Tensor:

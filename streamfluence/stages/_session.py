@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamfluence.capture import Capture, Scales, Uses
+from streamfluence.capture import Capture, Scales, Uses, by_block
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Curvature, Factor
 from streamfluence.data import batch_length, map_batch, open_reader, to_tensors
@@ -141,9 +141,8 @@ class Session:
         """Return the scales among the arrays of a sketch's state on the device; None if there are none."""
         if not arrays:
             return None
-        blocks = enumerate(self.capture(checkpoint).blocks)
-        sides = {b.name: (arrays[f"left/{i}"], arrays[f"right/{i}"]) for i, b in blocks}
-        return Scales(sides).to(self.device)
+        blocks = self.capture(checkpoint).blocks
+        return Scales(by_block(blocks, arrays["left"], arrays["right"])).to(self.device)
 
     def checkpoint_count(self) -> int:
         return len(self.manifest["checkpoints"])
