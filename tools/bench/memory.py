@@ -47,6 +47,8 @@ path = "test.npz"
 weight_decay = 1e-3
 learning_rate = 1e-3
 steps = 1000
+optimizer = "adam"
+batch_size = 128
 [sketch]
 examples = 2048
 [compute]
