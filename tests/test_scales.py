@@ -15,6 +15,7 @@ from streamfluence.stages._reference import reference_scores
 from streamfluence.stages._session import session
 from streamfluence.stages._sketch_tasks import load_scales
 from streamfluence.stages.run import run
+from streamfluence.stages.score import score
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.02, "steps": 150, "batch_size": 150}
 EXACT = {
@@ -229,6 +230,20 @@ def test_scores_are_the_dense_solve_with_a_damping_for_every_weight(tmp_path, de
     plan = streamfluence.stages.sketch.describe(str(tmp_path / "run"))["checkpoints"][0]
     assert plan["blocks"][0]["damping"] == pytest.approx(float(damping.mean()), rel=1e-4)
     assert 0.1 < plan["damping_share_by_weight"] < 0.8 + 1e-9
+
+
+def test_another_damping_when_scoring_is_the_mean_of_the_same_shape(tmp_path):
+    job = write_job(tmp_path)
+    told = ADAM | {"blocks": "joint", "damping": "auto"}
+    run(job, str(tmp_path / "run"), EXACT | {f"curvature.{key}": v for key, v in told.items()})
+    score(str(tmp_path / "run"), damping=0.5)
+    opened = streamfluence.open(str(tmp_path / "run"))
+    found = opened.scores(damping=0.5).compute()
+    expected = dense(tmp_path, damping_by_loop(tmp_path, 0.5, 0.0))
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
+    record = opened.top("0", k=1, name="test-damping-0.5")["record"]
+    assert record["damping_rule"] == "given when scoring, a mean over weights"
+    assert record["damping_share_by_weight"] == pytest.approx(0.8)
 
 
 def test_the_unprojected_reference_has_the_same_damping(tmp_path):

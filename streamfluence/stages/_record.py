@@ -74,11 +74,17 @@ def _method(store: RunStore, damping: float | None) -> dict[str, Any]:
         "curvature_from": first["vectors"],
         "sample_examples": first["sample_examples"],
         "damping": _dampings(first) if damping is None else damping,
-        "damping_rule": first["damping_rule"] if damping is None else "given when scoring",
+        "damping_rule": first["damping_rule"] if damping is None else _given(first),
+        "damping_share_by_weight": round(first["damping_share_by_weight"], 3),
         "effective_dimension": round(_effective_dimension(store, first, damping), 1),
         "precision": manifest["compute"]["precision"],
         "precision_cosine": coverage_facts(store, 0)["precision_cosine"],
     }
+
+
+def _given(plan: dict[str, Any]) -> str:
+    spread = plan["damping_share_by_weight"] > 0
+    return "given when scoring" + (", a mean over weights" if spread else "")
 
 
 def _dampings(plan: dict[str, Any]) -> float | dict[str, float] | None:
