@@ -13,7 +13,6 @@ from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.stages._pilot import choose_pilot
 from streamfluence.stages._reference import reference_scores
 from streamfluence.stages._session import session
-from streamfluence.stages._sketch_tasks import load_scales
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 
@@ -92,7 +91,7 @@ def test_a_scaled_gradient_is_the_gradient_times_the_factors_of_its_entries(name
         factors = torch.einsum("gl,gr->glr", left, right)
         expected = dense_gradient(block, uses[block.name]) * factors
         torch.testing.assert_close(dense_gradient(block, scaled[block.name]), expected)
-        torch.testing.assert_close(scales.of_block(block.name), factors)
+        torch.testing.assert_close(scales.of_block(block), factors)
         for use in scaled[block.name]:
             if isinstance(use, Outer):
                 thin = torch.randn(block.groups, block.right, 2)
@@ -253,8 +252,7 @@ def test_the_unprojected_reference_has_the_same_damping(tmp_path):
     pilot = choose_pilot(str(tmp_path / "run"), "cpu", 150, None, 7)
     damping = damping_by_loop(tmp_path, None, 0.0)
     opened = session(str(tmp_path / "run"), "cpu")
-    scales = [opened.scales(0, load_scales(opened, 0)[0])]
     values = {"joint": float(damping.mean())}
-    found = reference_scores(pilot, values, False, True, 1e-8, scales).scores
+    found = reference_scores(pilot, values, False, True, 1e-8, [opened.scales(0)]).scores
     expected = dense(tmp_path, damping)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())

@@ -1,8 +1,9 @@
 """Gradients in other coordinates of the weights: every entry times a factor, of rank one in a block."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from streamfluence.capture._rule import Deferred
@@ -14,18 +15,25 @@ class Scales:
     """The factors of every block: entry (left, right) of a group is multiplied by ``left * right``.
 
     Attributes:
-        sides: Block name to the factors of its sides, shapes ``(group, left)`` and ``(group, right)``.
+        sides: Block name to the factors of its sides, shapes ``(group, left)`` and ``(group, right)``;
+            without any, the coordinates are the weights' own.
     """
 
-    sides: Mapping[str, tuple[Tensor, Tensor]]
+    sides: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def apply(self, uses: Uses) -> dict[str, list[Use]]:
+    def apply(self, uses: Uses) -> Uses:
         """Return the uses of scaled gradients; no gradient is formed for it."""
-        return {name: _all_scaled(some, *self.sides[name]) for name, some in uses.items()}
+        if not self.sides:
+            return uses
+        return {
+            name: [_scaled(use, *self.sides[name]) for use in some] for name, some in uses.items()
+        }
 
-    def of_block(self, name: str) -> Tensor:
+    def of_block(self, block: Block) -> Tensor:
         """Return the factors of a block's entries, shape ``(group, left, right)``."""
-        left, right = self.sides[name]
+        if not self.sides:
+            return torch.ones(block.groups, block.left, block.right)
+        left, right = self.sides[block.name]
         return left[:, :, None] * right[:, None, :]
 
     def to(self, device) -> "Scales":
@@ -43,10 +51,6 @@ def by_block(
         block.name: (a.view(block.groups, -1), b.view(block.groups, -1))
         for block, a, b in zip(blocks, lefts, rights, strict=True)
     }
-
-
-def _all_scaled(uses: Sequence[Use], left: Tensor, right: Tensor) -> list[Use]:
-    return [_scaled(use, left, right) for use in uses]
 
 
 def _scaled(use: Use, left: Tensor, right: Tensor) -> Use:

@@ -21,7 +21,7 @@ class Gradient(Feature):
         task: Gives the loss and the probes.
         capture: Planned on the task's model at one checkpoint.
         projection: Ready to apply; None while it is still being fitted.
-        scales: Of the coordinates in which gradients are given; None for the weights' own.
+        scales: Of the coordinates in which gradients are given.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Gradient(Feature):
         scales: Scales | None = None,
     ) -> None:
         self.task, self.capture, self.projection = task, capture, projection
-        self.scales = scales
+        self.scales = scales or Scales()
 
     @property
     def width(self) -> int:
@@ -82,5 +82,4 @@ class Gradient(Feature):
                 yield self._uses(tape, outputs, cotangent, last=number == count - 1), weight
 
     def _uses(self, tape: Tape, outputs: Tensor, cotangent: Tensor, last: bool) -> Uses:
-        found = tape.gradients(outputs, cotangent, last)
-        return found if self.scales is None else self.scales.apply(found)
+        return self.scales.apply(tape.gradients(outputs, cotangent, last))

@@ -42,12 +42,12 @@ def resolve(
     if name == "identity":
         return None, "none: no curvature"
     if options["damping"] != "auto":
-        return float(options["damping"]), "given" + _spread(options)
+        return float(options["damping"]), "given" + spread(options)
     decay, early = options["weight_decay"] or 0.0, early_stopping(options, mean_square)
     if decay or early:
         terms = [f"weight decay {decay:g}"] if decay else []
         terms += [f"early stopping {early:.3g}"] if early else []
-        return decay + early, " + ".join(terms) + _spread(options)
+        return decay + early, " + ".join(terms) + spread(options)
     return None, f"{curvature.default_scale:g} x the mean eigenvalue of each block's weights"
 
 
@@ -76,7 +76,8 @@ def share_by_weight(options: Mapping[str, Any], mean_square: float) -> float:
     return (1 - EVEN) * early / total if total else 0.0
 
 
-def _spread(options: Mapping[str, Any]) -> str:
+def spread(options: Mapping[str, Any]) -> str:
+    """Return what a rule in words adds where its damping is a mean."""
     return ", a mean over weights" if by_weight(options) else ""
 
 

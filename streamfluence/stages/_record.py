@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamfluence.layout import collect_stage
+from streamfluence.stages._damping import spread
 from streamfluence.stages._doubts import energy_kept, row_doubts, sketch_doubts
 from streamfluence.stages._sets import partition_count, plan_stage
 from streamfluence.store import Receipt, RunStore
@@ -74,17 +75,14 @@ def _method(store: RunStore, damping: float | None) -> dict[str, Any]:
         "curvature_from": first["vectors"],
         "sample_examples": first["sample_examples"],
         "damping": _dampings(first) if damping is None else damping,
-        "damping_rule": first["damping_rule"] if damping is None else _given(first),
+        "damping_rule": first["damping_rule"]
+        if damping is None
+        else "given when scoring" + spread(manifest["curvature"]),
         "damping_share_by_weight": round(first["damping_share_by_weight"], 3),
         "effective_dimension": round(_effective_dimension(store, first, damping), 1),
         "precision": manifest["compute"]["precision"],
         "precision_cosine": coverage_facts(store, 0)["precision_cosine"],
     }
-
-
-def _given(plan: dict[str, Any]) -> str:
-    spread = plan["damping_share_by_weight"] > 0
-    return "given when scoring" + (", a mean over weights" if spread else "")
 
 
 def _dampings(plan: dict[str, Any]) -> float | dict[str, float] | None:

@@ -48,14 +48,15 @@ def reference_scores(
     by_layer: bool,
     double: bool = False,
     tolerance: float = TOLERANCE,
-    scales: Sequence[Scales | None] | None = None,
+    scales: Sequence[Scales] = (),
 ) -> Solution:
     """Return the scores that no projection, sketch or codec has touched.
 
     Args:
         damping: By block of the run's curvature, or of one name for everything; a block that is not
             named gets the mean of the others.
-        scales: Of each checkpoint, the coordinates in which it is the same for every weight.
+        scales: Of each checkpoint, the coordinates in which it is the same for every weight; by
+            default the weights' own.
         by_layer: Leave out what couples the layers; one system a layer.
         double: Solve in float64, where the model can run in it. Convolutions on a CPU are then nine
             times slower (measured on the digits net); the residual says whether float32 was enough.
@@ -71,7 +72,7 @@ def reference_scores(
         precision = net.precision
         capture = opened.capture(checkpoint)
         blocks = {b.name: list(b.parameters) for b in capture.blocks}
-        values = _of_weights(capture, damping, scales[checkpoint] if scales else None)
+        values = _of_weights(capture, damping, scales[checkpoint] if scales else Scales())
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
             part, solved = net.scores({name: blocks[name] for name in group}, values, tolerance)
@@ -159,13 +160,12 @@ def _cast(batch: Any, dtype: torch.dtype) -> Any:
 
 
 def _of_weights(
-    capture: Capture, damping: Mapping[str, float], scales: Scales | None
+    capture: Capture, damping: Mapping[str, float], scales: Scales
 ) -> dict[str, Tensor]:
     """Return the damping of every weight, by parameter name, in the parameter's shape."""
     rest = float(np.mean(list(damping.values())))
-    entries = {}
-    for block in capture.blocks:
-        shape = (block.groups, block.left, block.right)
-        scale = torch.ones(shape) if scales is None else scales.of_block(block.name)
-        entries[block.name] = damping.get(block.name, rest) / scale.double().square()
+    entries = {
+        block.name: damping.get(block.name, rest) / scales.of_block(block).double().square()
+        for block in capture.blocks
+    }
     return capture.by_parameter(entries)

@@ -22,8 +22,8 @@ from streamfluence.features.gradient import Gradient
 from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
-from streamfluence.stages import _resolve
-from streamfluence.stages._sets import plan_stage, set_facts
+from streamfluence.stages import _damping, _resolve
+from streamfluence.stages._sets import plan_stage, scales_stage, set_facts
 from streamfluence.store import RunStore
 from streamfluence.task import Task, load_task
 
@@ -131,16 +131,15 @@ class Session:
         asked = self.manifest["curvature"]["name"]
         return "fisher" if asked == "gauss_newton" and self.task.likelihood is None else asked
 
-    def gradient(
-        self, checkpoint: int, projection: Projection | None, scales: Scales | None
-    ) -> Gradient:
+    def gradient(self, checkpoint: int, projection: Projection | None, scales: Scales) -> Gradient:
         """Return the feature that measures gradients at one checkpoint."""
         return Gradient(self.task, self.capture(checkpoint), projection, scales)
 
-    def scales(self, checkpoint: int, arrays: State) -> Scales | None:
-        """Return the scales among the arrays of a sketch's state on the device; None if there are none."""
-        if not arrays:
-            return None
+    def scales(self, checkpoint: int) -> Scales:
+        """Return the coordinates in which the damping is the same for every weight, on the device."""
+        if not _damping.by_weight(self.manifest["curvature"]):
+            return Scales()
+        arrays, _ = load_state(self.store, scales_stage(checkpoint), 0)
         blocks = self.capture(checkpoint).blocks
         return Scales(by_block(blocks, arrays["left"], arrays["right"])).to(self.device)
 
@@ -205,7 +204,7 @@ class Directions:
 
     Attributes:
         projection: Fitted and loaded.
-        scales: Of the coordinates that gradients are projected in; None for the weights' own.
+        scales: Of the coordinates that gradients are projected in.
         factor: Eigenvectors, eigenvalues and damping of the curvature in feature space.
         codec: How a training row is stored.
     """
@@ -216,14 +215,14 @@ class Directions:
         self.projection = opened.projection(checkpoint)
         self.projection.load(select(arrays, "projection"))
         self.projection = self.projection.to(opened.device)
-        self.scales = opened.scales(checkpoint, select(arrays, "scales"))
+        self.scales = opened.scales(checkpoint)
         self.factor = load_factor(arrays).to(opened.device)
         kind = member("codecs", opened.manifest["rows"]["codec"])
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
 
     def features(self, uses: Uses) -> Tensor:
         """Return the features of gradients over the weights, in the coordinates that rows are in."""
-        return self.projection.apply(self.scales.apply(uses) if self.scales else uses)
+        return self.projection.apply(self.scales.apply(uses))
 
 
 def directions(run_path: str, device: str, checkpoint: int) -> Directions:

@@ -56,6 +56,11 @@ def plan_stage(checkpoint: int) -> str:
     return f"sketch/{checkpoint}/plan"
 
 
+def scales_stage(checkpoint: int) -> str:
+    """Return the stage that holds the coordinates of one checkpoint's damping, if it has its own."""
+    return f"sketch/{checkpoint}/scales"
+
+
 def require_complete(store: RunStore, example_set: str, checkpoint: int) -> None:
     """Raise IncompleteError, with what is missing, unless every row of a set is there."""
     missing = store.missing(

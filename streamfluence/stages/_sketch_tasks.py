@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from streamfluence.capture import Capture
+from streamfluence.capture import Capture, Scales
 from streamfluence.capture.base import Uses
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError, NonFiniteError
@@ -28,7 +28,7 @@ from streamfluence.stages._session import (
     select,
     session,
 )
-from streamfluence.stages._sets import plan_stage
+from streamfluence.stages._sets import plan_stage, scales_stage
 from streamfluence.stages._sketch_sums import Sums
 
 EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum
@@ -96,18 +96,7 @@ def scales(run_path: str, device: str, checkpoint: int) -> None:
     mean_square = sums.mean_square(state, examples)
     share = _damping.share_by_weight(opened.manifest["curvature"], mean_square)
     facts = {"mean_square": mean_square, "share_by_weight": share}
-    save_state(opened.store, _scales_stage(checkpoint), 0, sums.scales(state, share), facts)
-
-
-def _scales_stage(checkpoint: int) -> str:
-    return f"sketch/{checkpoint}/scales"
-
-
-def load_scales(opened: Session, checkpoint: int) -> tuple[State, dict[str, Any]]:
-    """Return the scales of one checkpoint and their facts; nothing where every weight counts alike."""
-    if not _damping.by_weight(opened.manifest["curvature"]):
-        return {}, {}
-    return load_state(opened.store, _scales_stage(checkpoint), 0)
+    save_state(opened.store, scales_stage(checkpoint), 0, sums.scales(state, share), facts)
 
 
 def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
@@ -174,7 +163,8 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     state, examples = _merged(opened, checkpoint, "gram", merge)
     sizes = _sizes(opened, projection)
     n_weights = sum(block.size for block in projection.blocks)
-    scale_arrays, scale_facts = load_scales(opened, checkpoint)
+    by_weight = _damping.by_weight(manifest["curvature"])
+    scale_facts = load_state(opened.store, scales_stage(checkpoint), 0)[1] if by_weight else {}
     damping, rule = _damping.resolve(
         manifest["curvature"],
         opened.curvature_name(),
@@ -203,7 +193,6 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     arrays |= {
         f"projection/{key}": value for key, value in _projection_arrays(opened, checkpoint).items()
     }
-    arrays |= {f"scales/{key}": value for key, value in scale_arrays.items()}
     arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
     arrays |= {f"turns/{i}": turn for i, turn in enumerate(factor.turns)}
     spectra = {"values": factor.values, "damping": factor.damping, "lean": factor.lean}
@@ -265,8 +254,8 @@ def _accumulate(
         at_most: Examples of the whole sample that are looked at.
     """
     source = opened.curvature().source or "loss"
-    found = {} if stage == "squares" else load_scales(opened, checkpoint)[0]
-    gradient = opened.gradient(checkpoint, None, opened.scales(checkpoint, found))
+    scales = Scales() if stage == "squares" else opened.scales(checkpoint)
+    gradient = opened.gradient(checkpoint, None, scales)
     examples = number = 0
     vectors = "loss gradients"
     for ids, batch in sample_batches(opened, checkpoint, task, at_most):

@@ -32,7 +32,7 @@ from streamfluence.stages._pilot import (
 from streamfluence.stages._record import plan_facts, sketch_warnings
 from streamfluence.stages._reference import Solution, reference_scores
 from streamfluence.stages._sample import sample_rows
-from streamfluence.stages._session import load_state, select, session
+from streamfluence.stages._session import Session, session
 from streamfluence.stages._sets import plan_stage
 from streamfluence.store import RunStore
 
@@ -89,16 +89,16 @@ def evaluate_fidelity(
     compared = _Comparison(pilot, k, by_layer, double)
     rows: list[dict[str, Any]] = []
     progress.start("fidelity", 2 + len(settings), "settings")
-    rows += compared.rows("the run as stored", pilot.opened.store, stored_scores(pilot))
+    rows += compared.rows("the run as stored", pilot.opened, stored_scores(pilot))
     progress.advance(1)
     with tempfile.TemporaryDirectory() as folder:
         first: RunStore | None = None
         for number, setting in enumerate([Setting("the run's settings on the pilot"), *settings]):
             changes = {"sketch.examples": sample, **setting.changes}
             path = pilot_run(pilot, Path(folder) / str(number), changes, first)
-            store = RunStore.open(path)
-            first = first or store
-            rows += compared.rows(setting.name, store, pilot_scores(pilot, path))
+            opened = session(path, pilot.device)
+            first = first or opened.store
+            rows += compared.rows(setting.name, opened, pilot_scores(pilot, path))
             progress.advance(1)
     progress.finish()
     return {
@@ -124,9 +124,9 @@ class _Comparison:
         self._kinds = [True, False] if (few if by_layer is None else by_layer) else [False]
         self._solved: dict[tuple[Any, Any, bool], Solution] = {}
 
-    def rows(self, name: str, store: RunStore, scored: Scored) -> list[dict[str, Any]]:
+    def rows(self, name: str, opened: Session, scored: Scored) -> list[dict[str, Any]]:
         """Return one row a reference, at the damping of the run that made the scores."""
-        plan = plan_facts(store, 0)
+        store, plan = opened.store, plan_facts(opened.store, 0)
         damping = dampings(plan if plan["blocks"] else plan_facts(self._pilot.opened.store, 0))
         facts, codec = scored.stored, plan["codec"]
         shared = {
@@ -137,7 +137,7 @@ class _Comparison:
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
-        found, scales = [], self._scales(store)
+        found, scales = [], [opened.scales(n) for n in range(opened.checkpoint_count())]
         for by_layer in self._kinds:
             solution = self._solve(damping, scales, by_layer)
             measured = agreement(scored.scores, solution.scores, self._k)
@@ -167,15 +167,7 @@ class _Comparison:
             for (damping, _, by_layer), solution in self._solved.items()
         ]
 
-    def _scales(self, store: RunStore) -> list[Scales | None]:
-        """Return the scales of every checkpoint, from the run that made the scores."""
-        opened = self._pilot.opened
-        plans = [load_state(store, plan_stage(n), 0)[0] for n in range(opened.checkpoint_count())]
-        return [opened.scales(n, select(plan, "scales")) for n, plan in enumerate(plans)]
-
-    def _solve(
-        self, damping: dict[str, float], scales: list[Scales | None], by_layer: bool
-    ) -> Solution:
+    def _solve(self, damping: dict[str, float], scales: list[Scales], by_layer: bool) -> Solution:
         key = (tuple(sorted(damping.items())), tuple(map(_digest, scales)), by_layer)
         if key not in self._solved:
             self._solved[key] = reference_scores(
@@ -184,9 +176,9 @@ class _Comparison:
         return self._solved[key]
 
 
-def _digest(scales: Scales | None) -> str:
+def _digest(scales: Scales) -> str:
     found = hashlib.sha256()
-    for sides in scales.sides.values() if scales else ():
+    for sides in scales.sides.values():
         for side in sides:
             found.update(side.cpu().numpy().tobytes())
     return found.hexdigest()
