@@ -13,6 +13,7 @@ from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.stages._pilot import choose_pilot
 from streamfluence.stages._reference import reference_scores
 from streamfluence.stages._session import session
+from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 
@@ -256,3 +257,18 @@ def test_the_unprojected_reference_has_the_same_damping(tmp_path):
     found = reference_scores(pilot, values, False, True, 1e-8, [opened.scales(0)]).scores
     expected = dense(tmp_path, damping)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("stage", ["coverage", "scales"])
+def test_what_is_read_after_the_plan_is_made_again_by_a_repair(tmp_path, stage):
+    job, path = write_job(tmp_path), tmp_path / "run"
+    run(job, str(path), EXACT | {f"curvature.{key}": value for key, value in ADAM.items()})
+    before = streamfluence.stages.sketch.describe(str(path))
+    sides = session(str(path), "cpu").scales(0).sides
+    for damaged in (path / "parts" / "sketch" / "0" / stage).rglob("zarr.json"):
+        damaged.write_bytes(b"{}")
+    assert {"stage": f"sketch/0/{stage}", "partition": 0} in repair(str(path))["repaired"]
+    assert streamfluence.stages.sketch.describe(str(path)) == before
+    for name, again in session(str(path), "cpu").scales(0).sides.items():
+        assert all(map(torch.equal, again, sides[name]))
+    assert repair(str(path))["repaired"] == []

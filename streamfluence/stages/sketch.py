@@ -9,8 +9,13 @@ from streamfluence.stages import _damping
 from streamfluence.stages import _sketch_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
 from streamfluence.stages._sample import sample_tasks
-from streamfluence.stages._session import load_state, session
+from streamfluence.stages._session import Session, load_state, session
 from streamfluence.stages._sets import plan_stage
+
+LASTING = (
+    "coverage",
+    "scales",
+)  # read after the plan, too, and made again when a repair drops them
 
 
 def sketch(
@@ -30,8 +35,7 @@ def sketch(
     steps = [
         (checkpoint, step)
         for checkpoint in range(opened.checkpoint_count())
-        if not opened.store.receipts(plan_stage(checkpoint))
-        for step in steps_of(opened.manifest)
+        for step in _steps_left(opened, checkpoint)
     ]
     if steps:
         parts = sample_tasks(opened)
@@ -86,6 +90,18 @@ def steps_of(manifest: dict[str, Any]) -> list[Step]:
                 Step(work.fitted(number), work.choose, False, (number,)),
             ]
     return [*steps, Step("gram", work.gram, True), Step("plan", work.plan, False)]
+
+
+def _steps_left(opened: Session, checkpoint: int) -> list[Step]:
+    """Return the steps that are not known to be done: all, or after the plan what it does not hold."""
+    steps, receipts = steps_of(opened.manifest), opened.store.receipts
+    if not receipts(plan_stage(checkpoint)):
+        return steps
+    lost = {s.stage for s in steps if s.stage in LASTING}
+    lost = {stage for stage in lost if not receipts(f"sketch/{checkpoint}/{stage}")}
+    if "scales" in lost:
+        lost.add("squares")
+    return [step for step in steps if step.stage in lost]
 
 
 def _do(
