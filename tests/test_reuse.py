@@ -38,7 +38,7 @@ def test_runs_that_differ_after_the_sums_share_them_and_score_as_alone(
     run(folder / "job.toml", str(folder / f"alone-{name}"), JOINT | changes)
     assert taken_over(folder, f"shared-{name}", changes)
     seen = []
-    monkeypatch.setattr(_sketch_tasks, "_accumulate", lambda *a, **k: seen.append(a))
+    monkeypatch.setattr(_sketch_tasks, "accumulate", lambda *a, **k: seen.append(a))
     run(folder / "job.toml", str(folder / f"shared-{name}"), JOINT | changes)
     assert seen == [], "a pass over the sample was made again"
     alone, shared, source = (

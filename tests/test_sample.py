@@ -7,7 +7,7 @@ from small_job import load, write_job
 
 from streamfluence.errors import NonFiniteError
 from streamfluence.manifest import load_job
-from streamfluence.stages import _sketch_tasks as work
+from streamfluence.stages import _sketch_pass as work
 from streamfluence.stages._resolve import open_run
 from streamfluence.stages._sample import sample_batches, sample_rows, sample_tasks
 from streamfluence.stages._session import Session

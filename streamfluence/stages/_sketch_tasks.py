@@ -4,23 +4,20 @@
 [-> refine-1 (sample) -> fitted-1 (merge) ...] -> gram (sample) -> plan (merge)
 """
 
-import math
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
-from streamfluence.capture import Capture, Scales
-from streamfluence.capture.base import Uses
+from streamfluence.capture import Capture
 from streamfluence.curvature.base import Factor
-from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.errors import InputError
 from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
-from streamfluence.stages._sample import finite_examples, sample_batches, sample_rows, sample_tasks
+from streamfluence.stages._sample import finite_examples
 from streamfluence.stages._session import (
     Session,
     load_state,
@@ -29,11 +26,8 @@ from streamfluence.stages._session import (
     session,
 )
 from streamfluence.stages._sets import plan_stage, scales_stage
+from streamfluence.stages._sketch_pass import accumulate, merged
 from streamfluence.stages._sketch_sums import Sums
-
-EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum
-PROBES_PER_DIRECTION = 20  # examples x probes a direction; fewer leave noise in small eigenvalues
-MOST_PROBES = 16
 
 
 def coverage(run_path: str, device: str, checkpoint: int) -> None:
@@ -85,14 +79,14 @@ def squares(run_path: str, device: str, checkpoint: int, task: int) -> None:
     """Sum the squares of loss gradients over one part of the sample."""
     opened = session(run_path, device)
     sums = MeanSquares(opened.capture(checkpoint).blocks)
-    _accumulate(opened, checkpoint, task, "squares", sums.empty(), None, sums.update)
+    accumulate(opened, checkpoint, task, "squares", sums.empty(), None, sums.update)
 
 
 def scales(run_path: str, device: str, checkpoint: int) -> None:
     """Merge the squares and commit the coordinates in which the damping is the same for every weight."""
     opened = session(run_path, device)
     sums = MeanSquares(opened.capture(checkpoint).blocks)
-    state, examples = _merged(opened, checkpoint, "squares", sums.merge)
+    state, examples = merged(opened, checkpoint, "squares", sums.merge)
     mean_square = sums.mean_square(state, examples)
     share = _damping.share_by_weight(opened.manifest["curvature"], mean_square)
     facts = {"mean_square": mean_square, "share_by_weight": share}
@@ -103,7 +97,7 @@ def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
     """Feed one part of the sample to the projection's fit."""
     opened = session(run_path, device)
     projection = opened.projection(checkpoint)
-    _accumulate(opened, checkpoint, task, "fit", projection.empty(), projection.update)
+    accumulate(opened, checkpoint, task, "fit", projection.empty(), projection.update)
 
 
 def fitted(number: int) -> str:
@@ -115,7 +109,7 @@ def basis(run_path: str, device: str, checkpoint: int) -> None:
     """Merge the parts of the first pass and commit the projection."""
     opened = session(run_path, device)
     projection = opened.projection(checkpoint)
-    state, examples = _merged(opened, checkpoint, "fit", projection.merge)
+    state, examples = merged(opened, checkpoint, "fit", projection.merge)
     _save_fitted(opened, checkpoint, 0, projection.fit(state, examples))
 
 
@@ -130,14 +124,14 @@ def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) 
     loss = projection.refine_rows if probes or update is None else None
     at_most = projection.most_rows if update is None else None
     stage, state = f"refine-{number}", projection.refine_empty()
-    _accumulate(opened, checkpoint, task, stage, state, update, loss, at_most)
+    accumulate(opened, checkpoint, task, stage, state, update, loss, at_most)
 
 
 def choose(run_path: str, device: str, checkpoint: int, number: int) -> None:
     """Merge the parts of a later pass and commit the projection."""
     opened = session(run_path, device)
     projection = _after(opened, checkpoint, number - 1)
-    state, examples = _merged(opened, checkpoint, f"refine-{number}", projection.merge)
+    state, examples = merged(opened, checkpoint, f"refine-{number}", projection.merge)
     _save_fitted(opened, checkpoint, number, projection.refine(state, examples))
 
 
@@ -151,7 +145,7 @@ def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
     projection = ready_projection(opened, checkpoint)
     sums = Sums(opened.curvature(), projection, block_widths(opened, projection))
     loss = sums.update_rows if opened.curvature().source == "probes" else None
-    _accumulate(opened, checkpoint, task, "gram", sums.empty(), sums.update, loss=loss)
+    accumulate(opened, checkpoint, task, "gram", sums.empty(), sums.update, loss=loss)
 
 
 def plan(run_path: str, device: str, checkpoint: int) -> None:
@@ -160,7 +154,7 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
     projection = ready_projection(opened, checkpoint).to("cpu")
     curvature, manifest = opened.curvature(), opened.manifest
     merge = Sums(curvature, projection, block_widths(opened, projection)).merge
-    state, examples = _merged(opened, checkpoint, "gram", merge)
+    state, examples = merged(opened, checkpoint, "gram", merge)
     sizes = _sizes(opened, projection)
     n_weights = sum(block.size for block in projection.blocks)
     by_weight = _damping.by_weight(manifest["curvature"])
@@ -234,98 +228,6 @@ def _after(opened: Session, checkpoint: int, number: int) -> Projection:
     stage = f"sketch/{checkpoint}/{fitted(number)}"
     projection.load(load_state(opened.store, stage, 0)[0])
     return projection.to(opened.device)
-
-
-def _accumulate(
-    opened: Session,
-    checkpoint: int,
-    task: int,
-    stage: str,
-    state: State,
-    update: Callable[[State, Uses, float], State] | None,
-    loss: Callable[[State, Uses], State] | None = None,
-    at_most: int | None = None,
-) -> None:
-    """Run ``update`` over one task's probes (or losses) and commit the state with its example count.
-
-    Args:
-        update: Of the curvature's vectors; None leaves them out.
-        loss: Of the loss gradients beside them.
-        at_most: Examples of the whole sample that are looked at.
-    """
-    source = opened.curvature().source or "loss"
-    scales = Scales() if stage == "squares" else opened.scales(checkpoint)
-    gradient = opened.gradient(checkpoint, None, scales)
-    examples = number = 0
-    vectors = "loss gradients"
-    for ids, batch in sample_batches(opened, checkpoint, task, at_most):
-        examples += len(ids)
-        number = 0
-        asked: list[int | None] = []
-        if update is not None:
-            for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
-                state, number = update(state, uses, weight), number + 1
-        if loss is not None:
-            for uses, _ in gradient.loss_uses(batch):
-                state = loss(state, uses)
-        if source == "probes" and update is not None:
-            # Not told by the weight: one probe and one exact column both weigh 1.
-            exact = asked == [None]
-            vectors = f"{number} exact columns" if exact else f"{number} probes an example"
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(
-                f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
-                f"{task} of its sample, though the losses are finite; check the model's precision"
-            )
-    save_state(
-        opened.store,
-        f"sketch/{checkpoint}/{stage}",
-        task,
-        state,
-        {"examples": examples, "vectors": vectors, "vectors_an_example": number},
-    )
-
-
-def _vectors(
-    opened: Session,
-    gradient: Any,
-    source: str,
-    ids: torch.Tensor,
-    batch: Any,
-    asked: list[int | None],
-) -> Iterator[tuple[Uses, float]]:
-    """Yield one batch's vectors and their weights; ``asked`` gets the probes, None for all columns."""
-    if source == "loss":
-        return gradient.loss_uses(batch)
-    seed = opened.manifest["sketch"]["seed"]
-
-    def probes(columns: int) -> int | None:
-        asked.append(probe_count(opened, columns))
-        return asked[-1]
-
-    return gradient.probe_uses(batch, ids, seed, probes)
-
-
-def probe_count(opened: Session, columns: int) -> int | None:
-    """Return how many probes an example gets; None for the exact columns."""
-    wanted = opened.manifest["sketch"]["probes"]
-    if wanted == "exact" or (wanted == "auto" and columns <= EXACT_COLUMNS):
-        return None
-    if wanted != "auto":
-        return wanted
-    needed = PROBES_PER_DIRECTION * opened.width() / len(sample_rows(opened))
-    return min(math.ceil(needed), MOST_PROBES)
-
-
-def _merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:
-    """Return the parts of one pass merged in their fixed order, and the examples they hold."""
-    state, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)
-    examples = facts["examples"]
-    for task in range(1, sample_tasks(opened)):
-        part, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", task)
-        state, examples = merge(state, part), examples + facts["examples"]
-    return state, examples
 
 
 def block_widths(opened: Session, projection: Projection) -> list[int]:

@@ -24,12 +24,12 @@ Rankings = dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]]
 def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[str, Any]:
     """Judge every ranking of a run's training examples against flagged ones.
 
+    The gradient norm is that of the features: of the part in the directions kept, in the coordinates
+    in which the damping is the same for every weight.
+
     Args:
         flags: File of flagged examples; see ``listed_rows``.
         by_id: The file lists the examples' own ids.
-
-    The gradient norm is that of the features: of the part in the directions kept, in the coordinates
-    in which the damping is the same for every weight.
 
     Returns:
         ``rankings``: one row a ranking with ``auc`` and the share of flagged examples found among

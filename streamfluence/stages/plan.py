@@ -22,10 +22,11 @@ from streamfluence.defaults import decisive
 from streamfluence.layout import Span, collect_stage
 from streamfluence.manifest import Job, load_job
 from streamfluence.registry import member
-from streamfluence.stages import _collect_tasks, _sketch_tasks
+from streamfluence.stages import _collect_tasks
 from streamfluence.stages._resolve import open_run
 from streamfluence.stages._sample import BATCHES_PER_TASK, TASKS
 from streamfluence.stages._session import Directions, Session, directions, session
+from streamfluence.stages._sketch_pass import MOST_PROBES
 from streamfluence.stages.run import execution_of
 from streamfluence.stages.score import TASK_ROWS, readout_options
 from streamfluence.stages.sketch import sketch, steps_of
@@ -204,7 +205,7 @@ def _time_collect(opened: Any, made: Any, rows: int) -> float:
 
 def _fixed(sketch_seconds: float, rate: float, rows: int) -> float:
     """Return the part of the sketch that does not grow with the sample, by the cost of its gradients."""
-    return max(0.0, sketch_seconds - rows * rate * _sketch_tasks.MOST_PROBES)
+    return max(0.0, sketch_seconds - rows * rate * MOST_PROBES)
 
 
 def _partition_bytes(facts: Mapping[str, Any], row_bytes: int) -> int:
