@@ -25,7 +25,7 @@ class Linear(Rule):
 
     def transposed(self, module: Layer) -> bool:
         # Known by name and shape, so that transformers is not imported.
-        weight = vars(module).get("_parameters", {}).get("weight")
+        weight = getattr(module, "weight", None)
         return (
             type(module).__name__ == "Conv1D"
             and weight is not None

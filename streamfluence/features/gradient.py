@@ -1,6 +1,6 @@
 """Projected per-example gradients, of the loss or of a probe of the output Hessian."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +39,9 @@ class Gradient(Feature):
         assert self.projection is not None
         return sum(part.width for part in self.projection.parts)
 
-    def measure(self, batch: Any, measurement: str = "loss") -> Measured:
+    def measure(self, batch: Any, measurement: str = "loss", prove: Sequence[int] = ()) -> Measured:
         assert self.projection is not None
-        with self.capture.record(batch) as tape:
+        with self.capture.record(batch, prove) as tape:
             value = self.task.measure(measurement, tape.returned)
             uses = self._uses(tape, value, torch.ones_like(value), last=True)
             rows = self.projection.apply(uses)

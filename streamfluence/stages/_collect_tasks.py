@@ -5,7 +5,7 @@ batch goes to the device, and only finished bytes come back from it.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from streamfluence.features.gradient import Gradient
 from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.stages._session import Directions, Session, directions, session
 
+PROVED = 64  # one batch in so many is proved, and as large a share of a partition's first
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
 
@@ -74,7 +75,8 @@ def partition_arrays(
     measurement = opened.table(example_set)["measurement"]
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)
-        whitened, facts = measured_rows(made, gradient, opened.batch(host_batch), measurement)
+        batch = opened.batch(host_batch)
+        whitened, facts = measured_rows(made, gradient, batch, measurement, proved(part, span))
         if example_set == "train":
             rows = made.factor.stored(whitened)
             encoded = made.codec.encode(rows)
@@ -100,11 +102,29 @@ def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span,
     return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
 
 
+def proved(part: Span, span: Span) -> list[int]:
+    """Return the places in a batch whose rows are compared with plain autograd.
+
+    Of the first batch of every partition as many as are 1/64 of it, and all of one batch in 64,
+    which depends on where the batch lies: together 1/32 of the examples, each at the price of
+    about one forward and backward pass.
+    """
+    random = np.random.default_rng([part.start, len(part)])
+    if part.start == span.start:
+        few = max(2, -(-len(span) // PROVED))
+        return random.permutation(len(part))[:few].tolist()
+    return random.permutation(len(part)).tolist() if random.integers(PROVED) == 0 else []
+
+
 def measured_rows(
-    made: Directions, gradient: Gradient, batch: Any, measurement: str
+    made: Directions,
+    gradient: Gradient,
+    batch: Any,
+    measurement: str,
+    prove: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the whitened rows of one batch and what is stored beside them, still on the device."""
-    measured = gradient.measure(batch, measurement)
+    measured = gradient.measure(batch, measurement, prove)
     finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
     rows = torch.where(finite[:, None], measured.rows, 0.0)
     whitened = made.factor.whiten(rows)

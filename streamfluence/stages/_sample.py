@@ -71,8 +71,7 @@ def finite_examples(
     session: Session, checkpoint: int, ids: Tensor, batch: Any
 ) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
-    with torch.no_grad():
-        loss = session.task.loss(session.forward(session.model(checkpoint), batch))
+    loss = session.task.loss(session.forward(session.model(checkpoint), batch)).detach()
     finite = torch.isfinite(loss)
     if bool(finite.all()):
         return ids, batch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamfluence.capture import Capture, Scales, Uses, by_block
+from streamfluence.capture import Capture, Scales, Uses, by_block, eager
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Curvature, Factor
 from streamfluence.data import batch_length, map_batch, open_reader, to_tensors
@@ -83,7 +83,9 @@ class Session:
 
     def forward_at(self, half: bool, model: nn.Module, batch: Any) -> Any:
         """Run the task's forward in bfloat16 or float32, and check what it returns."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        # With gradients also where none is asked for: a model may differentiate itself in forward.
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        with eager(), torch.enable_grad(), autocast:
             returned = self.task.forward(model, batch)
         self.task.check(returned, batch_length(batch))
         return returned
