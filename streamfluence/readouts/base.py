@@ -8,8 +8,11 @@ and is stored with its partition, never merged in memory.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,6 +39,26 @@ class ScoreBlock:
     group: np.ndarray | None
 
 
+class DeviceBlock(ScoreBlock):
+    """A block whose scores lie on a device; a readout that asks for ``scores`` has them copied.
+
+    Attributes:
+        tensor: ``scores`` on the device.
+        usable: ``valid`` on the device.
+    """
+
+    tensor: Tensor
+    usable: Tensor
+
+    def __init__(self, tensor: Tensor, usable: Tensor, **rest: Any) -> None:
+        for name, value in {"tensor": tensor, "usable": usable, **rest}.items():
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        return self.tensor.cpu().numpy()
+
+
 class Readout:
     """Base of every readout; options arrive as keyword arguments of ``__init__``."""
 
@@ -57,6 +80,13 @@ class Readout:
         """
         chunk = self.chunk(block)
         return self.combine(state, chunk) if state else chunk
+
+    def settle(self, state: Arrays) -> Arrays:
+        """Return a state after the last ``fold`` of some blocks, as arrays.
+
+        A member that folds a ``DeviceBlock`` may keep its state on the device until then.
+        """
+        return state
 
     def join(self, parts: Sequence[Arrays], counts: Sequence[int]) -> Arrays:
         """Return the arrays for all queries, of those for consecutive queries of the same examples.

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.codecs.base import shares
+from streamfluence.codecs.base import Codec, shares
 from streamfluence.data import input_digest, prefetch
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.stages._session import Directions, Session, directions, session
 
+CODED_AT_ONCE = 4096  # rows on a GPU
 PROVED = 64  # one batch in so many is proved, and as large a share of a partition's first
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
@@ -65,12 +66,43 @@ class _Columns:
         return {name: _whole(pieces) for name, pieces in self.pieces.items()}
 
 
+class _Coded:
+    """Rows on their way to columns of codes: batch by batch on a CPU, by thousands on a GPU.
+
+    There a codec is hundreds of short kernels, and its check of the rows waits for all before.
+
+    Attributes:
+        shares: What the codec did to the first rows, a sample of all; empty before.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._waiting: list[Tensor] = []
+        self.shares: dict[str, float] = {}
+
+    def add(self, rows: Tensor, columns: _Columns) -> None:
+        """Take the rows of a batch; ``columns`` get codes now or later, in the same order."""
+        self._waiting.append(rows)
+        if not rows.is_cuda or sum(map(len, self._waiting)) >= CODED_AT_ONCE:
+            self.flush(columns)
+
+    def flush(self, columns: _Columns) -> None:
+        """Encode what is waiting."""
+        if not self._waiting:
+            return
+        rows = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        encoded = self._codec.encode(rows)
+        self.shares = self.shares or shares(self._codec, rows, encoded)
+        columns.add(rows=encoded.codes, scale=encoded.scale)
+        self._waiting = []
+
+
 def partition_arrays(
     opened: Session, made: Directions, example_set: str, checkpoint: int, span: Span
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of one partition and the facts for its receipt."""
     started, columns, digest = time.monotonic(), _Columns(), 0
-    stored: dict[str, float] = {}  # what the codec did to the first batch: a sample of all rows
+    coded = _Coded(made.codec)
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
     measurement = opened.table(example_set)["measurement"]
     for part, host_batch in _read(opened, example_set, span):
@@ -78,18 +110,17 @@ def partition_arrays(
         batch = opened.batch(host_batch)
         whitened, facts = measured_rows(made, gradient, batch, measurement, proved(part, span))
         if example_set == "train":
-            rows = made.factor.stored(whitened)
-            encoded = made.codec.encode(rows)
-            stored = stored or shares(made.codec, rows, encoded)
-            columns.add(rows=encoded.codes, scale=encoded.scale, **facts)
+            coded.add(made.factor.stored(whitened), columns)
+            columns.add(**facts)
         else:
             columns.add(rows=made.factor.asked(whitened), **facts)
         columns.add(**_identities(opened, example_set, part))
+    coded.flush(columns)
     arrays = columns.finish()
     notes = {
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
-        "stored": stored,
+        "stored": coded.shares,
         "seconds": round(time.monotonic() - started, 3),
     }
     return arrays, notes

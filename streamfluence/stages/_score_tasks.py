@@ -111,7 +111,8 @@ def _read_tile(
             score_sides(run_path, device, spec["queries"], spec["damping"], tile)
         )
     ]
-    block_rows = _product.rows_per_block(len(terms[0].queries))
+    asked = terms[0].queries
+    block_rows = _product.rows_per_block(len(asked), asked.device)
     blocks = (
         _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
     )

@@ -100,10 +100,13 @@ def probe_count(opened: Session, columns: int) -> int | None:
 
 
 def merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:
-    """Return the parts of one pass merged in their fixed order, and the examples they hold."""
+    """Return the parts of one pass merged in their fixed order, and the examples they hold.
+
+    The state is on the device, where eigenvectors are found faster.
+    """
     state, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)
     examples = facts["examples"]
     for task in range(1, sample_tasks(opened)):
         part, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", task)
         state, examples = merge(state, part), examples + facts["examples"]
-    return state, examples
+    return {key: value.to(opened.device) for key, value in state.items()}, examples
