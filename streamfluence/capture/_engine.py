@@ -227,7 +227,7 @@ class Capture:
             return self._one_by_one(passed, roots)
         claim = Claim(passed.batch, passed.roots, roots, uses, passed.precision)
         proved = self._proved.setdefault(structure, [])
-        shape = (passed.plan.lifted, signature(passed.batch))
+        shape = signature(passed.batch)
         # Of two structures of one shape the later follows from values. It may be a switch that all
         # of a batch shares, which shows only where some would not have switched alone.
         late = self._usual.setdefault(shape, structure) != structure
