@@ -15,6 +15,7 @@ from streamfluence.stages._record import record
 from streamfluence.stages._sets import partition_count, set_facts
 from streamfluence.stages.top import finished, parse_query
 from streamfluence.store import RunStore, array_names
+from streamfluence.store.text import decode_ids
 
 FIELDS = ("query", "query_id", "side", "rank", "row", "id", "score", "loss", "self_influence")
 
@@ -74,11 +75,11 @@ def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
             row = rows[query, rank]
             yield {
                 "query": int(query),
-                "query_id": int(query_ids[query]),
+                "query_id": query_ids[query].item(),
                 "side": "helps" if side == "positive" else "hurts",
                 "rank": int(rank) + 1,
                 "row": int(row),
-                "id": int(ids[row]),
+                "id": ids[row].item(),
                 "score": float(arrays["scores"][query, rank]),
                 "loss": float(arrays["loss"][query, rank]),
                 "self_influence": float(arrays["self_influence"][query, rank]),
@@ -88,13 +89,16 @@ def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
 def _ids(store: RunStore, example_set: str, rows: np.ndarray) -> np.ndarray:
     """Return the stored ids of sorted rows, reading each partition once."""
     size = set_facts(store, example_set)["partition_examples"]
-    ids = np.full(len(rows), -1, np.int64)
+    pieces = []
     for partition in range(partition_count(store, example_set)):
         low, high = np.searchsorted(rows, [partition * size, (partition + 1) * size])
         receipt = store.receipt(collect_stage(example_set, 0), partition) if low < high else None
         if receipt is not None:
-            ids[low:high] = store.read(receipt, "example_id")[rows[low:high] - partition * size]
-    return ids
+            stored = decode_ids(store.read(receipt, "example_id"))
+            pieces.append(stored[rows[low:high] - partition * size])
+        elif low < high:
+            pieces.append(np.full(high - low, -1, np.int64))
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
 def _write_csv(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:

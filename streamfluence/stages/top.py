@@ -13,6 +13,7 @@ from streamfluence.layout import collect_stage
 from streamfluence.stages._record import record
 from streamfluence.stages._sets import score_names, set_facts
 from streamfluence.store import RunStore, array_names
+from streamfluence.store.text import decode_ids
 
 DEFAULT_K = 10
 
@@ -117,7 +118,8 @@ def stored_value(store: RunStore, example_set: str, name: str, row: int) -> Any:
     if receipt is None or name not in array_names(receipt):
         return None
     place = row - receipt.start
-    return store.read(receipt, name, rows=slice(place, place + 1))[0].item()
+    found = store.read(receipt, name, rows=slice(place, place + 1))
+    return (decode_ids(found) if name == "example_id" else found)[0].item()
 
 
 def _query(store: RunStore, example_set: str, row: int) -> dict[str, Any]:
