@@ -72,7 +72,7 @@ def finite_examples(
 ) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
     with torch.no_grad():
-        loss = session.task.loss(session.forward(session.model(checkpoint), batch))
+        loss = session.task.training_loss(session.forward(session.model(checkpoint), batch))
     finite = torch.isfinite(loss)
     if bool(finite.all()):
         return ids, batch
