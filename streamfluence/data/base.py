@@ -55,7 +55,10 @@ class Reader:
         return None
 
     def example_ids(self, start: int, stop: int) -> np.ndarray | None:
-        """Return the user's own int64 ids of these rows, or None when there is no id field."""
+        """Return the user's own ids of these rows, or None when there are none.
+
+        int64, or strings of numpy's kind ``U``; the same of the two for all rows.
+        """
         return None
 
     def groups(self, start: int, stop: int) -> np.ndarray | None:

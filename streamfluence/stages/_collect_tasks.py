@@ -21,7 +21,7 @@ from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.stages._inputs_before import refuse_other_input
 from streamfluence.stages._rows import row_bases
 from streamfluence.stages._session import Directions, Session, directions, session
-from streamfluence.store.text import encode_text
+from streamfluence.store.text import TEXT, encode_ids
 
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
@@ -93,6 +93,7 @@ def partition_arrays(
             columns.add(rows=made.factor.asked(whitened), **facts)
         columns.add(**_identities(opened, example_set, part))
     arrays = columns.finish()
+    arrays["example_id"] = encode_ids(arrays["example_id"])
     notes = {
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
@@ -149,13 +150,14 @@ def commit(
 ) -> None:
     """Commit the rows of one partition."""
     compressor = opened.manifest["rows"]["compressor"]
+    # For readers that know Zarr but not runs: bytes of text look like any other numbers.
+    text = {"example_id": TEXT} if arrays["example_id"].ndim == 2 else {}
     opened.store.commit(
-        stage, partition, arrays, {"stage": stage}, notes, {"rows": compressor}, span=span
+        stage, partition, arrays, {"stage": stage, **text}, notes, {"rows": compressor}, span=span
     )
 
 
 def _whole(pieces: list[Any]) -> np.ndarray:
     if isinstance(pieces[0], Tensor):
         return torch.cat(pieces).cpu().numpy()
-    whole = np.concatenate(pieces)
-    return encode_text(whole) if whole.dtype.kind == "U" else whole
+    return np.concatenate(pieces)

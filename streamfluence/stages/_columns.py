@@ -9,7 +9,7 @@ from streamfluence.layout import collect_stage
 from streamfluence.stages._rows import row_receipts
 from streamfluence.stages._sets import set_facts
 from streamfluence.store import Receipt, RunStore, array_names
-from streamfluence.store.text import decode_text, is_text
+from streamfluence.store.text import decode_ids
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,4 @@ def set_values(store: RunStore, example_set: str, name: str, rows: np.ndarray) -
 
 def column_of(store: RunStore, receipt: Receipt, name: str) -> np.ndarray:
     """Return a column of one partition, one value an example; text as strings."""
-    stored = store.read(receipt, name)
-    return decode_text(stored) if is_text(stored) else stored
+    return decode_ids(store.read(receipt, name))

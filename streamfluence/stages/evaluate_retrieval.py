@@ -14,7 +14,13 @@ from streamfluence.errors import InputError
 from streamfluence.evaluation.retrieval import FirstPass, SecondPass, chance_reciprocal_rank
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.stages._columns import column, has_column
-from streamfluence.stages._lists import checked_rows, read_json, rows_of_ids, whole_numbers
+from streamfluence.stages._lists import (
+    checked_rows,
+    distinct_ids,
+    read_json,
+    rows_of_ids,
+    whole_numbers,
+)
 from streamfluence.stages._sets import named_query_set, partition_count, require_complete, set_facts
 from streamfluence.stages._stored_rows import query_tiles, tile_blocks
 from streamfluence.store import RunStore
@@ -196,7 +202,7 @@ def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[i
                 f"{path}: {example_set!r} has queries 0 to {n_queries - 1}, not {query!r}"
             )
         where = f"{path}, query {query}"
-        numbers = whole_numbers(values, where)
+        numbers = distinct_ids(values, where) if by_id else whole_numbers(values, where)
         if not len(numbers):
             raise InputError(f"{where} lists no relevant example; leave the query out")
         lists[int(query)] = numbers if by_id else checked_rows(numbers, count, where)
@@ -205,6 +211,8 @@ def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[i
 
 def _mapped(store: RunStore, lists: dict[int, np.ndarray], path: Path) -> dict[int, np.ndarray]:
     """Return the rows of lists of ids, from one pass over the stored ids."""
+    texts = any(listed.dtype.kind == "U" for listed in lists.values())
+    lists = {q: listed.astype(str) if texts else listed for q, listed in lists.items()}
     wanted = np.unique(np.concatenate(list(lists.values())))
     rows, ids = rows_of_ids(store, wanted, str(path))
     return {query: rows[np.isin(ids, listed)] for query, listed in lists.items()}

@@ -94,7 +94,7 @@ def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
 
 
 def _write_csv(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         for key, value in header.items():
             stream.write(f"# {key}: {_inert_json(value)}\n")
         writer = csv.DictWriter(stream, FIELDS)
@@ -128,9 +128,16 @@ def _write_jsonl(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]
 
 def _write_parquet(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     pa, parquet = _pyarrow()
-    columns = {field: [line[field] for line in lines] for field in FIELDS}
+    columns = {field: [_utf8(line[field]) for line in lines] for field in FIELDS}
     table = pa.table(columns).replace_schema_metadata({"streamfluence": json.dumps(header)})
     parquet.write_table(table, path)
+
+
+def _utf8(value: Any) -> Any:
+    """Return a text as UTF-8 can hold it; a lone half of a character is written out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -1,29 +1,50 @@
-"""Text as an array of bytes: what every reader of Zarr can open, and no number can be mistaken for.
+"""Strings as arrays of numbers: UTF-8 bytes, one row an example, filled up with zeros.
 
-A string is its UTF-8 bytes in a row of fixed width, filled with zeros. A trailing zero
-byte is therefore not kept; numpy drops it from its own strings, too.
+Stored arrays hold numbers only, so that any Zarr reader opens them. A row of text is told from
+a number by its shape: ``(example, width)`` uint8 against ``(example,)`` int64.
 """
-
-from collections.abc import Iterable
 
 import numpy as np
 
+from streamfluence.errors import DamageError
 
-def encode_text(values: Iterable[str]) -> np.ndarray:
-    """Return strings as uint8, shape ``(example, width)``; what UTF-8 has no bytes for becomes ``?``."""
-    encoded = [str(value).encode("utf-8", "replace") for value in values]
-    width = max(1, max(map(len, encoded), default=1))
-    joined = b"".join(each.ljust(width, b"\0") for each in encoded)
-    return np.frombuffer(joined, np.uint8).reshape(len(encoded), width)
+TEXT = "utf-8"  # what a group's attributes call an array of text
+_STEP = 8  # widths are multiples of it, so that those of most partitions agree
+
+
+def encode_text(strings: np.ndarray) -> np.ndarray:
+    """Return strings as uint8 ``(example, width)``; like numpy, it drops zeros at a string's end.
+
+    Args:
+        strings: Shape ``(example,)``, of numpy's kind ``U``.
+    """
+    encoded = np.char.encode(strings, "utf-8", "surrogatepass")
+    width = -(-max(encoded.dtype.itemsize, 1) // _STEP) * _STEP
+    padded = np.ascontiguousarray(encoded, dtype=f"S{width}")
+    return padded.view(np.uint8).reshape(len(strings), width)
 
 
 def decode_text(stored: np.ndarray) -> np.ndarray:
-    """Return the strings of what ``encode_text`` made, shape ``(example,)``."""
-    rows = np.ascontiguousarray(stored, np.uint8)
-    texts = [row.tobytes().rstrip(b"\0").decode("utf-8", "replace") for row in rows]
-    return np.array(texts, dtype=np.str_) if texts else np.empty(0, np.str_)
+    """Return what `encode_text` made, as strings of numpy's kind ``U``, shape ``(example,)``.
+
+    Raises:
+        DamageError: If the bytes are no UTF-8.
+    """
+    rows, width = stored.shape
+    if not rows or not width:
+        return np.full(rows, "", dtype="U1")
+    flat = np.ascontiguousarray(stored).view(f"S{width}").reshape(rows)
+    try:
+        return np.char.decode(flat, "utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise DamageError(f"a stored string is no UTF-8: {error}") from error
 
 
-def is_text(stored: np.ndarray) -> bool:
-    """Return whether a stored column is text rather than one number an example."""
-    return stored.ndim == 2 and stored.dtype == np.uint8
+def encode_ids(ids: np.ndarray) -> np.ndarray:
+    """Return ids as they are stored: int64 ``(example,)``, or strings as uint8 ``(example, width)``."""
+    return encode_text(ids) if ids.dtype.kind == "U" else ids.astype(np.int64, copy=False)
+
+
+def decode_ids(stored: np.ndarray) -> np.ndarray:
+    """Return stored ids as int64 or, where they are text, as strings of kind ``U``, ``(example,)``."""
+    return decode_text(stored) if stored.ndim == 2 and stored.dtype == np.uint8 else stored
