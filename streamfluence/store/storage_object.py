@@ -16,8 +16,14 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 from obstore.store import ObjectStore, from_url
 
-from streamfluence.errors import InputError, StorageError
-from streamfluence.store.storage import Entry, ObjectReader, Storage, checked_path
+from streamfluence.errors import DamageError, InputError, StorageError
+from streamfluence.store.storage import (
+    DOCUMENT_BYTES,
+    Entry,
+    ObjectReader,
+    Storage,
+    checked_path,
+)
 
 _PARALLEL_REQUESTS = 16
 _REQUEST_BYTES = 8 << 20
@@ -46,13 +52,18 @@ class ObjectStorage(Storage):
                 f"cannot use {url} as a run: {error}; see obstore for what a URL needs"
             ) from error
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int | None = None) -> bytes:
         with self._errors("read", path):
-            return bytes(obstore.get(self.store, checked_path(path)).bytes())
+            found = obstore.get(self.store, checked_path(path))
+            if limit is None or found.meta["size"] <= limit:
+                return bytes(found.bytes())
+            return bytes(obstore.get_range(self.store, path, start=0, end=limit + 1))
 
-    def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
+    def read_many(
+        self, paths: Iterable[str], limit: int = DOCUMENT_BYTES
+    ) -> list[bytes | DamageError | None]:
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
-            return list(pool.map(self._read_if_there, paths))
+            return list(pool.map(lambda path: self._read_if_there(path, limit), paths))
 
     def open(self, path: str) -> ObjectReader:
         return _RangeReader(self, checked_path(path))
@@ -101,6 +112,9 @@ class ObjectStorage(Storage):
         folders = [path.rsplit("/", 1)[-1] for path in found["common_prefixes"]]
         return sorted(folders), sorted(item["path"].rsplit("/", 1)[-1] for item in found["objects"])
 
+    def strange(self, prefix: str) -> Iterator[tuple[str, str]]:
+        yield from ()  # an object store has neither links nor devices
+
     def remove(self, path: str) -> None:
         with self._errors("remove", path), suppress(FileNotFoundError):
             obstore.delete(self.store, checked_path(path))
@@ -130,9 +144,9 @@ class ObjectStorage(Storage):
     def local_path(self, path: str) -> Path | None:
         return None
 
-    def _read_if_there(self, path: str) -> bytes | None:
+    def _read_if_there(self, path: str, limit: int) -> bytes | None:
         try:
-            return self.read(path)
+            return self.read(path, limit)
         except FileNotFoundError:
             return None
 
