@@ -65,16 +65,14 @@ def logistic(out, b):
 
 
 def missing(out, b):
-    counted = ~torch.isnan(b["m"])
-    return sum((out[i] - b["m"][i]) ** 2 / 2 for i in range(3) if counted[i]) / max(
-        counted.sum(), 1
-    )
+    losses = [(out[i] - b["m"][i]) ** 2 / 2 for i in range(3) if not torch.isnan(b["m"][i])]
+    return sum(losses, 0 * out.sum()) / max(len(losses), 1)
 
 
 def ignored(out, b):
     kept = [i for i in range(3) if not torch.isnan(b["m"][i])]
     losses = [F.binary_cross_entropy_with_logits(out[i], b["p"][i]) for i in kept]
-    return sum(losses) if losses else out.sum() * 0
+    return sum(losses, 0 * out.sum())
 
 
 def soft(out, b):

@@ -6,7 +6,7 @@ from typing import Any
 from streamfluence.stages._execution import Execution, Progress
 from streamfluence.stages._sets import plan_stage
 from streamfluence.stages.collect import collect
-from streamfluence.stages.score import rescore
+from streamfluence.stages.score import rescore, stale_scores
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.verify import check_documents
 from streamfluence.store import ANYTHING, RunStore
@@ -33,9 +33,7 @@ def repair(
             plan_stage(int(stage.rsplit("/", 1)[1]))
         ):
             collect(run_path, [stage.split("/")[1]], execution, progress, partition=partition)
-    if stages & {"score", "scores"}:
-        rescore(
-            run_path, sorted({stage.split("/")[1] for stage, _ in damaged if stage[:5] == "score"})
-        )
+    labels = {stage.split("/")[1] for stage, _ in damaged if stage[:5] == "score"}
+    rescore(run_path, sorted(labels | set(stale_scores(store))))
     store.collect_garbage()
     return {"run": run_path, "repaired": [{"stage": s, "partition": p} for s, p in damaged]}

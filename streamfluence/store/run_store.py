@@ -5,7 +5,6 @@ receipt does. Any number of writers may work on the same partition without knowi
 of each other: the first receipt wins, and every writer returns that one.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import Span, receipt_path
 from streamfluence.store import finalise as _finalise
-from streamfluence.store.array_reader import ArrayReader, array_names, open_array
+from streamfluence.store.array_reader import ArrayReader, array_names, memory_for, open_array
 from streamfluence.store.commit import commit_partition
 from streamfluence.store.connect import open_storage
 from streamfluence.store.documents import canonical
 from streamfluence.store.garbage import Leftover, leftovers
-from streamfluence.store.integrity import verified_bytes
+from streamfluence.store.integrity import raise_damage, verified_json
 from streamfluence.store.receipts import (
     Receipt,
     committed,
@@ -205,7 +204,7 @@ class RunStore:
                 raise ValueError(f"rows must be consecutive, got {rows}")
             if out is None:
                 shape = (max(stop - start, 0), *reader.shape[1:]) if reader.shape else ()
-                out = np.empty(shape, reader.dtype)
+                out = memory_for(shape, reader.dtype, f"{self.url}/{receipt.path}/{reader.key}")
             return reader.read(start, max(start, stop), out)
 
     def read_all(self, receipt: Receipt) -> dict[str, np.ndarray]:
@@ -234,7 +233,10 @@ class RunStore:
 
     def read_attributes(self, receipt: Receipt) -> dict[str, Any]:
         """Return the attributes of a partition's group, verified."""
-        return json.loads(verified_bytes(self.storage, receipt, "zarr.json"))["attributes"]
+        attributes = verified_json(self.storage, receipt, "zarr.json").get("attributes")
+        if not isinstance(attributes, dict):
+            raise_damage(self.storage, receipt, "zarr.json", "it has no attributes")
+        return attributes
 
     def verify(
         self,
