@@ -10,6 +10,8 @@ of them together. It does not count, in loss, margin, probes and columns alike,
 where its target is NaN or the ignore index, or where its weight is zero.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +53,11 @@ class Likelihood:
         losses = self._losses(outputs, self._safe(targets))
         return _rows(losses * self._weights(outputs, targets, weights)).sum(1)
 
+    def chance(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss of equal odds for every class, of each example, ``(example,)``."""
+        outputs = _upcast(outputs)
+        return self._odds(outputs) * _rows(self._weights(outputs, targets, weights)).sum(1)
+
     def margin(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the log-odds of the target, summed or averaged like the loss, ``(example,)``."""
         outputs = _upcast(outputs)
@@ -83,6 +90,10 @@ class Likelihood:
         unit[:, column] = 1.0
         return self._cotangent(outputs, targets, unit.view(outputs.shape), weights)
 
+    def with_nan(self, targets: Tensor) -> Tensor:
+        """Return targets of which those that do not count are NaN; not for class numbers."""
+        return targets.to(torch.float32).masked_fill(~self._counted(targets), float("nan"))
+
     def _cotangent(
         self, outputs: Tensor, targets: Tensor, vector: Tensor, weights: Tensor | None
     ) -> Tensor:
@@ -103,6 +114,9 @@ class Likelihood:
 
     def _margins(self, outputs: Tensor, targets: Tensor) -> Tensor:
         raise InputError(f"the likelihood {type(self).__name__.lower()} has no margin; use 'loss'")
+
+    def _odds(self, outputs: Tensor) -> float:
+        raise InputError(f"the likelihood {type(self).__name__.lower()} has no odds")
 
     def _root(self, outputs: Tensor, vector: Tensor) -> Tensor:
         """Return B @ vector, position by position, without weights."""
@@ -201,6 +215,9 @@ class Categorical(Likelihood):
         others = outputs.scatter(-1, targets.unsqueeze(-1), float("-inf")).logsumexp(-1)
         return target.squeeze(-1) - others
 
+    def _odds(self, outputs: Tensor) -> float:
+        return math.log(outputs.shape[-1])
+
     def _root(self, outputs: Tensor, vector: Tensor) -> Tensor:
         p = outputs.softmax(-1)
         root = p.sqrt()
@@ -236,6 +253,9 @@ class Bernoulli(Likelihood):
 
     def _margins(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs * (2.0 * targets - 1.0)
+
+    def _odds(self, outputs: Tensor) -> float:
+        return math.log(2)
 
     def _root(self, outputs: Tensor, vector: Tensor) -> Tensor:
         p = outputs.sigmoid()

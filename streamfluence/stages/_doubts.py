@@ -23,6 +23,9 @@ LEAST_WHITENED = 0.4
 # Same net as the widths above, 1024 directions, against joint Gauss-Newton: float32 .71; an error of
 # .23 (128 bytes) leaves .63, .48 (64 bytes) .54, .76 (32 bytes) .43.
 LARGEST_ERROR = 0.5
+MOST = 0.5  # of the examples, or of a layer's channels
+LARGE_SCORES = 0.5  # share of the queries
+LEAST_LOSS = 1e-3  # of a query; a smaller one may well change by more than itself
 
 Facts = Mapping[str, Any]
 
@@ -48,6 +51,9 @@ def sketch_doubts(
         coverages: What each checkpoint's coverage check found.
     """
     found = [_damping(plans[0]), _fallback(manifest, plans[0])]
+    names = [checkpoint["path"] for checkpoint in manifest["checkpoints"]]
+    facts = [coverage.get("plausibility") or {} for coverage in coverages]
+    found += (_losses(names, facts), _statistics(names, facts))
     found.append(_vectors(manifest, min(plans, key=_vectors_a_direction)))
     shares = [energy_kept(manifest, plan) for plan in plans]
     kept = min(1.0 if share is None else share for share in shares)
@@ -82,6 +88,58 @@ def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
             f"rows.bytes, and see `streamfluence evaluate fidelity` for what it buys"
         )
     return found
+
+
+def score_doubts(largest: Sequence[float], losses: Sequence[float]) -> list[str]:
+    """Return the doubt that scores of single examples raise by their size.
+
+    Args:
+        largest: Of every query, the largest magnitude of any score.
+        losses: Of every query, its loss.
+    """
+    pairs = zip(largest, losses, strict=True)
+    told = [(score, loss) for score, loss in pairs if score >= 0 and loss >= LEAST_LOSS]
+    over = sum(score > loss for score, loss in told)
+    if not told or over <= LARGE_SCORES * len(told):
+        return []
+    return [
+        f"for {over:,} of {len(told):,} queries one training example's score is larger than the query's "
+        f"whole loss, more than one example can change; raise the damping (`score --damping X`, or "
+        f"curvature.weight_decay, learning_rate and steps as in training)"
+    ]
+
+
+def _losses(names: Sequence[str], facts: Sequence[Facts]) -> str | None:
+    worst = _worst("losses", names, facts)
+    if worst is None or worst["mean"] <= worst["guess"]:
+        return None
+    return (
+        f"{worst['share']:.0%} of {worst['examples']:,} sampled training examples have a larger loss at "
+        f"{worst['name']} than a guess without inputs (mean {worst['mean']:.3g}, guess "
+        f"{worst['guess']:.3g}), so the model is not what was trained on this data; check its weights, "
+        f"that forward prepares inputs as training did, and the numbering of the targets"
+    )
+
+
+def _statistics(names: Sequence[str], facts: Sequence[Facts]) -> str | None:
+    worst = _worst("batch_norm", names, facts)
+    if worst is None:
+        return None
+    return (
+        f"the BatchNorm statistics of {worst['layer']} at {worst['name']} are far from those of the data "
+        f"in {worst['share']:.0%} of its channels; prepare inputs as training did, and load running_mean "
+        f"and running_var with the weights"
+    )
+
+
+def _worst(what: str, names: Sequence[str], facts: Sequence[Facts]) -> dict[str, Any] | None:
+    """Return the fact of the checkpoint with the largest share, None if that is not most."""
+    found = [
+        {**one[what], "name": name}
+        for one, name in zip(facts, names, strict=True)
+        if one.get(what) and one[what]["share"] > MOST
+    ]
+    return max(found, key=lambda one: one["share"], default=None)
 
 
 def _damping(plan: Facts) -> str | None:

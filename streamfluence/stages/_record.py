@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from streamfluence.layout import collect_stage
+import numpy as np
+
+from streamfluence.layout import TRAINING_LOSS, collect_stage
+from streamfluence.stages._columns import column
 from streamfluence.stages._damping import spread
-from streamfluence.stages._doubts import energy_kept, row_doubts, sketch_doubts
+from streamfluence.stages._doubts import energy_kept, row_doubts, score_doubts, sketch_doubts
 from streamfluence.stages._finished import finished
 from streamfluence.stages._rests_on import only_receipt
-from streamfluence.stages._sets import partition_count, plan_stage
-from streamfluence.store import Receipt, RunStore
+from streamfluence.stages._sets import partition_count, plan_stage, set_facts
+from streamfluence.store import Receipt, RunStore, array_names
 
 
 def record(store: RunStore, label: str) -> dict[str, Any]:
@@ -28,13 +31,31 @@ def record(store: RunStore, label: str) -> dict[str, Any]:
         "partitions": partition_count(store, "train"),
         "missing_partitions": spec["missing_partitions"],
         "previews": counts["previews"],
-        "warnings": warnings(store, spec["missing_partitions"]),
+        "warnings": warnings(store, spec["missing_partitions"], [label]),
     }
 
 
-def warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
-    """Return what makes the scores of a run doubtful, one sentence each with the fix."""
-    return [*sketch_warnings(store), *row_warnings(store, missing_partitions)]
+def warnings(store: RunStore, missing_partitions: list[int], labels: Sequence[str]) -> list[str]:
+    """Return what makes scores of a run doubtful, one sentence each with the fix."""
+    of_scores = [doubt for label in labels for doubt in score_warnings(store, label)]
+    return [
+        *sketch_warnings(store),
+        *row_warnings(store, missing_partitions),
+        *dict.fromkeys(of_scores),
+    ]
+
+
+def score_warnings(store: RunStore, label: str) -> list[str]:
+    """Return the doubts that the scores themselves raise, where they keep the largest."""
+    scores = finished(store, label)
+    names = [f"top_k.{side}_scores" for side in ("positive", "negative")]
+    queries = set_facts(store, scores.spec["queries"])
+    losses = queries["measurement"] in ("loss", TRAINING_LOSS)
+    if not losses or not set(names) <= set(array_names(scores.receipt)):
+        return []
+    sides = [np.abs(store.read(scores.receipt, name)[:, :1]) for name in names]
+    largest = np.nan_to_num(np.concatenate(sides, axis=1), posinf=0.0).max(axis=1, initial=0.0)
+    return score_doubts(largest.tolist(), column(store, scores.spec["queries"], "loss").tolist())
 
 
 def sketch_warnings(store: RunStore) -> list[str]:

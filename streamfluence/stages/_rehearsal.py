@@ -10,7 +10,7 @@ from streamfluence.data.base import Reader
 from streamfluence.manifest import Job
 from streamfluence.task import Task
 
-_EXAMPLES = 4
+_EXAMPLES = 2
 
 
 def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str) -> None:

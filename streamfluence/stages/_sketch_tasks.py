@@ -17,6 +17,7 @@ from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
+from streamfluence.stages._plausible import plausibility
 from streamfluence.stages._sample import finite_examples
 from streamfluence.stages._session import (
     Session,
@@ -45,6 +46,7 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
         "precision_cosine": _precision_cosine(opened, model, batch) if opened.half else None,
         "announcements": list(capture.announcements),
         **_covered(model, capture),
+        "plausibility": plausibility(opened, checkpoint),
         "blocks": [
             {"name": b.name, "parameters": list(b.parameters), "size": b.size}
             for b in capture.blocks

@@ -58,6 +58,10 @@ def run(
             progress=progress,
         )
         scores = made["scores"]
+        said = {*doubts, *found}
+        late = [doubt for doubt in made["warnings"] if doubt not in said]
+        _say(progress, late)
+        found += late
     return {
         "run": run_path,
         "sets": collected["sets"],

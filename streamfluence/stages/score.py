@@ -105,7 +105,8 @@ def score(
         _execute(store, run_path, label, spec, execution, progress)
         done.append({"name": label, **_facts(store, label, spec)})
     missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
-    return {"scores": done, "warnings": warnings(store, missing)}
+    labels = [facts["name"] for facts in done]
+    return {"scores": done, "warnings": warnings(store, missing, labels)}
 
 
 def rescore(run_path: str, labels: list[str]) -> None:
