@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import streamfluence
+from streamfluence import batches
 from streamfluence.api import Run
+from streamfluence.data import open_reader
 from streamfluence.errors import InputError
 from streamfluence.stages.run import run
 
@@ -184,6 +186,24 @@ def test_a_string_field_of_npz_shards_needs_no_fields(tmp_path, used):
     write(tmp_path, forward, ARRAYS, name=lambda count: np.array([f"img{i}" for i in range(count)]))
     run(tmp_path / "job.toml", str(tmp_path / "run"))
     assert_exact(tmp_path)
+
+
+def test_one_item_is_collated_again_only_when_lists_are_new(tmp_path):
+    (tmp_path / "d.py").write_text("""
+calls = []
+def collate(items):
+    calls.append(len(items))
+    return {"n": [i for i in items], "tags": [["a"] * (i + 1) for i in items], "kinds": ["x", "y"]}
+data = list(range(12))
+""")
+    reader = open_reader(
+        {"reader": "python", "dataset": "d.py:data", "collate": "d.py:collate"}, tmp_path
+    )
+    for start in (0, 4, 8):
+        batch = reader.read(start, start + 4)
+        assert batches.cut(batch, 1, 3)["n"] == [start + 1, start + 2]
+        assert batches.select(batches.cut(batch, 0, 2), [1])["kinds"] == ["x", "y"]
+    assert reader._collating[0].__globals__["calls"] == [4, 2, 3, 4, 4]
 
 
 LABELLED = """

@@ -36,6 +36,7 @@ from streamfluence.errors import InputError, StreamfluenceError
 
 _SAMPLED_ITEMS = 64
 _REPEATED_ITEMS = 8
+_TRIES = 8  # batches whose lists are new for which an item is collated again
 
 
 class Python(Reader):
@@ -77,6 +78,7 @@ class Python(Reader):
         self._collate_reference = collate
         self._given_identity = identity
         self._lists: dict[str, bool] = {}
+        self._tries = 0
         id_field = None if id_field is None else _options.text("id_field", id_field)
         group_field = None if group_field is None else _options.text("group_field", group_field)
         self._ids = Labels("id", id_field, "ids", "example_id")
@@ -236,7 +238,14 @@ class Python(Reader):
 
         That a list is as long as the batch may be chance; that it grows with the batch is not.
         """
-        if not self._lists.keys() >= set(places):
+        by_example = [f"{place}/" for place, is_one in self._lists.items() if is_one]
+        new = [
+            place
+            for place in places
+            if place not in self._lists and not place.startswith(tuple(by_example))
+        ]
+        if new and self._tries < _TRIES:
+            self._tries += 1
             try:
                 item = self._items([row])[0]
                 two, three = (list_lengths(self._collating[0]([item] * n)) for n in (2, 3))

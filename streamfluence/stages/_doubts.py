@@ -51,9 +51,6 @@ def sketch_doubts(
         coverages: What each checkpoint's coverage check found.
     """
     found = [_damping(plans[0]), _fallback(manifest, plans[0])]
-    names = [checkpoint["path"] for checkpoint in manifest["checkpoints"]]
-    facts = [coverage.get("plausibility") or {} for coverage in coverages]
-    found += (_losses(names, facts), _statistics(names, facts))
     found.append(_vectors(manifest, min(plans, key=_vectors_a_direction)))
     shares = [energy_kept(manifest, plan) for plan in plans]
     kept = min(1.0 if share is None else share for share in shares)
@@ -88,6 +85,16 @@ def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
             f"rows.bytes, and see `streamfluence evaluate fidelity` for what it buys"
         )
     return found
+
+
+def model_doubts(names: Sequence[str], facts: Sequence[Facts]) -> list[str]:
+    """Return the doubts that a model is what was trained on the data; the worst checkpoint speaks.
+
+    Args:
+        names: Of the checkpoints.
+        facts: What forward passes over a sample found at each; see ``plausibility``.
+    """
+    return [doubt for doubt in (_losses(names, facts), _statistics(names, facts)) if doubt]
 
 
 def score_doubts(largest: Sequence[float], losses: Sequence[float]) -> list[str]:

@@ -8,7 +8,13 @@ import numpy as np
 from streamfluence.layout import TRAINING_LOSS, collect_stage
 from streamfluence.stages._columns import column
 from streamfluence.stages._damping import spread
-from streamfluence.stages._doubts import energy_kept, row_doubts, score_doubts, sketch_doubts
+from streamfluence.stages._doubts import (
+    energy_kept,
+    model_doubts,
+    row_doubts,
+    score_doubts,
+    sketch_doubts,
+)
 from streamfluence.stages._finished import finished
 from streamfluence.stages._rests_on import only_receipt
 from streamfluence.stages._sets import partition_count, plan_stage, set_facts
@@ -63,7 +69,9 @@ def sketch_warnings(store: RunStore) -> list[str]:
     checkpoints = range(len(store.manifest["checkpoints"]))
     plans = [plan_facts(store, checkpoint) for checkpoint in checkpoints]
     coverages = [coverage_facts(store, checkpoint) for checkpoint in checkpoints]
-    return sketch_doubts(store.manifest, plans, coverages)
+    names = [checkpoint["path"] for checkpoint in store.manifest["checkpoints"]]
+    facts = [coverage.get("plausibility") or {} for coverage in coverages]
+    return [*model_doubts(names, facts), *sketch_doubts(store.manifest, plans, coverages)]
 
 
 def row_warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
