@@ -60,12 +60,17 @@ def test_corrected_data_runs_in_the_same_folder(folder, part):
 
 
 def test_a_run_with_a_sketch_alone_is_said_to_be_removable(folder):
-    good = dict(np.load(folder / "train-1.npz"))
-    np.savez(folder / "train-1.npz", x=good["x"], y=good["y"] + 9)
-    assert "targets range" in run_job(folder).output
-    np.savez(folder / "train-1.npz", **good)
-    said = run_job(folder).output
-    assert "no rows are committed yet" in said and f"remove {folder / 'run'}" in said
+    assert run_job(folder).exit_code == 0
+    for rows in ("collect", "score", "scores"):
+        shutil.rmtree(folder / "run" / "receipts" / rows)
+    (folder / "task.py").write_text(TASK + "other = 1\n")
+    result = run_job(folder)
+    said = result.output
+    assert (
+        result.exit_code == 2
+        and "no rows are committed yet" in said
+        and f"remove {folder / 'run'}" in said
+    )
 
 
 def test_a_measurement_that_fails_leaves_no_run(folder):
