@@ -37,7 +37,8 @@ def rewrite(folder, shift=1.0):
     """Write other examples into the first shard, of the same size, and give it back its times."""
     shard = folder / "train-0.npz"
     times = shard.stat()
-    arrays = dict(np.load(shard))
+    with np.load(shard) as found:
+        arrays = dict(found)
     np.savez(shard, x=arrays["x"] + np.float32(shift), y=arrays["y"])
     assert shard.stat().st_size == times.st_size
     os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
