@@ -103,7 +103,7 @@ class RunStore:
 
     def read_document(self, path: str) -> dict[str, Any]:
         """Return a document; ``InputError`` if there is none, ``DamageError`` if it is damaged."""
-        return read_document(self.storage, path)
+        return read_document(self.storage, path, self.manifest)
 
     def has(self, path: str) -> bool:
         """Return whether a document exists, without reading its content."""
