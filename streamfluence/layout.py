@@ -7,7 +7,7 @@ is a whole number of batches, so no product changes shape with the partitioning.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 

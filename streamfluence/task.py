@@ -6,15 +6,13 @@ it, and its hash is part of the run's manifest.
 """
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.likelihood import LIKELIHOODS, Likelihood
+from streamfluence.user_code import Files, load_file, load_module
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,14 @@ class Task:
 
     Attributes:
         name: What the job calls it.
-        digest: sha256 of its source.
+        digest: sha256 of the digests of all its source files.
+        files: sha256 of every source file, by its path relative to the job's folder.
         likelihood: None when the task gives only ``loss``; there is then no output Hessian.
     """
 
     name: str
     digest: str
+    files: Mapping[str, str]
     likelihood: Likelihood | None
     _model: Callable[..., Any]
     _forward: Callable[..., Any] | None
@@ -175,13 +176,17 @@ class Task:
             ) from error
 
 
-def load_task(spec: str, root: Path) -> Task:
+def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) -> Task:
     """Load a task named by a job in folder ``root``.
 
+    Args:
+        promised: Digests of its files, compared before any of its code runs; None takes what is there.
+
     Raises:
-        InputError: If it cannot be imported, or lacks what a task must have.
+        InputError: If it cannot be imported, lacks what a task must have, or is not as promised.
     """
-    namespace, source = _load(spec, root)
+    namespace, loaded = _load(spec, root, promised)
+    files = loaded if promised is None else dict(promised)
     model, forward = getattr(namespace, "model", None), getattr(namespace, "forward", None)
     loss = getattr(namespace, "loss", None)
     if not callable(model):
@@ -198,7 +203,8 @@ def load_task(spec: str, root: Path) -> Task:
         )
     return Task(
         name=Path(spec).name,
-        digest=hashlib.sha256(source).hexdigest(),
+        digest=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+        files=files,
         likelihood=None if named is None else _likelihood(spec, named, namespace),
         _model=model,
         _forward=forward if named is not None else None,
@@ -219,54 +225,22 @@ def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
     return LIKELIHOODS[named](**given)
 
 
-def _load(spec: str, root: Path) -> tuple[Any, bytes]:
-    """Return the namespace that holds the task and the bytes of all source it brought along."""
+def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[Any, Files]:
+    """Return the namespace that holds the task, and the digests of all source it brought along."""
     if spec.endswith(".py"):
         path = (root / spec).resolve()
         if not path.is_file():
             raise InputError(f"task file {path} does not exist; check `task` in the job")
-        return _load_file(path)
+        name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+        module, files = load_file(path, root, name, promised)
+        return module, files
     module_name, _, attribute = spec.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module, files = load_module(module_name, promised)
         namespace = getattr(module, attribute) if attribute else module
-    except (ImportError, AttributeError) as error:
+    except (InputError, AttributeError) as error:
         raise InputError(f"task {spec!r} cannot be imported: {error}") from error
-    return namespace, Path(module.__file__ or "").read_bytes()
-
-
-_neighbours: dict[str, ModuleType] = {}  # modules that the last task file imported from its folder
-
-
-def _load_file(path: Path) -> tuple[ModuleType, bytes]:
-    """Execute a task file with its folder importable; its source includes the neighbours it imports."""
-    name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    loader = importlib.util.spec_from_file_location(name, path)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    # Two tasks in one process may both import a neighbour called `train`.
-    for neighbour in _neighbours:
-        sys.modules.pop(neighbour, None)
-    _neighbours.clear()
-    before = set(sys.modules)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        loader.loader.exec_module(module)
-    except StreamfluenceError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"task file {path} fails to load: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(str(path.parent))
-    for imported in sorted(set(sys.modules) - before - {name}):
-        file = getattr(sys.modules[imported], "__file__", None)
-        if file and Path(file).resolve().parent == path.parent:
-            _neighbours[imported] = sys.modules[imported]
-    sources = [path, *(Path(str(neighbour.__file__)) for neighbour in _neighbours.values())]
-    return module, b"\0".join(source.read_bytes() for source in sources)
+    return namespace, files
 
 
 def _tensors(values: tuple) -> bool:

@@ -63,6 +63,7 @@ class Python(Reader):
         self._arguments = dict(arguments or {})
         self._collate_reference = collate
         self._given_identity = identity
+        self._promised: Mapping[str, str] | None = None
 
     def count(self) -> int:
         """Return ``len(dataset)``."""
@@ -100,9 +101,17 @@ class Python(Reader):
         shown = [show(place.strip("/"), _first(leaf)) for place, leaf in leaves(self.take([row]))]
         return one_line(" | ".join(shown))
 
+    def code(self) -> dict[str, str]:
+        """Return the sha256 of every file that was loaded, the neighbours of the named ones too."""
+        return {**self._loaded[2], **self._collating[2]}
+
+    def expect_code(self, files: Mapping[str, str]) -> None:
+        """Load no code but these files with these digests."""
+        self._promised = dict(files)
+
     @cached_property
-    def _loaded(self) -> tuple[Any, Path | None]:
-        return load_named("dataset", self._reference, self._root)
+    def _loaded(self) -> tuple[Any, Path | None, dict[str, str]]:
+        return load_named("dataset", self._reference, self._root, self._promised)
 
     @cached_property
     def _dataset(self) -> Any:
@@ -117,10 +126,10 @@ class Python(Reader):
         return made
 
     @cached_property
-    def _collating(self) -> tuple[Any, Path | None]:
+    def _collating(self) -> tuple[Any, Path | None, dict[str, str]]:
         if self._collate_reference is None:
-            return default_collate, None
-        return load_named("collate", self._collate_reference, self._root)
+            return default_collate, None, {}
+        return load_named("collate", self._collate_reference, self._root, self._promised)
 
     @property
     def _sources(self) -> list[Path]:

@@ -18,15 +18,15 @@ from torch import Tensor
 from streamfluence.codecs.base import Encoded, shares
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
-from streamfluence.layout import collect_stage
 from streamfluence.stages import _resolve
 from streamfluence.stages._collect_tasks import measured_rows
 from streamfluence.stages._execution import Execution
 from streamfluence.stages._reuse import reuse_sketch
+from streamfluence.stages._rows import row_receipts
 from streamfluence.stages._sample import sample_of
-from streamfluence.stages._score_tasks import score_sides
 from streamfluence.stages._session import Directions, Session, session
 from streamfluence.stages._sets import named_query_set, require_complete
+from streamfluence.stages._stored_rows import score_sides
 from streamfluence.stages.sketch import sketch
 from streamfluence.store import RunStore, open_storage
 
@@ -157,8 +157,7 @@ def stored_scores(pilot: Pilot) -> Scored:
         arrays = [stored_values(store, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
         total.add(codec.product(queries[pilot.queries], encoded) * weight, {})
-        receipts = store.receipts(collect_stage("train", checkpoint)).values()
-        for receipt in receipts:
+        for receipt in row_receipts(store, "train", checkpoint):
             total.add(torch.zeros(()), receipt.facts["stored"])
     return total
 
@@ -186,10 +185,8 @@ def whitened(
 def stored_values(store: RunStore, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
     """Return an array of training examples at sorted global rows, reading no partition twice."""
     size, pieces = store.manifest["train"]["partition_examples"], []
-    for partition in np.unique(rows // size):
-        receipt = store.receipt(collect_stage("train", checkpoint), int(partition))
-        assert receipt is not None, "the stage checks that every partition is there"
-        mine = rows[rows // size == partition] - receipt.start
+    for receipt in row_receipts(store, "train", checkpoint, np.unique(rows // size).tolist()):
+        mine = rows[rows // size == receipt.partition] - receipt.start
         part = store.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
         pieces.append(part[mine - mine[0]])
     return np.concatenate(pieces)

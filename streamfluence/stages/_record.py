@@ -6,14 +6,16 @@ from typing import Any
 from streamfluence.layout import collect_stage
 from streamfluence.stages._damping import spread
 from streamfluence.stages._doubts import energy_kept, row_doubts, sketch_doubts
+from streamfluence.stages._finished import finished
+from streamfluence.stages._rests_on import only_receipt
 from streamfluence.stages._sets import partition_count, plan_stage
 from streamfluence.store import Receipt, RunStore
 
 
 def record(store: RunStore, label: str) -> dict[str, Any]:
     """Return the header of one result, JSON-able."""
-    spec = store.read_document(f"scores/{label}/score.json")
-    counts = store.receipts(f"scores/{label}")[0].facts
+    scores = finished(store, label)
+    spec, counts = scores.spec, scores.receipt.facts
     return {
         "meaning": spec["meaning"],
         "unit": spec["unit"],
@@ -25,6 +27,7 @@ def record(store: RunStore, label: str) -> dict[str, Any]:
         "non_finite_examples": counts["invalid"],
         "partitions": partition_count(store, "train"),
         "missing_partitions": spec["missing_partitions"],
+        "previews": counts["previews"],
         "warnings": warnings(store, spec["missing_partitions"]),
     }
 
@@ -97,7 +100,7 @@ def _effective_dimension(store: RunStore, plan: dict[str, Any], damping: float |
     """Return the sum of value / (value + damping) over all directions."""
     if damping is None or not plan["blocks"]:
         return sum(block["effective_dimension"] for block in plan["blocks"])
-    values = store.read(store.receipts(plan_stage(0))[0], "values")
+    values = store.read(only_receipt(store, plan_stage(0)), "values")
     return float((values / (values + damping)).sum())
 
 
@@ -139,13 +142,13 @@ def note(manifest: dict[str, Any], facts: dict[str, Any]) -> str | None:
 
 def coverage_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
     """Return what the coverage check of one checkpoint found."""
-    receipt = store.receipts(f"sketch/{checkpoint}/coverage")[0]
+    receipt = only_receipt(store, f"sketch/{checkpoint}/coverage")
     return store.read_attributes(receipt)["facts"]
 
 
 def plan_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
     """Return what the sketch of one checkpoint decided."""
-    receipt = store.receipts(plan_stage(checkpoint))[0]
+    receipt = only_receipt(store, plan_stage(checkpoint))
     return store.read_attributes(receipt)["facts"]
 
 

@@ -39,6 +39,7 @@ def accumulate(
     gradient = opened.gradient(checkpoint, None, scales)
     examples = number = 0
     vectors = "loss gradients"
+    opened.refresh("train")
     for ids, batch in sample_batches(opened, checkpoint, task, at_most):
         examples += len(ids)
         number = 0
@@ -59,6 +60,7 @@ def accumulate(
                 f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
                 f"{task} of its sample, though the losses are finite; check the model's precision"
             )
+    opened.refuse_touched("train")
     save_state(
         opened.store,
         f"sketch/{checkpoint}/{stage}",

@@ -103,7 +103,7 @@ def _tasks(missing: list[tuple[str, int, int]], group: int) -> Iterator[tuple[st
 
 def _require_sketch(opened: Session) -> None:
     for checkpoint in range(opened.checkpoint_count()):
-        if not opened.store.receipts(plan_stage(checkpoint)):
+        if opened.store.receipt(plan_stage(checkpoint), 0) is None:
             raise IncompleteError(
                 f"{opened.store.url}: checkpoint {checkpoint} has no sketch yet, and rows are stored in "
                 f"the directions it chooses; run `streamfluence sketch` first"

@@ -21,9 +21,12 @@ from streamfluence.layout import collect_stage
 from streamfluence.store.array_reader import ArrayReader, array_names, open_array
 from streamfluence.store.attempt import array_key
 from streamfluence.store.documents import canonical, plain
+from streamfluence.store.grid import Grid
 from streamfluence.store.receipts import Receipt, read_receipts
 from streamfluence.store.storage import Storage
 from streamfluence.store.zarr_stores import RecordingStore
+
+_TEXT = "example_id"
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,15 @@ class _Source:
 
     @property
     def kind(self) -> bytes:
-        """What must agree for parts to be one array."""
-        return canonical([self.reader.metadata["data_type"], self.reader.metadata["shape"][1:]])
+        """What must agree for parts to be one array; strings may have any width."""
+        shape = self.reader.metadata["shape"][1:]
+        return canonical([self.reader.metadata["data_type"], len(shape) if self.text else shape])
+
+    @property
+    def text(self) -> bool:
+        """Whether it holds strings, whose width is that of the longest in the partition."""
+        grid = self.reader.grid
+        return self.reader.key == _TEXT and len(grid.shape) == 2 and grid.dtype == np.uint8
 
     @property
     def encoding(self) -> bytes:
@@ -144,7 +154,10 @@ def _build_array(
     checkpoints: list[list[_Source]],
     axis_suffix: str = "",
 ) -> None:
-    first, length = checkpoints[0][0], checkpoints[0][-1].end
+    length = checkpoints[0][-1].end
+    first = max(
+        (s for sources in checkpoints for s in sources), key=lambda s: s.reader.grid.row_bytes
+    )
     metadata = _canonical_metadata(first.reader.metadata, len(checkpoints), length, axis_suffix)
     store.put(f"{key}/zarr.json", json.dumps(metadata).encode())
     opened: Any = group[key]
@@ -155,7 +168,7 @@ def _build_array(
             start, stop = index * step, min((index + 1) * step, length)
             found = _as_object(sources, start, stop, first)
             if found is None:
-                array[checkpoint, start:stop] = _gather(sources, start, stop)
+                array[checkpoint, start:stop] = _gather(sources, start, stop, first.reader.grid)
             else:
                 store.link(found, f"{key}/c.{checkpoint}{first.reader.grid.key(index)[1:]}")
 
@@ -190,15 +203,17 @@ def _as_object(sources: list[_Source], start: int, stop: int, first: _Source) ->
     return None
 
 
-def _gather(sources: list[_Source], start: int, stop: int) -> np.ndarray:
-    """Return verified rows of the long array, from as many partitions as they lie in."""
-    grid = sources[0].reader.grid
-    out = np.empty((stop - start, *grid.shape[1:]), grid.dtype)
+def _gather(sources: list[_Source], start: int, stop: int, grid: Grid) -> np.ndarray:
+    """Return verified rows of the long array, from as many partitions as they lie in.
+
+    Strings of a partition that needs less width are filled up with zeros.
+    """
+    out = np.zeros((stop - start, *grid.shape[1:]), grid.dtype)
     for source in sources:
         low, high = max(start, source.offset), min(stop, source.end)
         if low < high:
+            rows = np.empty((high - low, *source.reader.shape[1:]), grid.dtype)
             with source.reader as reader:
-                reader.read(
-                    low - source.offset, high - source.offset, out[low - start : high - start]
-                )
+                reader.read(low - source.offset, high - source.offset, rows)
+            out[(slice(low - start, high - start), *map(slice, rows.shape[1:]))] = rows
     return out
