@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import DamageError, InputError
-from streamfluence.layout import Span
+from streamfluence.layout import Span, receipt_path
 from streamfluence.store import finalise as _finalise
 from streamfluence.store.array_reader import ArrayReader, array_names, memory_for, open_array
 from streamfluence.store.aside import set_aside, unfinished
@@ -124,13 +124,21 @@ class RunStore:
         """Return the stages of which at least one partition is committed, sorted."""
         return stages(self.storage)
 
+    def committed(self, stage: str) -> list[int]:
+        """Return the partitions of a stage that have a receipt, sound or not; reads only a listing."""
+        return committed(self.storage, stage)
+
+    def all_receipts(self, stage: str) -> dict[int, Receipt | DamageError]:
+        """Return the receipts of a stage by partition, or what is wrong with one."""
+        return dict(read_receipts(self.storage, stage, self.fingerprint))
+
     def receipts(self, stage: str) -> dict[int, Receipt]:
         """Return the receipts of a stage by partition.
 
         Raises:
             DamageError: If one is damaged or belongs to another run; names it.
         """
-        found = dict(read_receipts(self.storage, stage, self.fingerprint))
+        found = self.all_receipts(stage)
         for receipt in found.values():
             if isinstance(receipt, DamageError):
                 raise receipt
@@ -143,6 +151,10 @@ class RunStore:
     def receipt(self, stage: str, partition: int) -> Receipt | None:
         """Return one partition's receipt, None if it is missing; ``DamageError`` as in ``receipts``."""
         return read_receipt(self.storage, stage, partition, self.fingerprint)
+
+    def receipt_there(self, stage: str, partition: int) -> bool:
+        """Return whether a partition has a receipt, without reading it."""
+        return self.storage.exists(receipt_path(stage, partition))
 
     def missing(self, stage: str, n_partitions: int) -> list[int]:
         """Return the partitions below ``n_partitions`` that have no receipt; reads only a listing."""
