@@ -108,14 +108,19 @@ def score(
     return {"scores": done, "warnings": warnings(store, missing)}
 
 
-def rescore(run_path: str, labels: list[str]) -> None:
+def rescore(
+    run_path: str,
+    labels: list[str],
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
     store = RunStore.open(run_path)
     for label in labels:
         spec = read_spec(store, label)
         for stage, part in stale(store, label, spec):
             store.discard(stage, part)
-        _execute(store, run_path, label, spec, Execution(), Silent())
+        _execute(store, run_path, label, spec, execution or Execution(), progress or Silent())
 
 
 def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
