@@ -18,6 +18,7 @@ from torch import Tensor
 from streamfluence.codecs.base import Encoded, shares
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
+from streamfluence.layout import TRAINING_LOSS
 from streamfluence.stages import _resolve
 from streamfluence.stages._collect_tasks import measured_rows
 from streamfluence.stages._execution import Execution
@@ -178,7 +179,7 @@ def whitened(
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
-        measurement = pilot.measurement if of_queries else "loss"
+        measurement = pilot.measurement if of_queries else TRAINING_LOSS
         yield measured_rows(made, gradient, batch, measurement)[0]
 
 

@@ -88,7 +88,13 @@ class Session:
         tensors = to_tensors(host_batch)
         if self.device.type == "cpu":
             return tensors
-        return map_batch(lambda t: t.pin_memory().to(self.device, non_blocking=True), tensors)
+        return map_batch(self._sent, tensors)
+
+    def _sent(self, array: Any) -> Any:
+        """Return a tensor on its way to the device; an array that torch cannot hold stays."""
+        if not isinstance(array, Tensor):
+            return array
+        return array.pin_memory().to(self.device, non_blocking=True)
 
     @property
     def half(self) -> bool:

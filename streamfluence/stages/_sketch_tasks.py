@@ -40,7 +40,7 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     model = opened.model(checkpoint)
     # Coverage is proved in float32: bfloat16 rounds by more than a missed use would show.
     exact = opened.planned(model, partial(opened.forward_at, False)) if opened.half else capture
-    exact.check(batch, opened.task.loss)
+    exact.check(batch, opened.task.training_loss)
     facts = {
         "precision_cosine": _precision_cosine(opened, model, batch) if opened.half else None,
         "announcements": list(capture.announcements),
@@ -69,7 +69,7 @@ def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
     parameters = [p for p in model.parameters() if p.requires_grad]
     flat = []
     for half in (True, False):
-        loss = opened.task.loss(opened.forward_at(half, model, batch)).sum()
+        loss = opened.task.training_loss(opened.forward_at(half, model, batch)).sum()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
