@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
-from streamfluence.stages._rests_on import (
-    content_digest,
-    differing,
-    document_digest,
-    set_digest,
-    sketch_digest,
-)
+from streamfluence.stages._rests_on import differing, set_digest, sketch_digest
 from streamfluence.stages._rows import row_receipts
 from streamfluence.stages._sets import partition_count, pinned_score_names, query_sets, score_path
 from streamfluence.store import Receipt, RunStore
+from streamfluence.store.digests import content_digest, document_digest
 
 _WORDS = {
     "score": "other settings",

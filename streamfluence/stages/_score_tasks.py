@@ -13,10 +13,10 @@ from streamfluence.registry import member
 from streamfluence.stages import _product
 from streamfluence.stages._finished import Bases, read_spec, refuse_changed, task_receipts
 from streamfluence.stages._named import compressed, name_examples
-from streamfluence.stages._rests_on import content_digest, document_digest
 from streamfluence.stages._rows import row_receipts
 from streamfluence.stages._stored_rows import StoredRows, query_tiles, score_sides
 from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store.digests import content_digest, document_digest
 
 
 def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:

@@ -11,11 +11,12 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.errors import NonFiniteError
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.stages import _product
-from streamfluence.stages._rests_on import content_digest, sketch_digest
+from streamfluence.stages._rests_on import sketch_digest
 from streamfluence.stages._rows import row_receipts
 from streamfluence.stages._session import load_codec
 from streamfluence.stages._sets import set_facts
 from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store.digests import content_digest
 
 QUERY_BYTES = 256 << 20  # of query rows held at once, all checkpoints together
 

@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 from dask import delayed
 
-from streamfluence.errors import InputError
+from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import Score
 from streamfluence.stages import _score_tasks as work
@@ -25,7 +26,7 @@ from streamfluence.stages._finished import (
 )
 from streamfluence.stages._named import PREFIX, named
 from streamfluence.stages._record import warnings
-from streamfluence.stages._rests_on import content_digest, differing, document_digest
+from streamfluence.stages._rests_on import differing
 from streamfluence.stages._rows import row_receipts, spans
 from streamfluence.stages._sets import (
     named_query_set,
@@ -36,6 +37,7 @@ from streamfluence.stages._sets import (
     score_path,
 )
 from streamfluence.store import Receipt, RunStore
+from streamfluence.store.digests import content_digest, document_digest
 from streamfluence.store.documents import differences
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
@@ -140,8 +142,15 @@ def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[st
 
 
 def stale_scores(store: RunStore) -> list[str]:
-    """Return the names of scores of which something no longer rests on what is there."""
-    return [name for name in score_names(store) if stale(store, name, read_spec(store, name))]
+    """Return the names of scores of which something no longer rests on what is there.
+
+    Scores of which that cannot be said, because something is missing or damaged, are not among them.
+    """
+    found = []
+    for name in score_names(store):
+        with suppress(StreamfluenceError):
+            found += [name] if stale(store, name, read_spec(store, name)) else []
+    return found
 
 
 def _spec(

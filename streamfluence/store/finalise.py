@@ -2,8 +2,9 @@
 
 Its arrays have the axes ``(checkpoint, example, ...)``. Where a committed object is
 exactly one object of the long array it becomes that object by a hard link (a copy
-inside the store where there are no links); the rest is read, verified and written
-again. What is built can be deleted and built again at any time.
+inside the store where there are no links), whose bytes are then compared with the
+receipt; the rest is read, verified and written again. A sealed listing beside the tree
+says what every object of it must be. What is built can be deleted and built again at any time.
 """
 
 import copy
@@ -11,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -20,8 +21,16 @@ from streamfluence.errors import DamageError, IncompleteError, InputError
 from streamfluence.layout import collect_stage
 from streamfluence.store.array_reader import ArrayReader, array_names, open_array
 from streamfluence.store.attempt import array_key
-from streamfluence.store.documents import canonical, plain
+from streamfluence.store.digests import content_digest
+from streamfluence.store.documents import canonical, plain, seal
 from streamfluence.store.grid import Grid
+from streamfluence.store.integrity import (
+    checksum,
+    promised,
+    raise_checksum,
+    raise_length,
+    raise_missing,
+)
 from streamfluence.store.receipts import Receipt, read_receipts
 from streamfluence.store.storage import Storage
 from streamfluence.store.zarr_stores import RecordingStore
@@ -59,6 +68,13 @@ class _Source:
         return canonical([self.reader.metadata["chunk_grid"], self.reader.metadata["codecs"]])
 
 
+class Link(NamedTuple):
+    """An object that becomes an object of the long array: its partition's receipt, and its key there."""
+
+    receipt: Receipt
+    key: str
+
+
 def finalise(
     storage: Storage,
     fingerprint: str,
@@ -73,7 +89,7 @@ def finalise(
 
     Raises:
         IncompleteError: If a partition is missing.
-        DamageError: If a receipt, or rows that had to be copied, are damaged.
+        DamageError: If a receipt is damaged, or an object is not what its receipt says.
     """
     stages = [collect_stage(set_name, checkpoint) for checkpoint in range(n_checkpoints)]
     receipts = [_complete(storage, stage, n_partitions, fingerprint) for stage in stages]
@@ -81,12 +97,50 @@ def finalise(
     staged = storage.stage_tree(target)
     store = RecordingStore(storage, staged)
     group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
+    links: dict[str, Link] = {}
     for name in _common_names(receipts):
-        _build(storage, store, group, name, receipts)
+        _build(storage, store, group, name, receipts, links)
     store.finish()
-    storage.sync(staged, [*store.objects, *store.linked])
+    storage.sync(staged, [*store.objects, *links])
+    objects = {key: [item.length, item.crc32] for key, item in store.objects.items()}
+    objects |= {key: _compared(storage, staged, key, link) for key, link in links.items()}
+    listing = {
+        "objects": dict(sorted(objects.items())),
+        "rests_on": {
+            stage: content_digest(found) for stage, found in zip(stages, receipts, strict=True)
+        },
+    }
+    # Without a listing the tree vouches for nothing, so none is there while the two may differ.
+    storage.remove(listing_path(set_name))
     storage.publish_tree(staged, target)
+    _publish_listing(storage, listing_path(set_name), seal(listing))
     return target
+
+
+def listing_path(set_name: str) -> str:
+    """Return the path of the list of a set's objects, each with length and CRC-32."""
+    return f"sets/{set_name}.objects.json"
+
+
+def _publish_listing(storage: Storage, path: str, data: bytes) -> None:
+    """Create the listing; one that another finalise made meanwhile stays if it says the same."""
+    if not storage.create(path, data) and storage.read(path) != data:
+        storage.remove(path)
+        storage.create(path, data)
+
+
+def _compared(storage: Storage, staged: str, key: str, link: Link) -> list[int]:
+    """Return length and CRC-32 of a linked object, read and found to be what its receipt says."""
+    promise = promised(storage, link.receipt, link.key)
+    reader = storage.open(f"{staged}/{key}")
+    try:
+        if reader.size != promise.length:
+            raise_length(storage, link.receipt, link.key, reader.size)
+        if checksum(reader, promise.length) != promise.crc32:
+            raise_checksum(storage, link.receipt, link.key)
+    finally:
+        reader.close()
+    return [promise.length, promise.crc32]
 
 
 def _complete(storage: Storage, stage: str, n_partitions: int, fingerprint: str) -> list[Receipt]:
@@ -122,16 +176,18 @@ def _build(
     group: zarr.Group,
     name: str,
     receipts: Sequence[Sequence[Receipt]],
+    links: dict[str, Link],
 ) -> None:
     """Build one array, or one a checkpoint where checkpoints do not fit together."""
     checkpoints = [_sources(storage, name, stage) for stage in receipts]
     kinds = {source.kind for sources in checkpoints for source in sources}
     ends = {sources[-1].end for sources in checkpoints}
     if len(kinds) == 1 and len(ends) == 1:
-        _build_array(store, group, array_key(name), checkpoints)
+        links |= _build_array(storage, store, group, array_key(name), checkpoints)
         return
     for checkpoint, sources in enumerate(checkpoints):
-        _build_array(store, group, array_key(f"{name}.{checkpoint}"), [sources], f"_{checkpoint}")
+        key = array_key(f"{name}.{checkpoint}")
+        links |= _build_array(storage, store, group, key, [sources], f"_{checkpoint}")
 
 
 def _sources(storage: Storage, name: str, receipts: Sequence[Receipt]) -> list[_Source]:
@@ -148,12 +204,15 @@ def _sources(storage: Storage, name: str, receipts: Sequence[Receipt]) -> list[_
 
 
 def _build_array(
+    storage: Storage,
     store: RecordingStore,
     group: zarr.Group,
     key: str,
     checkpoints: list[list[_Source]],
     axis_suffix: str = "",
-) -> None:
+) -> dict[str, Link]:
+    """Write or link every object of one long array; return those that are linked, by their key in it."""
+    links: dict[str, Link] = {}
     length = checkpoints[0][-1].end
     first = max(
         (s for sources in checkpoints for s in sources), key=lambda s: s.reader.grid.row_bytes
@@ -170,7 +229,13 @@ def _build_array(
             if found is None:
                 array[checkpoint, start:stop] = _gather(sources, start, stop, first.reader.grid)
             else:
-                store.link(found, f"{key}/c.{checkpoint}{first.reader.grid.key(index)[1:]}")
+                place = f"{key}/c.{checkpoint}{first.reader.grid.key(index)[1:]}"
+                links[place] = found
+                try:
+                    store.link(f"{found.receipt.path}/{found.key}", place)
+                except FileNotFoundError:
+                    raise_missing(storage, found.receipt, found.key)
+    return links
 
 
 def _canonical_metadata(
@@ -193,13 +258,14 @@ def _canonical_metadata(
     return whole
 
 
-def _as_object(sources: list[_Source], start: int, stop: int, first: _Source) -> str | None:
+def _as_object(sources: list[_Source], start: int, stop: int, first: _Source) -> Link | None:
     """Return the committed object that holds exactly these rows in the same encoding, if there is one."""
     for source in sources:
         if source.offset <= start and stop <= source.end:
             grid, inside = source.reader.grid, start - source.offset
             if inside % grid.object_rows == 0 and source.encoding == first.encoding:
-                return f"{source.receipt.path}/{source.reader.key}/{grid.key(inside // grid.object_rows)}"
+                key = f"{source.reader.key}/{grid.key(inside // grid.object_rows)}"
+                return Link(source.receipt, key)
     return None
 
 

@@ -13,6 +13,8 @@ from streamfluence.store.documents import parse
 from streamfluence.store.receipts import Receipt, StoredObject
 from streamfluence.store.storage import DOCUMENT_BYTES, ObjectReader, Storage
 
+_PIECE_BYTES = 4 << 20
+
 
 def promised(storage: Storage, receipt: Receipt, key: str) -> StoredObject:
     """Return what the receipt says of an object; ``DamageError`` if it has none of that name."""
@@ -63,6 +65,15 @@ def verified_json(storage: Storage, receipt: Receipt, key: str) -> dict[str, Any
     found = parse(data, f"{storage.url}/{receipt.path}/{key}")
     if not isinstance(found, dict):
         raise_damage(storage, receipt, key, "it does not describe an array or a group")
+    return found
+
+
+def checksum(reader: ObjectReader, length: int) -> int:
+    """Return the CRC-32 of an open object, read in pieces."""
+    found, buffer = 0, bytearray(min(_PIECE_BYTES, length))
+    for offset in range(0, length, _PIECE_BYTES):
+        got = reader.read_into(offset, buffer)
+        found = zlib.crc32(memoryview(buffer)[:got], found)
     return found
 
 

@@ -19,11 +19,13 @@ from obstore.store import ObjectStore, from_url
 from streamfluence.errors import DamageError, InputError, StorageError
 from streamfluence.store.storage import (
     DOCUMENT_BYTES,
+    PARTIAL,
     Entry,
     ObjectReader,
     Storage,
     checked_path,
 )
+from streamfluence.store.unique import unique_name
 
 _PARALLEL_REQUESTS = 16
 _REQUEST_BYTES = 8 << 20
@@ -134,12 +136,17 @@ class ObjectStorage(Storage):
             obstore.copy(self.store, checked_path(source), checked_path(target))
 
     def stage_tree(self, target: str) -> str:
-        """Return ``target`` itself, emptied: objects cannot be renamed."""
-        self.remove_tree(target)
-        return target
+        return f"{target}.{unique_name()}{PARTIAL}"
 
     def publish_tree(self, staged: str, target: str) -> None:
-        assert staged == target
+        """Copy object by object over what is there, the group's metadata last; then remove the rest."""
+        names = [entry.path.removeprefix(f"{staged}/") for entry in self.entries(staged)]
+        for name in sorted(names, key=lambda name: name == "zarr.json"):
+            self.link(f"{staged}/{name}", f"{target}/{name}")
+        for entry in list(self.entries(target)):
+            if entry.path.removeprefix(f"{target}/") not in names:
+                self.remove(entry.path)
+        self.remove_tree(staged)
 
     def local_path(self, path: str) -> Path | None:
         return None

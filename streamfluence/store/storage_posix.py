@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamfluence.errors import DamageError
+from streamfluence.store.exchange import put_in_place
 from streamfluence.store.posix_files import (
     check_file,
     folders_below,
@@ -173,16 +174,15 @@ class PosixStorage(Storage):
         return f"{target}.{unique_name()}{PARTIAL}"
 
     def publish_tree(self, staged: str, target: str) -> None:
-        """Swap two names; for an instant between two renames ``target`` is not there."""
+        """Swap two names in one step where the system can; what was there goes last."""
         new, final = self._resolve(staged), self._resolve(target)
-        old = final.with_name(f"{final.name}.{unique_name()}{PARTIAL}")
+        aside = final.with_name(f"{final.name}.{unique_name()}{PARTIAL}")
         with operating_system_errors("replace", final):
-            with suppress(FileNotFoundError):
-                os.rename(final, old)
-            os.rename(new, final)
+            old = put_in_place(new, final, aside)
             self._sync_upward(final.parent)
-            with suppress(OSError):
-                remove_tree(old)
+            if old is not None:
+                with suppress(OSError):
+                    remove_tree(old)
 
     def local_path(self, path: str) -> Path | None:
         return self._resolve(path)
