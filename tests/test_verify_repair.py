@@ -203,6 +203,17 @@ def test_a_published_set_is_checked_and_published_again(path, how):
     verify(str(path), full=True)
 
 
+def test_a_set_published_from_other_rows_than_are_there_is_published_again(path):
+    listing = path / "sets" / "train.objects.json"
+    content = unseal(listing.read_bytes(), "")
+    content["rests_on"] = dict.fromkeys(content["rests_on"], "0" * 32)
+    listing.write_bytes(seal(content))
+    with pytest.raises(DamageError, match=r"sets/train\.objects\.json .*other rows"):
+        verify(str(path))
+    assert repair(str(path))["sets"] == ["train"]
+    verify(str(path), full=True)
+
+
 def test_so_many_default_calls_as_shares_read_every_object(path):
     for _ in range(3):
         seen = []
@@ -274,7 +285,8 @@ def test_a_killed_repair_is_taken_up_by_the_next(path, monkeypatch):
 def test_a_receipt_of_a_partition_that_the_run_cannot_have_is_set_aside(path):
     content = unseal(receipt(path).read_bytes(), "")
     receipt(path, partition=77).write_bytes(seal({**content, "partition": 77}))
-    with pytest.raises(DamageError, match=r"partition 77: .*is one too many"):
+    shutil.copytree(attempt(path), path / f"parts/{STAGE}/00000077.{content['attempt']}")
+    with pytest.raises(DamageError, match=r"partition 77: "):
         verify(str(path))
     assert repair(str(path))["set_aside"][0]["partition"] == 77
     verify(str(path), full=True)

@@ -25,6 +25,8 @@ from streamfluence.stages._sets import (
 )
 from streamfluence.stages.score import stale
 from streamfluence.store import Problem, Receipt, RunStore
+from streamfluence.store.digests import content_digest
+from streamfluence.store.finalise import listing_path
 
 
 @dataclass
@@ -69,6 +71,8 @@ def survey(store: RunStore) -> Survey:
         _sketch(known, found, checkpoint)
     for label in known.specs:
         _chain(known, found, label)
+    for example_set in known.sets:
+        _published(known, found, example_set)
     return found
 
 
@@ -263,6 +267,17 @@ def _chain(known: _Known, found: Survey, label: str) -> None:
             found.problems.append(
                 Problem(stage, -1, path, "was made from something else than is there now")
             )
+
+
+def _published(known: _Known, found: Survey, example_set: str) -> None:
+    """Find a published set that was linked from other rows than are there now."""
+    store, path = known.store, listing_path(example_set)
+    with suppress(StreamfluenceError):  # one that is not there or damaged is told of by itself
+        rests_on = store.read_document(path)["rests_on"]
+        for stage in rests_on if isinstance(rests_on, dict) else ():
+            rows = [r for r in _sound(store, stage) if r.partition < known.sets[example_set]]
+            if rests_on[stage] != content_digest(rows):
+                found.document(path, f"was published from other rows of {stage} than are there now")
 
 
 def _sound(store: RunStore, stage: str) -> Iterator[Receipt]:

@@ -5,12 +5,14 @@ killed is taken up by the next one.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from streamfluence.errors import DamageError, Interrupted, StorageError, StreamfluenceError
 from streamfluence.stages._execution import Execution, Progress
-from streamfluence.stages._sets import plan_stage
+from streamfluence.stages._rows import spans
+from streamfluence.stages._sets import plan_stage, score_names
 from streamfluence.stages._survey import survey
 from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
@@ -104,7 +106,7 @@ def _steps(
             sketch(run_path, execution, progress)
 
     def rows() -> None:
-        lacking = [place for place in _lacking(store, wanted) if place[0].startswith("collect/")]
+        lacking = [place for place in _lacking(store, wanted) if _has_examples(store, place)]
         for example_set in sorted({stage.split("/")[1] for stage, _ in lacking}):
             numbers = sorted({n for stage, n in lacking if stage.split("/")[1] == example_set})
             for number in numbers:
@@ -114,7 +116,7 @@ def _steps(
         lacking = {
             stage.split("/")[1] for stage, _ in _lacking(store, wanted) if stage[:5] == "score"
         }
-        labels = sorted(lacking | set(stale_scores(store)))
+        labels = sorted(lacking & set(score_names(store)) | set(stale_scores(store)))
         if labels:
             rescore(run_path, labels, execution, progress)
 
@@ -131,6 +133,16 @@ def _is_needed(store: RunStore, place: Place) -> bool:
     if top != "sketch" or not checkpoint.isdecimal():
         return False
     return step[0] in LASTING or not store.receipt_there(plan_stage(int(checkpoint)), 0)
+
+
+def _has_examples(store: RunStore, place: Place) -> bool:
+    """Return whether a place is one of rows that the run can have, as far as that can be known."""
+    top, example_set, *checkpoint = [*place[0].split("/"), ""]
+    if top != "collect" or checkpoint[0] not in map(str, range(len(store.manifest["checkpoints"]))):
+        return False
+    with suppress(StreamfluenceError):  # the document that says how many there are is damaged
+        return place[1] < len(spans(store, example_set))
+    return False
 
 
 def _attempt(step: Callable[[], Any], failed: list[str]) -> None:
