@@ -63,6 +63,7 @@ class Task:
             raise InputError(
                 f"{self.name}: model() must return a torch nn.Module, got {type(model).__name__}"
             )
+        _refuse_untrainable(self.name, model)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(
@@ -309,3 +310,19 @@ def _binds(function: Callable[..., Any], arguments: int) -> bool:
     except ValueError:
         return True
     return True
+
+
+def _refuse_untrainable(name: str, model: nn.Module) -> None:
+    """Raise InputError when no weight of a model can have a gradient."""
+    weights = list(model.parameters())
+    if any(weight.requires_grad for weight in weights):
+        return
+    tensors = [*weights, *model.buffers()]
+    whole = sum(t.numel() for t in tensors if not (t.is_floating_point() or t.is_complex()))
+    packed = not weights or 2 * whole > sum(t.numel() for t in tensors)
+    kind = "it has none, or only quantised ones" if packed else f"all {len(weights)} are frozen"
+    raise InputError(
+        f"{name}: the model has no trainable weights ({kind}), so no example has a gradient; set "
+        f"requires_grad = True in model() on the weights that training changed (of an adapter, say), "
+        f"or load them before quantisation"
+    )
