@@ -124,6 +124,7 @@ def pilot_run(
     train = manifest["train"]
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
     reader = open_reader(dict(train["table"]), pilot.opened.root)
+    reader.expect_code(train["code"])
     train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
     store = RunStore.create(path, manifest)
     if like is not None:

@@ -15,15 +15,19 @@ from streamfluence.stages._doubts import (
     score_doubts,
     sketch_doubts,
 )
-from streamfluence.stages._finished import finished
+from streamfluence.stages._finished import Finished, finished
 from streamfluence.stages._rests_on import only_receipt
 from streamfluence.stages._sets import partition_count, plan_stage, set_facts
 from streamfluence.store import Receipt, RunStore, array_names
 
 
-def record(store: RunStore, label: str) -> dict[str, Any]:
-    """Return the header of one result, JSON-able."""
-    scores = finished(store, label)
+def record(store: RunStore, label: str, scores: Finished | None = None) -> dict[str, Any]:
+    """Return the header of one result, JSON-able.
+
+    Args:
+        scores: Where they were opened, and so checked, already.
+    """
+    scores = scores or finished(store, label)
     spec, counts = scores.spec, scores.receipt.facts
     return {
         "meaning": spec["meaning"],
@@ -37,13 +41,15 @@ def record(store: RunStore, label: str) -> dict[str, Any]:
         "partitions": partition_count(store, "train"),
         "missing_partitions": spec["missing_partitions"],
         "previews": counts["previews"],
-        "warnings": warnings(store, spec["missing_partitions"], [label]),
+        "warnings": warnings(store, spec["missing_partitions"], [scores]),
     }
 
 
-def warnings(store: RunStore, missing_partitions: list[int], labels: Sequence[str]) -> list[str]:
+def warnings(
+    store: RunStore, missing_partitions: list[int], results: Sequence[Finished]
+) -> list[str]:
     """Return what makes scores of a run doubtful, one sentence each with the fix."""
-    of_scores = [doubt for label in labels for doubt in score_warnings(store, label)]
+    of_scores = [doubt for scores in results for doubt in score_warnings(store, scores)]
     return [
         *sketch_warnings(store),
         *row_warnings(store, missing_partitions),
@@ -51,9 +57,8 @@ def warnings(store: RunStore, missing_partitions: list[int], labels: Sequence[st
     ]
 
 
-def score_warnings(store: RunStore, label: str) -> list[str]:
+def score_warnings(store: RunStore, scores: Finished) -> list[str]:
     """Return the doubts that the scores themselves raise, where they keep the largest."""
-    scores = finished(store, label)
     names = [f"top_k.{side}_scores" for side in ("positive", "negative")]
     queries = set_facts(store, scores.spec["queries"])
     losses = queries["measurement"] in ("loss", TRAINING_LOSS)

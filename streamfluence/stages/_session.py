@@ -286,11 +286,20 @@ def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:
 
 
 def save_state(
-    store: RunStore, stage: str, partition: int, state: State, facts: dict[str, Any]
+    store: RunStore,
+    stage: str,
+    partition: int,
+    state: State,
+    facts: dict[str, Any],
+    rests_on: dict[str, str] | None = None,
 ) -> None:
-    """Commit a state with its facts as attributes."""
+    """Commit a state with its facts as attributes.
+
+    Args:
+        rests_on: Digests of what it was made from, for its receipt.
+    """
     arrays = {key: value.cpu().numpy() for key, value in state.items()}
-    store.commit(stage, partition, arrays, {"facts": facts})
+    store.commit(stage, partition, arrays, {"facts": facts}, rests_on)
 
 
 def load_state(store: RunStore, stage: str, partition: int) -> tuple[State, dict[str, Any]]:

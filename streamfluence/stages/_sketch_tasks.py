@@ -18,6 +18,7 @@ from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
 from streamfluence.stages._plausible import plausibility
+from streamfluence.stages._rests_on import scales_digest
 from streamfluence.stages._sample import finite_examples
 from streamfluence.stages._session import (
     Session,
@@ -205,7 +206,8 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
         "codec": codec_kind(codec_arrays).facts(),
         "blocks": _block_facts(opened, projection, factor),
     }
-    save_state(opened.store, plan_stage(checkpoint), 0, arrays, facts)
+    rests_on = {"scales": scales_digest(opened.store, checkpoint)}
+    save_state(opened.store, plan_stage(checkpoint), 0, arrays, facts, rests_on)
 
 
 def ready_projection(opened: Session, checkpoint: int) -> Projection:

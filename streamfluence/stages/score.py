@@ -102,21 +102,33 @@ def score(
         if not given and store.has(score_path(label)):
             spec["readouts"] = store.read_document(score_path(label))["readouts"]
         _pin(store, label, spec)
-        _execute(store, run_path, label, spec, execution, progress)
+        _make_parts(store, run_path, label, spec, execution, progress)
+        _merge(store, run_path, label)
         done.append({"name": label, **_facts(store, label, spec)})
     missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
-    labels = [facts["name"] for facts in done]
-    return {"scores": done, "warnings": warnings(store, missing, labels)}
+    results = [finished(store, facts["name"]) for facts in done]
+    return {"scores": done, "warnings": warnings(store, missing, results)}
 
 
-def rescore(run_path: str, labels: list[str]) -> None:
+def rescore(
+    run_path: str,
+    labels: list[str],
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
     store = RunStore.open(run_path)
     for label in labels:
         spec = read_spec(store, label)
-        for stage, part in stale(store, label, spec):
-            store.discard(stage, part)
-        _execute(store, run_path, label, spec, Execution(), Silent())
+        _discard_stale(store, label, spec)
+        _make_parts(store, run_path, label, spec, execution or Execution(), progress or Silent())
+        _discard_stale(store, label, spec)  # parts made on another machine may have other last bits
+        _merge(store, run_path, label)
+
+
+def _discard_stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    for stage, part in stale(store, label, spec):
+        store.discard(stage, part)
 
 
 def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -232,7 +244,7 @@ def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
         )
 
 
-def _execute(
+def _make_parts(
     store: RunStore,
     run_path: str,
     label: str,
@@ -253,6 +265,9 @@ def _execute(
             tasks = [(run_path, execution.resolved_device(), label, task) for task in missing]
             run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
             progress.finish()
+
+
+def _merge(store: RunStore, run_path: str, label: str) -> None:
     if store.receipt(f"scores/{label}", 0) is None:
         work.merge(run_path, label)
     finished(store, label)

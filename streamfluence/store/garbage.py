@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamfluence.errors import DamageError
-from streamfluence.store.receipts import read_receipt
+from streamfluence.store.receipts import DEEPEST, read_receipt
 from streamfluence.store.storage import PARTIAL, Storage
 
 _ATTEMPT = re.compile(r"\A([0-9]{8}|[1-9][0-9]{8,17})\.([^\\]+)\Z")  # as ``attempt_path`` writes it
-_DEEPEST = 8  # folders below which no attempt lies
 _TOPS = ("parts", "sets")
 
 
@@ -55,7 +54,7 @@ def leftovers(storage: Storage, fingerprint: str, older_than_s: float) -> Iterat
 
 
 def _attempts(
-    storage: Storage, folder: str, fingerprint: str, depth: int = _DEEPEST
+    storage: Storage, folder: str, fingerprint: str, depth: int = DEEPEST
 ) -> Iterator[Leftover]:
     """Yield the attempts below a folder that no receipt names; a link in an attempt's place is one."""
     stage = folder.partition("/")[2]

@@ -18,6 +18,7 @@ from streamfluence.store.storage import DOCUMENT_BYTES, Storage, checked_path
 _FILE = re.compile(r"\A([0-9]{8}|[1-9][0-9]{8,17})\.json\Z")  # as ``receipt_path`` writes it
 _ATTEMPT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 _BLOCKS = re.compile(r"\A(?:[0-9a-f]{8})*\Z")
+DEEPEST = 8  # folders of a stage's name; a run has three
 _LARGEST = 2**53  # bytes and rows; every JSON reader tells such numbers apart
 
 
@@ -154,7 +155,7 @@ def committed(storage: Storage, stage: str) -> list[int]:
     return sorted(int(name.removesuffix(".json")) for name in files if _FILE.match(name))
 
 
-def stages(storage: Storage, top: str = "receipts", depth: int = 8) -> list[str]:
+def stages(storage: Storage, top: str = "receipts", depth: int = DEEPEST) -> list[str]:
     """Return the stages that have at least one receipt, sorted."""
     folders, files = storage.children(top)
     own = [top.partition("/")[2]] if any(_FILE.match(name) for name in files) else []
