@@ -142,7 +142,7 @@ class Task:
         training examples are measured by; any other name is the task's own function of
         ``(outputs, targets)``.
         """
-        if name == TRAINING_LOSS and name not in self._measurements:
+        if name == TRAINING_LOSS:
             return self.training_loss(returned)
         self.check_measurement(name)
         if name == "loss":
@@ -244,6 +244,12 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
         raise InputError(
             f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)"
         )
+    measurements = getattr(namespace, "measurements", {})
+    if taken := sorted({"loss", "margin", TRAINING_LOSS} & set(measurements)):
+        raise InputError(
+            f"task {spec}: measurements names {', '.join(taken)}, which mean something already; give "
+            f"your own another name"
+        )
     training_loss = getattr(namespace, "training_loss", None)
     if training_loss is not None and (named is None or not callable(training_loss)):
         raise InputError(
@@ -258,7 +264,7 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
         _model=model,
         _forward=forward if named is not None else None,
         _loss=loss,
-        _measurements=getattr(namespace, "measurements", {}),
+        _measurements=measurements,
         _training_loss=training_loss,
         train=getattr(namespace, "train", None),
     )

@@ -218,6 +218,10 @@ BATCH = {"x": torch.zeros(2, 4), "y": torch.zeros(2, dtype=torch.int64)}
             "def training_loss(outputs, targets): return outputs.sum()",
             r"training_loss must return shape \(example,\), \(2,\) here, got \(\)",
         ),
+        (
+            "measurements = {'training_loss': 1}\ndef forward(net, b): return net(b['x']), b['y']",
+            "mean something already",
+        ),
         ("training_loss = 3\ndef forward(net, b): return net(b['x']), b['y']", "is a function"),
     ],
 )
