@@ -6,7 +6,7 @@ quarantined. Beside it lie runs of the same job that differ in one thing, from w
 files are taken.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ SERIAL = Execution(executor="serial", workers=1, device="cpu")
 QUERY_SETS = ("asked", "other")
 SETS = ("train", *QUERY_SETS)
 CHECKPOINTS = 2
+OTHERS = ("damping", "seed", "data", "queries", "readouts")
 DAMPING = 0.05  # of the second result, and of the one that is asked of a damaged run
 _N, _QUERIES = 40, {"asked": 20, "other": 18}
 
@@ -118,21 +119,21 @@ def several_tasks(rows: int = 32) -> Iterator[None]:
         scoring.TASK_ROWS = before
 
 
-def make_case(folder: Path, seed: int = 0) -> Case:
-    """Write the data, the job and all runs below ``folder``."""
+def make_case(folder: Path, seed: int = 0, kinds: Sequence[str] = OTHERS) -> Case:
+    """Write the data, the job and all runs below ``folder``.
+
+    Args:
+        kinds: In what the runs beside it differ, of ``OTHERS``.
+    """
     job = write_job(folder / "job", seed)
-    other_data = write_job(folder / "other-data", seed + 1)
-    other_queries = write_job(folder / "other-queries", seed)
-    for name in QUERY_SETS:  # the same training set and task, so the same fingerprint
-        data = (other_data.parent / f"{name}.npz").read_bytes()
-        (other_queries.parent / f"{name}.npz").write_bytes(data)
-    stale = {
-        "damping": _finished(job, folder / "damping", {"curvature.damping": 0.5}),
-        "seed": _finished(job, folder / "seed", {"sketch.seed": 7}),
-        "data": _finished(other_data, folder / "data"),
-        "queries": _finished(_at_home(other_queries, job), folder / "queries"),
-        "readouts": _finished(job, folder / "readouts", {"score.top_k": 5}),
+    makers = {
+        "damping": lambda at: _finished(job, at, {"curvature.damping": 0.5}),
+        "seed": lambda at: _finished(job, at, {"sketch.seed": 7}),
+        "data": lambda at: _finished(write_job(folder / "other-data", seed + 1), at),
+        "queries": lambda at: _finished(_with_queries(job, folder / "other-queries", seed + 1), at),
+        "readouts": lambda at: _finished(job, at, {"score.top_k": 5}),
     }
+    stale = {kind: makers[kind](folder / kind) for kind in kinds}
     return Case(job, _finished(job, folder / "run"), stale)
 
 
@@ -177,12 +178,13 @@ def _trained(train: dict[str, np.ndarray], seed: int) -> nn.Module:
     return module
 
 
-def _at_home(job: Path, home: Path) -> Path:
-    """Return a job whose training set, task and checkpoints are those of another job's folder."""
+def _with_queries(job: Path, folder: Path, seed: int) -> Path:
+    """Return the same job, so with the same fingerprint, with query sets of other data."""
+    other = write_job(folder, seed).parent
     text = job.read_text()
     for name in QUERY_SETS:
-        text = text.replace(f'"{name}.npz"', f'"{job.parent / name}.npz"')
-    moved = home.with_name("job-of-other-queries.toml")
+        text = text.replace(f'"{name}.npz"', f'"{other / name}.npz"')
+    moved = job.with_name("job-of-other-queries.toml")
     moved.write_text(text)
     return moved
 

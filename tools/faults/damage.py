@@ -34,9 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from _damages import KINDS, damages
-from _finished import make_case
+from _finished import OTHERS, make_case
 from _judge import Judge, Verdict
 
+_LITTLE = 0.1  # share of the damages for which not every kind of stale run is worth its making
 # What is counted of each kind, and whether it is a failure.
 COLUMNS = {
     "found": False,
@@ -70,7 +71,8 @@ def main() -> None:
 
 def campaign(folder: Path, options: argparse.Namespace) -> list[Verdict]:
     """Return what became of every damage, in order."""
-    case = make_case(folder / "case", options.seed)
+    kinds = OTHERS if options.share > _LITTLE else ("damping", "queries")
+    case = make_case(folder / "case", options.seed, kinds)
     counts = {kind: max(1, round(count * options.share)) for kind, count in KINDS.items()}
     names = [f"{kind}:{i}" for kind, count in counts.items() for i in range(count)]
     wanted = [name for name in names if not options.only or name in options.only]
