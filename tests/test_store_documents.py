@@ -6,6 +6,7 @@ import os
 from hashlib import sha256
 
 import pytest
+from patience import HANG_SECONDS
 
 from streamfluence.errors import DamageError, InputError, StorageError
 from streamfluence.layout import FORMAT_VERSION
@@ -202,7 +203,7 @@ def test_of_racing_processes_exactly_one_creates_each_document(tmp_path):
     ]
     for racer in racers:
         racer.start()
-    won = [results.get(timeout=60) for _ in racers]
+    won = [results.get(timeout=HANG_SECONDS) for _ in racers]
     for racer in racers:
         racer.join()
     assert [sum(column) for column in zip(*won, strict=True)] == [1] * 50

@@ -54,8 +54,10 @@ def collect(
     ]
     if missing:
         examples = sum(len(_span(opened, s, number)) for s, _, number in missing)
-        with execution.open(len(missing), opened.manifest["compute"]["threads"]) as executor:
-            group = max(1, min(GROUP, len(missing) // (4 * execution.worker_count(len(missing)))))
+        threads = opened.manifest["compute"]["threads"]
+        workers = execution.worker_count(len(missing), threads)
+        with execution.open(len(missing), threads) as executor:
+            group = max(1, min(GROUP, len(missing) // (4 * workers)))
             tasks = [(run_path, device, *task) for task in _tasks(missing, group)]
             progress.start("collect", examples, "examples")
             run_all(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamfluence.codecs.base import Encoded
 from streamfluence.data import concatenate, select_batch, slice_batch
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lds import spearman
@@ -112,9 +113,7 @@ def _self_influence(pilot: Pilot) -> list[Check]:
     made = Directions(pilot.opened, 0)
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
     stored = torch.from_numpy(stored_values(store, "self_influence", 0, pilot.rows)).to(rows)
-    encoded = made.codec.encode(rows)
-    own = (made.codec.query(rows) * made.codec.decode(encoded)).sum(1)
-    energy = made.codec.query(rows).square().sum(1)
+    own, energy = own_scores(pilot, made, rows)
     return [
         Check(
             "self-influence is not negative",
@@ -135,6 +134,24 @@ def _self_influence(pilot: Pilot) -> list[Check]:
             "storing changes inner products by no more than the codec allows",
         ),
     ]
+
+
+def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the score of each example of the pilot for itself, and what it should be.
+
+    Args:
+        rows: Its whitened rows, made now. The codec was planned for the coordinates in which
+            rows are stored, which are others, so both sides are taken there.
+
+    Returns:
+        From the run's stored rows and from ``rows``, shape ``(example,)``; both over the
+        directions that are stored.
+    """
+    store = pilot.opened.store
+    arrays = (stored_values(store, name, 0, pilot.rows) for name in ("rows", "scale"))
+    kept = made.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
+    wanted = made.codec.query(made.factor.stored(rows))
+    return (wanted * kept).sum(1), wanted.square().sum(1)
 
 
 def _other_batches(pilot: Pilot) -> list[Check]:
