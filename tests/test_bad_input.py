@@ -201,7 +201,9 @@ def test_a_flipped_bit_is_found_named_and_repaired(folder):
     refused(invoke("verify", folder / "run", "--full"), 3, "collect/train/0", "partition 1")
     refused(invoke("score", folder / "run", "--name", "again"), 3, "partition 1")
     assert invoke("repair", folder / "run").exit_code == 0
-    refused(invoke("verify", folder / "run", "--full"), 4, "scores/again")  # asked for, not made yet
+    refused(
+        invoke("verify", folder / "run", "--full"), 4, "scores/again"
+    )  # asked for, not made yet
     assert invoke("score", folder / "run", "--name", "again").exit_code == 0
     assert invoke("verify", folder / "run", "--full").exit_code == 0
     assert committed_rows(folder) == before

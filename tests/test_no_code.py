@@ -35,6 +35,7 @@ def mark(word):
 
 
 mark("data ")
+import helper
 
 
 class Rows:
@@ -72,7 +73,7 @@ def folder(tmp_path) -> Path:
     marker = str(tmp_path / "marker")
     (tmp_path / "data.py").write_text(DATA.format(marker=marker, folder=str(tmp_path)))
     (tmp_path / "helper.py").write_text(f"{MARK.format(marker, 'helper ')}SCALE = 1\n")
-    (tmp_path / "task.py").write_text(f"import helper\n{MARK.format(marker, 'task ')}{TASK}")
+    (tmp_path / "task.py").write_text(f"{MARK.format(marker, 'task ')}import helper\n{TASK}")
     run(tmp_path / "job.toml", str(tmp_path / "run"))
     assert (tmp_path / "marker").exists()
     (tmp_path / "marker").unlink()
