@@ -25,8 +25,6 @@ from streamfluence.user_code import load_file
 
 DATA = """
 import numpy as np
-import helper
-
 
 
 def mark(word):
