@@ -179,6 +179,17 @@ def test_packages_beside_a_file_are_among_its_code_and_installed_ones_are_not(tm
         load_file(tmp_path / "a.py", tmp_path, "packages_beside", files)
 
 
+def test_a_mere_folder_hides_no_package_and_what_lies_in_it_is_code(tmp_path):
+    (tmp_path / "wsgiref").mkdir()
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / "inner.py").write_text("INNER = 1\n")
+    (tmp_path / "a.py").write_text("import wsgiref.util\nfrom spaces.inner import INNER\n")
+    assert "wsgiref" not in sys.modules
+    module, files = load_file(tmp_path / "a.py", tmp_path, "mere_folders", None)
+    assert module.wsgiref.__file__ is not None and module.INNER == 1
+    assert set(files) == {"a.py", "spaces/inner.py"}
+
+
 def test_two_files_share_a_neighbour_and_each_names_it(tmp_path):
     (tmp_path / "shared.py").write_text("import under\n\n\nclass Shared: ...\n")
     (tmp_path / "under.py").write_text("")
