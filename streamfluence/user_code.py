@@ -160,7 +160,7 @@ class _Neighbour(_Bytes):
         try:
             super().exec_module(module)
         finally:
-            self._folder.files.remove(files)
+            self._folder.files.pop()
         _kept[self._key] = _Kept(module, files)
 
 
@@ -173,22 +173,19 @@ class _Folder(importlib.abc.MetaPathFinder):
 
     def __init__(self, folder: Path, root: Path, promised: Mapping[str, str] | None) -> None:
         self._folder, self.root, self._promised = folder, root.resolve(), promised
-        self._packages: set[str] = set()
         self.files: list[Files] = [{}]
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if path is not None and fullname.rpartition(".")[0] not in self._packages:
-            return None
-        places = [str(self._folder)] if path is None else list(path)
-        found = importlib.machinery.PathFinder.find_spec(fullname, places)
-        if found is None:
-            return None
-        if found.submodule_search_locations is not None:
-            self._packages.add(fullname)
-        if found.origin is None or not Path(found.origin).is_file():
-            return found  # a folder without code of its own
+        place = str(self._folder.joinpath(*fullname.split(".")[:-1]))
+        if path is not None and place not in path:
+            return None  # of a package that lies elsewhere
+        found = importlib.machinery.PathFinder.find_spec(fullname, [place])
+        if found is None or found.origin is None or not Path(found.origin).is_file():
+            return (
+                None  # a mere folder of that name, perhaps, which gives way to a package elsewhere
+            )
         source, origin = self.digested(Path(found.origin)), Path(found.origin)
         if isinstance(found.loader, importlib.machinery.SourceFileLoader):
             found.loader = _Neighbour(self, origin, source)

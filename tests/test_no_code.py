@@ -25,8 +25,6 @@ from streamfluence.user_code import load_file
 
 DATA = """
 import numpy as np
-import helper
-
 
 
 def mark(word):
@@ -35,6 +33,7 @@ def mark(word):
 
 
 mark("data ")
+import helper
 
 
 class Rows:
@@ -72,7 +71,7 @@ def folder(tmp_path) -> Path:
     marker = str(tmp_path / "marker")
     (tmp_path / "data.py").write_text(DATA.format(marker=marker, folder=str(tmp_path)))
     (tmp_path / "helper.py").write_text(f"{MARK.format(marker, 'helper ')}SCALE = 1\n")
-    (tmp_path / "task.py").write_text(f"import helper\n{MARK.format(marker, 'task ')}{TASK}")
+    (tmp_path / "task.py").write_text(f"{MARK.format(marker, 'task ')}import helper\n{TASK}")
     run(tmp_path / "job.toml", str(tmp_path / "run"))
     assert (tmp_path / "marker").exists()
     (tmp_path / "marker").unlink()
@@ -178,6 +177,17 @@ def test_packages_beside_a_file_are_among_its_code_and_installed_ones_are_not(tm
     (inner / "one.py").write_text("ONE = 2\n")
     with pytest.raises(InputError, match=r"parts/deep/one\.py changed"):
         load_file(tmp_path / "a.py", tmp_path, "packages_beside", files)
+
+
+def test_a_mere_folder_hides_no_package_and_what_lies_in_it_is_code(tmp_path):
+    (tmp_path / "wsgiref").mkdir()
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / "inner.py").write_text("INNER = 1\n")
+    (tmp_path / "a.py").write_text("import wsgiref.util\nfrom spaces.inner import INNER\n")
+    assert "wsgiref" not in sys.modules
+    module, files = load_file(tmp_path / "a.py", tmp_path, "mere_folders", None)
+    assert module.wsgiref.__file__ is not None and module.INNER == 1
+    assert set(files) == {"a.py", "spaces/inner.py"}
 
 
 def test_two_files_share_a_neighbour_and_each_names_it(tmp_path):

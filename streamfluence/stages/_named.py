@@ -19,7 +19,7 @@ from streamfluence.stages._columns import set_values
 from streamfluence.stages._identity import pinned_reader
 from streamfluence.stages._sets import set_facts
 from streamfluence.store import Receipt, RunStore, array_names
-from streamfluence.store.text import decode_text, encode_text
+from streamfluence.store.text import decode_ids, encode_text
 
 PREFIX = "named."
 MOST_PREVIEWS = 20_000  # of each set: seconds to read, a few MiB to keep
@@ -89,12 +89,15 @@ def named(store: RunStore, receipt: Receipt, role: str) -> Named:
     for name in array_names(receipt):
         if name.startswith(prefix):
             array = store.read(receipt, name)
-            found[name.removeprefix(prefix)] = decode_text(array) if array.ndim == 2 else array
-    if "row" not in found:
+            found[name.removeprefix(prefix)] = decode_ids(array)
+    rows = found.pop("row", np.empty((0, 0)))
+    sound = rows.ndim == 1 and rows.dtype.kind == "i" and bool((np.diff(rows) > 0).all())
+    if not sound or "id" not in found or any(a.shape != rows.shape for a in found.values()):
         raise DamageError(
-            f"the result {receipt.stage} of {store.url} names no examples; score again"
+            f"the result {receipt.stage} of {store.url} does not say which examples it names; score "
+            f"again under another --name"
         )
-    return Named(found.pop("row"), found)
+    return Named(rows, found)
 
 
 def _of_set(store: RunStore, example_set: str, wanted: np.ndarray) -> tuple[Arrays, str | None]:

@@ -86,6 +86,8 @@ def choose_pilot(
     """
     opened = session(run_path, device)
     name = named_query_set(opened.store, example_set)
+    for read in ("train", name):
+        opened.refresh(read)
     good = []
     for checkpoint in range(opened.checkpoint_count()):
         require_complete(opened.store, "train", checkpoint)

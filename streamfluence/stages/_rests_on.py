@@ -11,20 +11,24 @@ from streamfluence.store.digests import content_digest, document_digest
 
 
 def sketch_digest(store: RunStore, checkpoint: int) -> str:
-    """Return a digest of the directions that rows of one checkpoint are in.
+    """Return a digest of the directions that rows of one checkpoint are in, and of their coordinates.
 
     Raises:
         IncompleteError: If there are none.
-        DamageError: If they were decided in other coordinates than are there.
     """
     plan = only_receipt(store, plan_stage(checkpoint))
-    scales = scales_digest(store, checkpoint)
-    if plan.facts.get("scales") != scales:
+    coordinates = [plan.facts.get("scales"), scales_digest(store, checkpoint)]
+    return document_digest([content_digest([plan]), *coordinates])
+
+
+def refuse_other_scales(store: RunStore, checkpoint: int) -> None:
+    """Raise DamageError if directions were decided in other coordinates than are there now."""
+    plan = only_receipt(store, plan_stage(checkpoint))
+    if plan.facts.get("scales") != scales_digest(store, checkpoint):
         raise DamageError(
             f"{store.url}: the plan of checkpoint {checkpoint} was decided with another sketch of the scales "
             f"than is there now; put back what was there, or use a new run folder"
         )
-    return document_digest([content_digest([plan]), scales])
 
 
 def scales_digest(store: RunStore, checkpoint: int) -> str:

@@ -7,6 +7,7 @@ from streamfluence.errors import IncompleteError, InputError, NonFiniteError
 from streamfluence.layout import Span, collect_stage
 from streamfluence.stages import _collect_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._rests_on import refuse_other_scales
 from streamfluence.stages._rows import refuse_strangers
 from streamfluence.stages._session import Session, session
 from streamfluence.stages._sets import partition_count, plan_stage, query_sets
@@ -114,6 +115,7 @@ def _require_sketch(opened: Session) -> None:
                 f"{opened.store.url}: checkpoint {checkpoint} has no sketch yet, and rows are stored in "
                 f"the directions it chooses; run `streamfluence sketch` first"
             )
+        refuse_other_scales(opened.store, checkpoint)
 
 
 def _check(opened: Session, example_set: str) -> dict[str, Any]:

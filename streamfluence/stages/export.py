@@ -12,10 +12,11 @@ import numpy as np
 
 from streamfluence.errors import InputError
 from streamfluence.stages._finished import Finished, finished, parse_query
+from streamfluence.stages._listed import lists
 from streamfluence.stages._named import named
 from streamfluence.stages._new_file import new_file
 from streamfluence.stages._record import record
-from streamfluence.store import RunStore, array_names
+from streamfluence.store import RunStore
 
 FIELDS = (
     "query",
@@ -68,24 +69,15 @@ def export(
 
 def _lines(store: RunStore, scores: Finished) -> Iterator[dict[str, Any]]:
     """Yield one dictionary a listed example."""
-    receipt = scores.receipt
-    if "top_k.positive_rows" not in array_names(receipt):
-        raise InputError(
-            f"scores {scores.label!r} have no top_k to export; add it to score.readouts"
-        )
-    examples, queries = (named(store, receipt, role) for role in ("train", "queries"))
-    for side in ("positive", "negative"):
-        arrays = {
-            key: store.read(receipt, f"top_k.{side}_{key}")
-            for key in ("rows", "scores", "loss", "self_influence")
-        }
+    examples, queries = (named(store, scores.receipt, role) for role in ("train", "queries"))
+    for side, arrays in lists(store, scores).items():
         for query, rank in zip(*np.nonzero(arrays["rows"] >= 0), strict=True):
             row = int(arrays["rows"][query, rank])
             yield {
                 "query": int(query),
                 "query_id": queries.of(int(query), "id"),
                 "query_group": queries.of(int(query), "group"),
-                "side": "helps" if side == "positive" else "hurts",
+                "side": side,
                 "rank": int(rank) + 1,
                 "row": row,
                 "id": examples.of(row, "id"),

@@ -102,7 +102,7 @@ def score(
         if not given and store.has(score_path(label)):
             spec["readouts"] = store.read_document(score_path(label))["readouts"]
         _pin(store, label, spec)
-        _make_parts(store, run_path, label, spec, execution, progress)
+        _execute(store, run_path, label, spec, execution, progress)
         _merge(store, run_path, label)
         done.append({"name": label, **_facts(store, label, spec)})
     missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
@@ -121,7 +121,7 @@ def rescore(
     for label in labels:
         spec = read_spec(store, label)
         _discard_stale(store, label, spec)
-        _make_parts(store, run_path, label, spec, execution or Execution(), progress or Silent())
+        _execute(store, run_path, label, spec, execution or Execution(), progress or Silent())
         _discard_stale(store, label, spec)  # parts made on another machine may have other last bits
         _merge(store, run_path, label)
 
@@ -244,7 +244,7 @@ def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
         )
 
 
-def _make_parts(
+def _execute(
     store: RunStore,
     run_path: str,
     label: str,

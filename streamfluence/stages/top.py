@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import InputError
+from streamfluence.readouts.base import Arrays
 from streamfluence.stages._finished import Finished, finished, parse_query
+from streamfluence.stages._listed import lists
 from streamfluence.stages._named import Named, named
 from streamfluence.stages._record import record
 from streamfluence.stages._sets import set_facts
-from streamfluence.store import RunStore, array_names
+from streamfluence.store import RunStore
 
 DEFAULT_K = 10
 
@@ -46,14 +48,11 @@ def top(
     store = RunStore.open(run_path)
     label, row = parse_query(store, query, name)
     scores = finished(store, label)
-    if "top_k.positive_rows" not in array_names(scores.receipt):
-        raise InputError(
-            f"scores {label!r} were made without the readout top_k; add it to score.readouts"
-        )
+    found = lists(store, scores)
     count = set_facts(store, scores.spec["queries"])["count"]
     if not 0 <= row < count:
         raise InputError(f"query {row}: {scores.spec['queries']!r} has queries 0 to {count - 1}")
-    listed = store.read(scores.receipt, "top_k.positive_rows").shape[1]
+    listed = found["helps"]["rows"].shape[1]
     if k is None:
         k = min(DEFAULT_K, listed)
     if not 1 <= k <= listed:
@@ -61,13 +60,9 @@ def top(
             f"{k} examples were asked for, but scores {label!r} kept {listed} (score.top_k); "
             f"ask for 1 to {listed}"
         )
-    wanted = {"helps": ("positive", positive), "hurts": ("negative", negative)}
     examples = named(store, scores.receipt, "train")
-    sides = {
-        key: _side(store, scores, examples, side, row, k)
-        for key, (side, on) in wanted.items()
-        if on
-    }
+    wanted = {"helps": positive, "hurts": negative}
+    sides = {side: _side(found[side], examples, row, k) for side, on in wanted.items() if on}
     return {"query": _query(store, scores, row), **sides, "record": record(store, label, scores)}
 
 
@@ -83,14 +78,9 @@ def _query(store: RunStore, scores: Finished, row: int) -> dict[str, Any]:
     }
 
 
-def _side(
-    store: RunStore, scores: Finished, examples: Named, side: str, query: int, k: int
-) -> list[dict[str, Any]]:
+def _side(found: Arrays, examples: Named, query: int, k: int) -> list[dict[str, Any]]:
     """Return one ranked list of a query, as JSON-able rows."""
-    fields = {
-        name: store.read(scores.receipt, f"top_k.{side}_{name}")[query, :k]
-        for name in ("rows", "scores", "loss", "self_influence")
-    }
+    fields = {name: array[query, :k] for name, array in found.items()}
     return [
         {
             "rank": rank + 1,
