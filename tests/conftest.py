@@ -7,12 +7,21 @@ several threads may round otherwise than a sum over one.
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Dask's own patience with a worker that starts is too short for a machine that is busy.
+os.environ.setdefault("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "900s")
+os.environ.setdefault("DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP", "900s")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# No deadline: a shared machine stalls. In CI the same examples every time.
-settings.register_profile("streamfluence", deadline=None, derandomize="CI" in os.environ)
+# No deadline and no limit of the time to draw: a shared machine stalls. In CI the same examples
+# every time.
+settings.register_profile(
+    "streamfluence",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("streamfluence")
 
 

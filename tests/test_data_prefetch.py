@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from patience import HANG_SECONDS, wait_until
 
 from streamfluence.data._prefetch import prefetch
 
@@ -38,10 +39,8 @@ def test_at_most_depth_items_are_read_ahead(depth):
     ahead = prefetch(source(), depth)
     for taken in range(1, 6):
         next(ahead)
-        deadline = time.monotonic() + 5
-        while len(read) < taken + depth and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(0.02)
+        wait_until(lambda taken=taken: len(read) >= taken + depth)
+        time.sleep(0.02)  # whoever reads too far ahead has a moment to do so
         assert len(read) == taken + depth
     ahead.close()
 
@@ -104,7 +103,7 @@ def test_the_next_item_is_read_while_one_is_in_use():
             yield item
 
     for item in prefetch(source(), 1):
-        assert reading[min(item + 1, 3)].wait(timeout=5)
+        assert reading[min(item + 1, 3)].wait(timeout=HANG_SECONDS)
 
 
 def test_a_depth_below_one_is_refused():

@@ -110,6 +110,24 @@ def test_the_rank_by_chance_of_one_relevant_example_is_the_harmonic_mean():
     assert chance_reciprocal_rank(100, np.array([1])) == pytest.approx(expected)
 
 
+def test_the_rank_by_chance_is_a_mean_over_queries_and_not_over_numbers_of_relevant_ones():
+    one, three = (chance_reciprocal_rank(10, np.array([n])) for n in (1, 3))
+    several = chance_reciprocal_rank(10, np.array([1, 3, 3, 3]))
+    assert several == pytest.approx((one + 3 * three) / 4)
+
+
+def test_relevant_examples_that_cannot_be_ranked_are_never_found():
+    """Their score is -inf; they count as relevant and as found nowhere, however long the list."""
+    scores = np.array([[-np.inf, 1.0, 0.0], [-np.inf, 2.0, 5.0]])
+    relevant = np.array([[True, False, True], [True, False, False]])
+    first = FirstPass(2, 3)
+    first.add(scores, relevant)
+    assert first.recall(3).tolist() == [0.5, 0.0]
+    second = SecondPass(first.best)
+    second.add(scores, relevant)
+    assert second.reciprocal_rank().tolist() == [0.5, 0.0]
+
+
 # --- the commands ---------------------------------------------------------------------------
 
 

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from patience import HANG_SECONDS, wait_until
 from retraining_job import outcome, write
 from scipy.stats import linregress, spearmanr
 
@@ -237,29 +237,37 @@ def test_logistic_regression_at_its_optimum_is_predicted_by_influence(tmp_path):
     assert found["leverage_corrected"]["across_queries"]["slope"] == pytest.approx(1, abs=0.06)
 
 
-SLOW_TRAIN = ("torch.manual_seed(seed)", "torch.manual_seed(seed); import time; time.sleep(0.3)")
+# Trains until as many outcomes are there as a file says, then waits to be stopped.
+GATED = """import time
+    here = Path(__file__).parent
+    while len([*here.glob("truth/receipts/subsets/**/*.json")]) >= int((here / "gate").read_text()):
+        time.sleep(0.02)
+    torch.manual_seed(seed)"""
 
 
 @pytest.mark.slow
 def test_a_stopped_and_a_killed_evaluation_go_on_where_they_were(tmp_path):
-    run = made(tmp_path, *SLOW_TRAIN)
+    (tmp_path / "gate").write_text("0")
+    run = made(tmp_path, "torch.manual_seed(seed)", GATED)
     arguments = ["--subsets", "4", "--seeds", "2", "--truth", str(tmp_path / "truth")]
     program = [sys.executable, "-m", "streamfluence", "evaluate", "lds", str(run), *arguments]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+
+    def trained():
+        return len([*tmp_path.glob("truth/receipts/subsets/**/*.json")])
+
     for number, code, least in ((signal.SIGTERM, 75, 1), (signal.SIGKILL, -9, 4)):
+        (tmp_path / "gate").write_text(str(least))
         process = subprocess.Popen(
             [*program, "--executor", "serial"],
             env={**os.environ, "PYTHONPATH": paths},
             stderr=subprocess.DEVNULL,
         )
-        receipts = tmp_path / "truth" / "receipts" / "subsets"
-        deadline = time.monotonic() + 90
-        while len(list(receipts.rglob("*.json"))) < least:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda least=least: trained() >= least, process)
         process.send_signal(number)
-        assert process.wait(20) == code
-    there = len(list(receipts.rglob("*.json")))
+        assert process.wait(HANG_SECONDS) == code
+    (tmp_path / "gate").write_text("1000")
+    there = trained()
     assert 4 <= there < 8
     assert evaluate("lds", run, *arguments)["retrained"] == 8 - there
     evaluate("lds", run, *arguments[:4], "--truth", tmp_path / "undisturbed")

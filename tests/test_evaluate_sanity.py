@@ -10,6 +10,7 @@ from torch import nn
 
 from streamfluence.capture import Capture
 from streamfluence.stages import _session, evaluate_sanity
+from streamfluence.stages._pilot import choose_pilot, whitened
 
 DECAYED = JOB.replace("damping = 0.01", "weight_decay = 0.01")
 
@@ -79,7 +80,12 @@ def test_gradients_that_do_not_add_up_fail(folder, monkeypatch):
 
 def test_stored_self_influence_of_another_model_fails(folder, monkeypatch):
     stored = evaluate_sanity.stored_values
-    monkeypatch.setattr(evaluate_sanity, "stored_values", lambda *a: 1.1 * stored(*a))
+
+    def larger(store, name, *others):
+        found = stored(store, name, *others)
+        return 1.1 * found if name == "self_influence" else found
+
+    monkeypatch.setattr(evaluate_sanity, "stored_values", larger)
     assert failed(folder / "run") == ["stored self-influence is that of rows made now"]
 
 
@@ -108,3 +114,22 @@ def test_a_codec_that_loses_an_examples_product_with_itself_fails(folder, monkey
 def test_a_pilot_too_small_to_rank_is_one_sentence(folder):
     result = invoke("evaluate", "sanity", folder / "run", "--sample", "3")
     assert result.exit_code == 2 and "too small to rank" in result.stderr
+
+
+def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folder):
+    """What the receipts say that the codec kept of the first batches, when rows were written."""
+    run = folder / "few-bytes"
+    assert invoke("run", folder / "job.toml", run, "--bytes", "12").exit_code == 0
+    pilot = choose_pilot(str(run), "cpu", 150, None, 7)
+    made = _session.Directions(pilot.opened, 0)
+    rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
+    own, energy = evaluate_sanity.own_scores(pilot, made, rows)
+    first_batches = pilot.rows % 32 < 16
+    share = energy / made.factor.stored(rows).square().sum(1)
+    receipts = pilot.opened.store.receipts("collect/train/0").values()
+    stored = [receipt.facts["stored"] for receipt in receipts]
+    assert sum(one["rows"] for one in stored) == first_batches.sum()
+    kept = sum(one["kept"] for one in stored) / first_batches.sum()
+    assert kept < 0.98, "every direction is stored, so no choice of them shows"
+    assert float(share[first_batches].mean()) == pytest.approx(kept, abs=1e-4)
+    assert float((own / energy - 1).abs().max()) < 0.02

@@ -150,3 +150,27 @@ def test_inputs_that_cannot_be_judged_are_refused_with_the_reason(scores, masks,
 def test_one_seed_has_no_ceiling_and_says_what_to_do():
     with pytest.raises(InputError, match="one more seed"):
         lds.ceiling(np.ones((1, 5, 2)))
+
+
+def test_the_interval_is_that_of_subsets_and_queries_redrawn_together_one_by_one():
+    predicted = GENERATOR.normal(size=(15, 4))
+    losses = predicted + GENERATOR.normal(size=(15, 4))
+    found = lds.interval(predicted, losses, draws=40, coverage=0.8, seed=3)
+    chance, means = np.random.default_rng(3), []
+    for _ in range(40):
+        queries, subsets = chance.integers(4, size=4), chance.integers(15, size=15)
+        pairs = [(predicted[subsets, q], losses[subsets, q]) for q in queries]
+        means.append(np.mean([spearmanr(*pair).statistic for pair in pairs]))
+    whole = np.mean([spearmanr(predicted[:, q], losses[:, q]).statistic for q in range(4)])
+    low, high = np.quantile(means, [0.1, 0.9]) + whole - np.mean(means)
+    assert (found.mean, found.low, found.high) == pytest.approx((whole, low, high))
+
+
+def test_the_ceiling_is_a_rank_correlation_again():
+    """Two seeds of correlation r: reliability 2 r / (1 + r), each step by hand."""
+    signal = GENERATOR.normal(size=(400, 1))
+    seeds = signal + GENERATOR.normal(size=(2, 400, 1))
+    rho = spearmanr(seeds[0, :, 0], seeds[1, :, 0]).statistic
+    r = 2 * np.sin(np.pi * rho / 6)
+    perfect = np.sqrt(2 * r / (1 + r))
+    assert lds.ceiling(seeds) == pytest.approx(6 / np.pi * np.arcsin(perfect / 2))

@@ -157,3 +157,31 @@ def test_leverage_of_a_logistic_example_is_its_hat_value():
 
 def test_several_bernoulli_outputs_have_no_leverage_by_the_loss():
     assert leave_out.leverage(np.ones(2), np.ones(2), "Bernoulli", 3) is None
+
+
+def test_changes_are_the_means_over_seeds():
+    predicted = GENERATOR.normal(size=(12, 3))
+    actual = predicted + GENERATOR.normal(size=(3, 12, 3))
+    mean = [[sum(actual[s, g, q] for s in range(3)) / 3 for q in range(3)] for g in range(12)]
+    found = leave_out.judge(predicted, actual)
+    expected = linregress(predicted.ravel(), np.array(mean).ravel())
+    assert found["across_queries"]["slope"] == pytest.approx(expected.slope)
+    assert found["across_queries"]["pearson"] == pytest.approx(expected.rvalue)
+
+
+def test_the_spread_of_changes_leaves_out_the_constant_of_each_query():
+    actual = GENERATOR.normal(size=(4, 30, 3))
+    shifted = actual + np.array([0.0, 50.0, -50.0])
+    found, moved = (leave_out.judge(actual[0], each) for each in (actual, shifted))
+    assert moved["noise_over_spread"] == pytest.approx(found["noise_over_spread"])
+
+
+def test_leverage_never_reaches_one_and_is_none_without_influence():
+    own, loss = np.array([50.0, 0.1, 0.0, -1.0]), np.array([1e-3, 0.5, 0.0, 0.5])
+    found = leave_out.leverage(own, loss, "Gaussian", 1)
+    np.testing.assert_allclose(found, [0.99, 0.1, 0, 0])
+
+
+def test_examples_and_subsets_are_drawn_apart():
+    first = Subset(20, 0, 0).kept(50)
+    assert sorted(drawn_examples(0, 50)[:20]) != first.tolist()

@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from patience import HANG_SECONDS, wait_until
 
 from streamfluence import errors
 from streamfluence.executors.base import WorkerDied
@@ -75,8 +75,14 @@ def misbehave(folder, how):
     return how
 
 
-def process_id(number):
-    time.sleep(0.2)
+def process_id(folder, number):
+    """Return this process's number once two processes have begun a task."""
+    Path(folder, str(os.getpid())).touch()
+    wait_until(lambda: len(os.listdir(folder)) >= 2)
+    return os.getpid()
+
+
+def own_process_id(number):
     return os.getpid()
 
 
@@ -200,8 +206,9 @@ def test_a_worker_starts_with_its_threads_in_the_environment(several, monkeypatc
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
-def test_tasks_run_outside_this_process_and_on_both_workers(several):
-    found = set(several.run(process_id, [(n,) for n in range(8)]).results.values())
+def test_tasks_run_outside_this_process_and_on_both_workers(several, tmp_path):
+    tasks = [(str(tmp_path), n) for n in range(8)]
+    found = set(several.run(process_id, tasks).results.values())
     assert len(found) == 2 and os.getpid() not in found
 
 
@@ -257,7 +264,7 @@ def test_an_interrupted_serial_task_is_no_failure_but_an_interrupt():
 
 
 def test_processes_outside_a_with_block_end_with_the_run():
-    outcome = member("executors", "processes")(workers=1).run(process_id, [(0,)])
+    outcome = member("executors", "processes")(workers=1).run(own_process_id, [(0,)])
     with pytest.raises(ProcessLookupError):
         os.kill(outcome.results[0,], 0)
 
@@ -273,7 +280,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
         capture_output=True,
         text=True,
         env=child_environment(),
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     assert ended.returncode == 1 and 'needs `if __name__ == "__main__":`' in ended.stderr
 
@@ -301,14 +308,13 @@ def scheduler(tmp_path):
     for process in processes:
         process.terminate()
     for process in processes:
-        process.wait(20)
+        process.wait(HANG_SECONDS)
 
 
 @pytest.mark.slow
 def test_dask_runs_on_a_scheduler_that_is_already_there_and_says_when_it_is_lost(
-    scheduler, executors, monkeypatch
+    scheduler, executors
 ):
-    monkeypatch.setattr("streamfluence.executors.dask._CONNECT_SECONDS", 5)
     file, (server, _) = scheduler
     address = wait_for_address(file)
     tasks = [(seed, 200) for seed in range(3)]
@@ -326,10 +332,8 @@ def test_dask_runs_on_a_scheduler_that_is_already_there_and_says_when_it_is_lost
             executor.run(square, [(n,) for n in range(9)], lose_the_scheduler)
 
 
-def wait_for_address(file, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+def wait_for_address(file):
+    wait_until(lambda: file.exists() and file.read_text().rstrip().endswith("}"))
     return json.loads(file.read_text())["address"]
 
 

@@ -1,13 +1,13 @@
-"""A signal to a process that runs an executor ends it and all it started, within seconds."""
+"""A signal to a process that runs an executor ends it and all it started, which would go on for days."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = '''
@@ -22,7 +22,7 @@ def work(folder, number):
     Path(folder, str(os.getpid())).touch()
     big = torch.ones(3000, 3000)
     while True:
-        time.sleep(60) if number % 2 else [big := big @ big for _ in range(50)]
+        time.sleep(10**6) if number % 2 else [big := big @ big for _ in range(50)]
 
 def stop(number, frame):
     raise Interrupted("stopped")
@@ -50,15 +50,9 @@ def start(tmp_path, name, handled="handled"):
         env={**os.environ, "PYTHONPATH": path},
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: len(list(marks.iterdir())) == (1 if name == "serial" else 2), 60)
+    started = 1 if name == "serial" else 2
+    wait_until(lambda: len(list(marks.iterdir())) == started, parent)
     return parent, [int(mark.name) for mark in marks.iterdir()]
-
-
-def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still not after {seconds} s"
-        time.sleep(0.05)
 
 
 def alive(process):
@@ -84,19 +78,18 @@ pytestmark = pytest.mark.slow
     "name,number",
     [("processes", signal.SIGTERM), ("processes", signal.SIGINT), ("dask", signal.SIGTERM)],
 )
-def test_a_signal_to_the_parent_ends_it_and_every_child_within_ten_seconds(tmp_path, name, number):
+def test_a_signal_to_the_parent_ends_it_and_every_child(tmp_path, name, number):
     parent, workers = start(tmp_path, name)
     started = [*workers, *descendants(parent.pid)]
     parent.send_signal(number)
-    deadline = time.monotonic() + 10
-    assert parent.wait(10) == 75
-    wait_until(lambda: not any(alive(process) for process in started), deadline - time.monotonic())
+    assert parent.wait(HANG_SECONDS) == 75
+    wait_until(lambda: not any(alive(process) for process in started))
 
 
 def test_a_signal_interrupts_a_serial_task(tmp_path):
     parent, _ = start(tmp_path, "serial")
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(10) == 75
+    assert parent.wait(HANG_SECONDS) == 75
 
 
 @pytest.mark.parametrize("name", ["processes", "dask"])
@@ -105,4 +98,4 @@ def test_children_of_a_killed_parent_end_by_themselves(tmp_path, name):
     started = [*workers, *descendants(parent.pid)]
     parent.kill()
     parent.wait()
-    wait_until(lambda: not any(alive(process) for process in started), 10)
+    wait_until(lambda: not any(alive(process) for process in started))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import HANG_SECONDS
 
 from streamfluence.likelihood import Categorical, Gaussian
 
@@ -126,10 +127,10 @@ def test_a_method_that_dies_or_hangs_leaves_a_line(tmp_path, monkeypatch):
     import run
 
     (tmp_path / "score_dead.py").write_text("import os\nos._exit(9)\n")
-    (tmp_path / "score_slow.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "score_slow.py").write_text("import time\ntime.sleep(10**6)\n")
     monkeypatch.setattr(run, "HERE", tmp_path)
-    options = type("Options", (), {"case": tmp_path, "out": tmp_path, "timeout": 1})
-    for peer in ("dead", "slow"):
+    for peer, seconds in (("dead", HANG_SECONDS), ("slow", 1)):
+        options = type("Options", (), {"case": tmp_path, "out": tmp_path, "timeout": seconds})
         run._score(Path(sys.executable), peer, "any", 0, options)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["error"] for line in lines] == [

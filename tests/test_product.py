@@ -142,6 +142,25 @@ def test_blocks_carry_the_rows_number_and_what_is_known_of_each_example(terms):
         assert block.scores.dtype == block.self_influence.dtype == block.loss.dtype == np.float32
 
 
+def test_every_checkpoint_is_read_by_its_own_codec():
+    """Two codecs of the default family that give bits to other directions."""
+    terms = []
+    for seed, (energies, weight) in enumerate(zip((1, 3), WEIGHTS, strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        spectrum = torch.linspace(1, 0, FEATURES, dtype=torch.float64) ** energies + 1e-3
+        kind = member("codecs", "bands")
+        codec = kind(kind.plan(spectrum, 30, seed))
+        rows = torch.randn(N_EXAMPLES, FEATURES, generator=generator) * spectrum.sqrt().float()
+        queries = codec.query(torch.randn(N_QUERIES, FEATURES, generator=generator))
+        nothing = np.zeros(N_EXAMPLES, np.float32)
+        flags = np.zeros(N_EXAMPLES, np.uint8)
+        source = MemoryRows(codec.encode(rows), flags, nothing, nothing)
+        terms.append(Term(source, codec, queries, weight))
+    wanted = dense_answer(terms)
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(all_scores(terms, 256), wanted, atol=3e-6 * scale, rtol=0)
+
+
 def test_self_influence_is_the_score_of_a_row_for_itself():
     term = make_term("float32", 0, 1.0 / N_EXAMPLES)
     queries = term.codec.decode(term.source.encoded)[:N_QUERIES]

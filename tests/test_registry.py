@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import HANG_SECONDS
 
 from streamfluence import registry
 from streamfluence.errors import InputError
@@ -79,7 +80,7 @@ def test_listing_every_family_imports_no_member_and_no_heavy_package():
         f"for family in {FAMILIES}: names(family)\n"
         f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,10 +10,12 @@ import random
 import resource
 import subprocess
 import time
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_SECONDS
 
 from streamfluence.errors import StorageError, StreamfluenceError
 from streamfluence.store import RunStore
@@ -21,6 +23,7 @@ from streamfluence.store.storage_posix import PosixStorage
 
 STAGE = "collect/train/0"
 N_PARTITIONS = 12
+STEPS = 40  # of two writers, before they are killed; one commit takes about twenty
 
 # A fork server that has imported everything: a child starts in 0.2 s, not in 2.
 context = multiprocessing.get_context("forkserver")
@@ -33,14 +36,16 @@ def arrays_of(partition):
     return {"rows": rows, "loss": rng.standard_normal(500, np.float32)}
 
 
-def slow_down(seed):
-    """Sleep before and after every call that the protocol is made of."""
+def slow_down(seed, steps=None):
+    """Sleep before and after every call that the protocol is made of, and count them in ``steps``."""
     rng = random.Random(seed)
 
     def slowed(call):
         def wrapper(*args, **kwargs):
             time.sleep(rng.random() * 0.008)
             result = call(*args, **kwargs)
+            if steps is not None:
+                steps.release()
             time.sleep(rng.random() * 0.008)
             return result
 
@@ -51,10 +56,9 @@ def slow_down(seed):
     PosixStorage.write = slowed(PosixStorage.write)
 
 
-def commit_what_is_missing(folder, seed, begun):
-    slow_down(seed)
+def commit_what_is_missing(folder, seed, steps):
     store = RunStore.create(folder, {"seed": 0})
-    begun.release()
+    slow_down(seed, steps)
     missing = store.missing(STAGE, N_PARTITIONS)
     random.Random(seed).shuffle(missing)
     for partition in missing:
@@ -78,16 +82,17 @@ def test_thirty_kills_amid_commits_tear_nothing_and_the_last_worker_finishes(tmp
     folder = str(tmp_path / "run")
     store, before, rng = RunStore.create(folder, {"seed": 0}), {}, random.Random(7)
     for kill in range(15):
-        begun = context.Semaphore(0)
+        steps = context.Semaphore(0)
         workers = [
-            context.Process(target=commit_what_is_missing, args=(folder, 2 * kill + i, begun))
+            context.Process(target=commit_what_is_missing, args=(folder, 2 * kill + i, steps))
             for i in (0, 1)
         ]
         for worker in workers:
             worker.start()
-        for _ in workers:
-            assert begun.acquire(timeout=60)
-        time.sleep(0.05 + rng.random() * 0.35)
+        # Not after a time but after a number of steps of the protocol, which is where they are.
+        for _ in range(rng.randrange(1, STEPS)):
+            while not steps.acquire(timeout=0.1) and any(map(Process.is_alive, workers)):
+                pass
         for worker in workers:
             worker.kill()
             worker.join()
@@ -110,36 +115,36 @@ def commit_what_is_missing_quickly(store):
         store.commit(STAGE, partition, arrays_of(partition))
 
 
-def _commit_all(folder, start, results, seed):
+def _commit_all(folder, together, results, seed):
     slow_down(seed)
     store, create, lost = RunStore.open(folder), PosixStorage.create, []
 
     def counted(self, path, data):
+        together.wait()  # everybody has written a whole attempt of this partition
         won = create(self, path, data)
         lost.extend([path] * (not won))
         return won
 
     PosixStorage.create = counted
-    start.wait()
     attempts = [store.commit(STAGE, k, arrays_of(k)).attempt for k in range(4)]
     results.put((attempts, len(lost)))
 
 
 def test_writers_of_the_same_partitions_all_return_the_one_receipt(tmp_path):
     store = RunStore.create(tmp_path, {"seed": 0})
-    start, results = context.Barrier(4), context.Queue()
+    together, results = context.Barrier(4), context.Queue()
     writers = [
-        context.Process(target=_commit_all, args=(str(tmp_path), start, results, seed))
+        context.Process(target=_commit_all, args=(str(tmp_path), together, results, seed))
         for seed in range(4)
     ]
     for writer in writers:
         writer.start()
-    answers = [results.get(timeout=60) for _ in writers]
+    answers = [results.get(timeout=HANG_SECONDS) for _ in writers]
     for writer in writers:
         writer.join()
     attempts = answers[0][0]
     assert all(answer == attempts for answer, _ in answers)
-    assert sum(lost for _, lost in answers) > 0, "nobody lost a race, so it showed nothing"
+    assert sum(lost for _, lost in answers) == 4 * 3
     assert sorted(os.listdir(tmp_path / "parts" / STAGE)) == [
         f"{k:08d}.{attempts[k]}" for k in range(4)
     ]
@@ -190,7 +195,7 @@ def test_a_file_size_limit_is_a_storage_error_and_leaves_the_rest_intact(tmp_pat
     store.commit(STAGE, 0, arrays_of(0))
     child = context.Process(target=_commit_beyond_the_limit, args=(str(tmp_path), results))
     child.start()
-    kind, message = results.get(timeout=60)
+    kind, message = results.get(timeout=HANG_SECONDS)
     child.join()
     assert kind == "StorageError" and "ulimit -f" in message and "rows/c.0.0" in message
     assert store.missing(STAGE, 2) == [1] and store.leftovers() == []

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from streamfluence.cli._units import duration, size
+from streamfluence.budget import size
+from streamfluence.cli._units import duration
 
 GAP = "  "
 

@@ -31,7 +31,9 @@ class Several(click.ParamType):
             self.fail(f"{value!r} is not a list of values separated by commas", param, ctx)
 
 
-by_id = click.option("--ids", "by_id", is_flag=True, help="FILE lists ids, not rows.")
+by_id = click.option(
+    "--ids", "by_id", is_flag=True, help="FILE lists your own ids (numbers or strings), not rows."
+)
 query_set = click.option("--queries", metavar="NAME", help="Which query set, of several.")
 
 

@@ -18,7 +18,10 @@ from streamfluence.codecs.base import Codec, shares
 from streamfluence.data import input_digest, prefetch
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import Span, collect_stage, cut
+from streamfluence.stages._inputs_before import refuse_other_input
+from streamfluence.stages._rows import row_bases
 from streamfluence.stages._session import Directions, Session, directions, session
+from streamfluence.store.text import TEXT, encode_ids
 
 CODED_AT_ONCE = 4096  # rows on a GPU
 PROVED = 64  # one batch in so many is proved, and as large a share of a partition's first
@@ -34,12 +37,18 @@ def collect(
     facts = opened.table(example_set)
     stage = collect_stage(example_set, checkpoint)
     size = facts["partition_examples"]
+    opened.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
     pending: Future | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
             span = Span(partition * size, min((partition + 1) * size, facts["count"]))
             arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
+            opened.refuse_touched(example_set)
+            refuse_other_input(
+                opened.store, example_set, checkpoint, partition, notes["input_crc32c"]
+            )
+            notes |= row_bases(opened.store, example_set, checkpoint)
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
             pending = committer.submit(commit, opened, stage, partition, span, arrays, notes)
@@ -117,6 +126,7 @@ def partition_arrays(
         columns.add(**_identities(opened, example_set, part))
     coded.flush(columns)
     arrays = columns.finish()
+    arrays["example_id"] = encode_ids(arrays["example_id"])
     notes = {
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
@@ -191,8 +201,10 @@ def commit(
 ) -> None:
     """Commit the rows of one partition."""
     compressor = opened.manifest["rows"]["compressor"]
+    # For readers that know Zarr but not runs: bytes of text look like any other numbers.
+    text = {"example_id": TEXT} if arrays["example_id"].ndim == 2 else {}
     opened.store.commit(
-        stage, partition, arrays, {"stage": stage}, notes, {"rows": compressor}, span=span
+        stage, partition, arrays, {"stage": stage, **text}, notes, {"rows": compressor}, span=span
     )
 
 

@@ -39,7 +39,8 @@ class Execution:
 
     Attributes:
         executor: Member of the family ``executors``.
-        workers: Processes, or ``auto``: one a CPU, or one for all of a CUDA device.
+        workers: Processes, or ``auto``: as many as the CPUs hold with their threads, or one for all of
+            a CUDA device.
         dask: Address of a running scheduler.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         memory: Bytes one worker may use, or None.
@@ -85,24 +86,24 @@ class Execution:
             )
         return self.device
 
-    def worker_count(self, tasks: int) -> int:
-        """Return how many processes to start for this many tasks."""
+    def worker_count(self, tasks: int, threads: int) -> int:
+        """Return how many processes to start for this many tasks, each of so many threads."""
         if self.workers != "auto":
             return int(self.workers)
         if self.resolved_device() != "cpu":
             return 1
-        return max(1, min(len(os.sched_getaffinity(0)), tasks))
+        return max(1, min(len(os.sched_getaffinity(0)) // threads, tasks))
 
     def open(self, tasks: int, threads: int) -> Executor:
         """Return the executor for a stage of ``tasks`` tasks; use it as a context manager."""
         if self.dask or self.executor == "dask":
             return member("executors", "dask")(
                 address=self.dask,
-                workers=self.worker_count(tasks),
+                workers=self.worker_count(tasks, threads),
                 threads=threads,
                 memory=self.memory,
             )
-        workers = self.worker_count(tasks)
+        workers = self.worker_count(tasks, threads)
         if self.executor == "serial" or (workers == 1 and self.executor == "processes"):
             return member("executors", "serial")(threads=threads)
         return member("executors", self.executor)(workers=workers, threads=threads)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.data import concatenate, map_batch, slice_batch
+from streamfluence.codecs.base import Encoded
+from streamfluence.data import concatenate, select_batch, slice_batch
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lds import spearman
 from streamfluence.stages._columns import columns
@@ -112,9 +113,7 @@ def _self_influence(pilot: Pilot) -> list[Check]:
     made = Directions(pilot.opened, 0)
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
     stored = torch.from_numpy(stored_values(store, "self_influence", 0, pilot.rows)).to(rows)
-    encoded = made.codec.encode(rows)
-    own = (made.codec.query(rows) * made.codec.decode(encoded)).sum(1)
-    energy = made.codec.query(rows).square().sum(1)
+    own, energy = own_scores(pilot, made, rows)
     return [
         Check(
             "self-influence is not negative",
@@ -135,6 +134,24 @@ def _self_influence(pilot: Pilot) -> list[Check]:
             "storing changes inner products by no more than the codec allows",
         ),
     ]
+
+
+def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the score of each example of the pilot for itself, and what it should be.
+
+    Args:
+        rows: Its whitened rows, made now. The codec was planned for the coordinates in which
+            rows are stored, which are others, so both sides are taken there.
+
+    Returns:
+        From the run's stored rows and from ``rows``, shape ``(example,)``; both over the
+        directions that are stored.
+    """
+    store = pilot.opened.store
+    arrays = (stored_values(store, name, 0, pilot.rows) for name in ("rows", "scale"))
+    kept = made.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
+    wanted = made.codec.query(made.factor.stored(rows))
+    return (wanted * kept).sum(1), wanted.square().sum(1)
 
 
 def _other_batches(pilot: Pilot) -> list[Check]:
@@ -170,7 +187,7 @@ def _sums(pilot: Pilot) -> list[Check]:
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     for batch in pilot.batches:
-        loss = opened.task.loss(opened.forward(model, batch)).sum()
+        loss = opened.task.training_loss(opened.forward(model, batch)).sum()
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for name, part in zip(weights, found, strict=True):
             if part is not None:
@@ -233,7 +250,7 @@ def _reordered(pilot: Pilot, order: np.ndarray) -> list[Any]:
     """Return batches of the pilot's examples at these places."""
     whole = concatenate(pilot.batches)
     places = torch.from_numpy(order).to(pilot.opened.device)
-    moved = map_batch(lambda leaf: leaf[places] if isinstance(leaf, Tensor) else leaf, whole)
+    moved = select_batch(whole, places)
     size = pilot.opened.manifest["compute"]["batch_size"]
     return [slice_batch(moved, i, min(i + size, len(order))) for i in range(0, len(order), size)]
 

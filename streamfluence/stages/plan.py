@@ -57,7 +57,7 @@ def plan(
         probe = pool.submit(_probe, job).result()
     start_seconds = time.monotonic() - started - probe.pop("probe_seconds")
     partitions = -(-probe["examples"] // probe["partition_examples"])
-    workers = execution.worker_count(partitions)
+    workers = execution.worker_count(partitions, job.compute.threads)
     checkpoints = probe["checkpoints"]
     sketched = min(job.sketch.examples, probe["examples"])
     collected = probe["examples"] + sum(probe["queries"].values())
