@@ -173,7 +173,8 @@ def _from_content(content: dict[str, Any]) -> Receipt:
             raise ValueError(f"{name} is no text")
     if not _ATTEMPT.match(receipt.attempt):
         raise ValueError(f"{receipt.attempt[:60]!r} is no name of an attempt")
-    for name in ("partition", "start", "stop"):
+    _count("partition", receipt.partition, 2**63)  # a number made of a digest may be one
+    for name in ("start", "stop"):
         _count(name, getattr(receipt, name))
     if receipt.start > receipt.stop:
         raise ValueError(f"rows {receipt.start} to {receipt.stop}")
