@@ -5,6 +5,7 @@ accident. A key that is there must be what it is in every run; one that is not t
 damage to whoever asks for it.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -112,11 +113,11 @@ def _number(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and "\0" not in value
 
 
 def _table(value: Any) -> bool:
-    return isinstance(value, dict)
+    return isinstance(value, dict) and "\\u0000" not in json.dumps(value)  # in no name or path
 
 
 def _name(value: Any) -> bool:
