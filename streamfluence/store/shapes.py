@@ -43,10 +43,13 @@ def checked_manifest(content: Mapping[str, Any], where: str) -> Document:
     if "holds" in content or not content.keys() & {"task", "train"}:
         return _checked(content, _OTHER, where)
     document = _checked(content, _RUN, where)
-    weights, models = content.get("checkpoint_weights"), content.get("checkpoints", [])
-    if weights is not None and len(weights) != len(models):
+    weights, models = content.get("checkpoint_weights"), content.get("checkpoints")
+    if weights and models and len(weights) != len(models):
         _refuse(where, "checkpoint_weights", weights)
-    if "train" in content and _partitions(content["train"]) * len(models) > MOST_PARTITIONS:
+    if (
+        "train" in content
+        and _partitions(content["train"]) * len(models or [None]) > MOST_PARTITIONS
+    ):
         _refuse(where, "train.partition_examples", content["train"]["partition_examples"])
     return document
 
