@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
+TRAINING_LOSS = "training_loss"  # the measurement of training examples; queries may name it too
 
 
 @dataclass(frozen=True)

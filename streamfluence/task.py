@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihood import LIKELIHOODS, Likelihood
 from streamfluence.user_code import Files, load_file, load_module
 
@@ -43,7 +44,13 @@ class Task:
     _forward: Callable[..., Any] | None
     _loss: Callable[..., Any] | None
     _measurements: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    _training_loss: Callable[..., Any] | None = None
     train: Callable[..., Any] | None = None
+
+    @property
+    def has_training_loss(self) -> bool:
+        """Whether training examples are measured by another loss than queries are by default."""
+        return self._training_loss is not None
 
     def model(self, checkpoint: Path) -> nn.Module:
         """Return the model of one checkpoint, checked: a module whose parameters are all finite."""
@@ -56,6 +63,7 @@ class Task:
             raise InputError(
                 f"{self.name}: model() must return a torch nn.Module, got {type(model).__name__}"
             )
+        _refuse_untrainable(self.name, model)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(
@@ -65,13 +73,26 @@ class Task:
         return model
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        """Run the model; with a likelihood return ``(outputs, targets)``, else the losses."""
+        """Run the model; without a likelihood return the losses.
+
+        With one return ``(outputs, targets)``, then weights where the task gives them (or None),
+        then whatever only its ``training_loss`` needs.
+        """
         if self._forward is None:
             assert self._loss is not None
             return self._call("loss", self._loss, model, batch)
         returned = self._call("forward", self._forward, model, batch)
-        if not (isinstance(returned, tuple) and len(returned) == 2 and _tensors(returned)):
-            raise InputError(f"{self.name}: forward() must return (outputs, targets), two tensors")
+        several = isinstance(returned, tuple) and len(returned) >= 2
+        if not (several and _tensors(returned[:2]) and _tensors_or_none(returned[2:3])):
+            raise InputError(
+                f"{self.name}: forward() must return (outputs, targets), two tensors, or (outputs, "
+                f"targets, weights), three"
+            )
+        if len(returned) > 3 and self._training_loss is None:
+            raise InputError(
+                f"{self.name}: forward() returned {len(returned)} things; after (outputs, targets, "
+                f"weights) it may return more only for training_loss, which the task does not define"
+            )
         return returned
 
     def check(self, returned: Any, examples: int) -> None:
@@ -83,7 +104,7 @@ class Task:
                 f"axis must count examples (return one loss an example, not their mean)"
             )
         if self.likelihood is not None:
-            self.likelihood.check(*returned)
+            self.likelihood.check(*returned[:3])
         elif leading.dim() != 1:
             raise InputError(
                 f"{self.name}: loss() must return shape (example,), not {tuple(leading.shape)}"
@@ -91,11 +112,20 @@ class Task:
 
     def loss(self, returned: Any) -> Tensor:
         """Return the loss of each example from what ``forward`` returned, shape ``(example,)``."""
-        return returned if self.likelihood is None else self.likelihood.loss(*returned)
+        return returned if self.likelihood is None else self.likelihood.loss(*returned[:3])
+
+    def training_loss(self, returned: Any) -> Tensor:
+        """Return what training made small, of each example: the task's own, or else the loss."""
+        if self._training_loss is None:
+            return self.loss(returned)
+        # One that knows nothing of weights may still be given them, for queries to use.
+        given = returned if _binds(self._training_loss, len(returned)) else returned[:2]
+        return self._one_each("training_loss", self._training_loss, returned, given)
 
     def check_measurement(self, name: str) -> None:
         """Raise InputError when there is no measurement of that name."""
         known = ["loss", "margin", *self._measurements]
+        known += [] if self._training_loss is None else [TRAINING_LOSS]
         if name not in known:
             raise InputError(
                 f"{self.name} has no measurement {name!r}; there are: {', '.join(known)}"
@@ -108,18 +138,31 @@ class Task:
     def measure(self, name: str, returned: Any) -> Tensor:
         """Return a query's measurement, oriented so that *lower is better*, shape ``(example,)``.
 
-        ``loss`` is the loss; ``margin`` its log-odds with the sign turned; any other
-        name is the task's own function of ``(outputs, targets)``.
+        ``loss`` is the loss; ``margin`` its log-odds with the sign turned; ``training_loss`` what
+        training examples are measured by; any other name is the task's own function of
+        ``(outputs, targets)``.
         """
+        if name == TRAINING_LOSS and name not in self._measurements:
+            return self.training_loss(returned)
         self.check_measurement(name)
         if name == "loss":
             return self.loss(returned)
         if name == "margin":
             assert self.likelihood is not None
-            return -self.likelihood.margin(*returned)
-        measured = self._call(name, self._measurements[name], *returned)
+            return -self.likelihood.margin(*returned[:3])
+        measurement = self._measurements[name]
+        return self._one_each(f"measurement {name!r}", measurement, returned, returned[:2])
+
+    def _one_each(
+        self, what: str, function: Callable[..., Any], returned: Any, given: Any
+    ) -> Tensor:
+        """Return a function's number for each example, checked to be that."""
+        measured = self._call(what, function, *given)
         if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
-            raise InputError(f"{self.name}: measurement {name!r} must return shape (example,)")
+            raise InputError(
+                f"{self.name}: {what} must return shape (example,), {tuple(returned[0].shape[:1])} here, "
+                f"got {tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__}"
+            )
         return measured
 
     def require_train(self) -> None:
@@ -201,6 +244,12 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
         raise InputError(
             f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)"
         )
+    training_loss = getattr(namespace, "training_loss", None)
+    if training_loss is not None and (named is None or not callable(training_loss)):
+        raise InputError(
+            f"task {spec}: training_loss(outputs, targets) is a function beside a likelihood, whose "
+            f"loss then measures queries; with loss(model, batch) alone that is the training loss"
+        )
     return Task(
         name=Path(spec).name,
         digest=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
@@ -210,6 +259,7 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
         _forward=forward if named is not None else None,
         _loss=loss,
         _measurements=getattr(namespace, "measurements", {}),
+        _training_loss=training_loss,
         train=getattr(namespace, "train", None),
     )
 
@@ -217,12 +267,12 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
 def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
     if isinstance(named, Likelihood):
         return named
-    if named not in LIKELIHOODS:
+    if not isinstance(named, str) or named not in LIKELIHOODS:
         raise InputError(f"task {spec}: likelihood {named!r} is none of {', '.join(LIKELIHOODS)}")
-    wanted = {"categorical": ("reduction", "ignore_index"), "gaussian": ("reduction", "variance")}
-    options = wanted.get(named, ("reduction",))
+    kind = LIKELIHOODS[named]
+    options = inspect.signature(kind).parameters
     given = {name: getattr(namespace, name) for name in options if hasattr(namespace, name)}
-    return LIKELIHOODS[named](**given)
+    return kind(**given)
 
 
 def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[Any, Files]:
@@ -245,3 +295,34 @@ def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[An
 
 def _tensors(values: tuple) -> bool:
     return all(isinstance(value, Tensor) for value in values)
+
+
+def _tensors_or_none(values: tuple) -> bool:
+    return all(value is None or isinstance(value, Tensor) for value in values)
+
+
+def _binds(function: Callable[..., Any], arguments: int) -> bool:
+    """Return whether a function takes so many arguments; one without a signature may."""
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _refuse_untrainable(name: str, model: nn.Module) -> None:
+    """Raise InputError when no weight of a model can have a gradient."""
+    weights = list(model.parameters())
+    if any(weight.requires_grad for weight in weights):
+        return
+    tensors = [*weights, *model.buffers()]
+    whole = sum(t.numel() for t in tensors if not (t.is_floating_point() or t.is_complex()))
+    packed = not weights or 2 * whole > sum(t.numel() for t in tensors)
+    kind = "it has none, or only quantised ones" if packed else f"all {len(weights)} are frozen"
+    raise InputError(
+        f"{name}: the model has no trainable weights ({kind}), so no example has a gradient; set "
+        f"requires_grad = True in model() on the weights that training changed (of an adapter, say), "
+        f"or load them before quantisation"
+    )

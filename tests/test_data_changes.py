@@ -11,6 +11,7 @@ from small_job import JOB, write_job
 from streamfluence.errors import InputError
 from streamfluence.manifest import load_job
 from streamfluence.stages import _collect_tasks, _identity
+from streamfluence.stages._execution import Execution
 from streamfluence.stages._identity import signed_identity
 from streamfluence.stages._resolve import open_run
 from streamfluence.stages._session import session
@@ -20,6 +21,7 @@ from streamfluence.stages.sketch import sketch
 from streamfluence.store import RunStore
 from streamfluence.store.documents import seal, unseal
 
+SERIAL = Execution(executor="serial")  # one process, that lives on
 TWO = JOB.replace('["model.pt"]', '["model.pt", "model.pt"]')
 
 
@@ -29,7 +31,7 @@ def sketched(tmp_path):
     write_job(tmp_path, n=96, job=TWO)
     path = str(tmp_path / "run")
     open_run(load_job(tmp_path / "job.toml"), path)
-    sketch(path)
+    sketch(path, SERIAL)
     return tmp_path
 
 
@@ -37,7 +39,8 @@ def rewrite(folder, shift=1.0):
     """Write other examples into the first shard, of the same size, and give it back its times."""
     shard = folder / "train-0.npz"
     times = shard.stat()
-    arrays = dict(np.load(shard))
+    with np.load(shard) as found:
+        arrays = dict(found)
     np.savez(shard, x=arrays["x"] + np.float32(shift), y=arrays["y"])
     assert shard.stat().st_size == times.st_size
     os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -45,10 +48,10 @@ def rewrite(folder, shift=1.0):
 
 def test_data_that_changed_between_two_work_units_is_refused(sketched):
     path = str(sketched / "run")
-    collect(path, ["train"], partition=0)
+    collect(path, ["train"], SERIAL, partition=0)
     rewrite(sketched)
     with pytest.raises(InputError, match=r"the data of 'train' changed since"):
-        collect(path, ["train"], partition=1)
+        collect(path, ["train"], SERIAL, partition=1)
     assert sorted(RunStore.open(path).receipts("collect/train/0")) == [0]
 
 
@@ -62,7 +65,7 @@ def test_data_that_changes_within_a_work_unit_is_refused(sketched, monkeypatch):
 
     monkeypatch.setattr(_collect_tasks, "partition_arrays", interrupted)
     with pytest.raises(InputError, match="was written to while it was read"):
-        collect(path, ["train"])
+        collect(path, ["train"], SERIAL)
     for checkpoint in (0, 1):
         assert 1 not in RunStore.open(path).receipts(f"collect/train/{checkpoint}")
 
@@ -71,7 +74,7 @@ def test_data_that_changes_and_comes_back_is_refused_by_what_was_read(sketched, 
     """Even where sizes and times show nothing, another checkpoint was computed from other bytes."""
     path = str(sketched / "run")
     opened = session(path, "cpu")
-    collect(path, ["train"], partition=0)
+    collect(path, ["train"], SERIAL, partition=0)
     store = RunStore.open(path)
     before = store.receipt("collect/train/0", 0).facts["input_crc32c"]
     assert store.receipt("collect/train/1", 0).facts["input_crc32c"] == before
@@ -80,21 +83,21 @@ def test_data_that_changes_and_comes_back_is_refused_by_what_was_read(sketched, 
     monkeypatch.setattr(type(opened), "refuse_touched", lambda self, name: None)
     rewrite(sketched)
     with pytest.raises(InputError, match=r"other examples for partition 0 than those that .*/0/0"):
-        collect(path, ["train"], partition=0)
+        collect(path, ["train"], SERIAL, partition=0)
     # Nor is a partition that was set aside made from other bytes, when no other one is left.
     store.discard("collect/train/0", 0)
     with pytest.raises(InputError, match="receipts-damaged"):
-        collect(path, ["train"], partition=0)
+        collect(path, ["train"], SERIAL, partition=0)
     rewrite(sketched, -1.0)
     shutil.rmtree(sketched / "run" / "receipts-damaged")  # rounding: these are not the old bits
 
 
 def test_touched_data_of_the_same_bytes_goes_on(sketched):
     path = str(sketched / "run")
-    collect(path, ["train"], partition=0)
+    collect(path, ["train"], SERIAL, partition=0)
     for shard in sketched.glob("train-*.npz"):
         shard.write_bytes(shard.read_bytes())
-    collect(path, ["train"])
+    collect(path, ["train"], SERIAL)
     assert len(RunStore.open(path).receipts("collect/train/0")) == 3
 
 

@@ -38,7 +38,7 @@ def finished(tmp_path_factory) -> Path:
     write_job(folder, n=48, job=job.replace('path = "test.npz"\n', f'path = "test.npz"\n{GROUPED}'))
     (folder / "names.json").write_text(json.dumps(["=cmd()", "a, b", "plain"]))
     for shard in sorted(folder.glob("*.npz")):
-        arrays = dict(np.load(shard))
+        arrays = loaded(shard)
         count = len(arrays["y"])
         keys = np.array(
             [f"{HOSTILE[i % len(HOSTILE)]}#{shard.stem}{i}" for i in range(count)], "U40"
@@ -48,19 +48,28 @@ def finished(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+def loaded(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 def lines(path: Path) -> list[dict[str, str]]:
-    text = "".join(line for line in path.open(newline="") if not line.startswith("#"))
+    text = "".join(line for line in text_of(path) if not line.startswith("#"))
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def text_of(path: Path) -> list[str]:
+    return path.read_bytes().decode().splitlines(keepends=True)
 
 
 def test_ids_and_groups_are_those_of_the_data(finished, tmp_path):
     export.export(str(finished), str(tmp_path / "out.jsonl"))
     keys, kinds = [], []
     for shard in sorted(finished.parent.glob("train-*.npz")):
-        arrays = np.load(shard)
+        arrays = loaded(shard)
         keys += arrays["key"].tolist()
         kinds += arrays["kind"].tolist()
-    test = np.load(finished.parent / "test.npz")
+    test = loaded(finished.parent / "test.npz")
     names = json.loads((finished.parent / "names.json").read_text())
     listed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()[1:]]
     assert len(listed) == 2 * 7 * 48
@@ -80,7 +89,7 @@ def test_no_cell_of_a_csv_is_a_formula(finished, tmp_path):
             assert line[field].lstrip()[0] not in "=+-@\t\uff1d"
             assert line[field].removeprefix("'") == wanted[field].removeprefix("'")
         assert float(line["score"]) == wanted["score"]  # a negative number is a number
-    for row in csv.reader((tmp_path / "out.csv").open(newline="")):
+    for row in csv.reader(text_of(tmp_path / "out.csv")):
         for cell in row:
             if cell.lstrip(" ")[:1] in "=+-@":
                 float(cell or 0)

@@ -14,6 +14,7 @@ from small_job import JOB, TASK, write_job
 
 import streamfluence
 from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.stages._execution import Execution
 from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
@@ -26,8 +27,14 @@ DATA = """
 import numpy as np
 import helper
 
-MARKER = {marker!r}
-open(MARKER, "a").write("data ")
+
+
+def mark(word):
+    with open({marker!r}, "a") as file:
+        file.write(word)
+
+
+mark("data ")
 
 
 class Rows:
@@ -39,17 +46,18 @@ class Rows:
         return len(self.x)
 
     def __getitem__(self, row):
-        open(MARKER, "a").write("item ")
+        mark("item ")
         return {{"x": self.x[row] * helper.SCALE, "y": self.y[row]}}
 
     def preview(self, row):
-        open(MARKER, "a").write("preview ")
+        mark("preview ")
         return f"row {{row}}"
 
 
 def test():
     return Rows({folder!r} + "/test.npz")
 """
+MARK = "with open({!r}, 'a') as file:\n    file.write({!r})\n"
 QUERIES = """
 [queries.code]
 reader = "python"
@@ -63,10 +71,8 @@ def folder(tmp_path) -> Path:
     write_job(tmp_path, n=96, job=JOB + QUERIES)
     marker = str(tmp_path / "marker")
     (tmp_path / "data.py").write_text(DATA.format(marker=marker, folder=str(tmp_path)))
-    (tmp_path / "helper.py").write_text(f"open({marker!r}, 'a').write('helper ')\nSCALE = 1\n")
-    (tmp_path / "task.py").write_text(
-        f"import helper\nopen({marker!r}, 'a').write('task ')\n{TASK}"
-    )
+    (tmp_path / "helper.py").write_text(f"{MARK.format(marker, 'helper ')}SCALE = 1\n")
+    (tmp_path / "task.py").write_text(f"import helper\n{MARK.format(marker, 'task ')}{TASK}")
     run(tmp_path / "job.toml", str(tmp_path / "run"))
     assert (tmp_path / "marker").exists()
     (tmp_path / "marker").unlink()
@@ -122,7 +128,7 @@ def collect_in(folder: Path) -> None:
     from streamfluence.stages import _session
 
     _session._session.cache_clear()
-    collect(str(folder / "run"))
+    collect(str(folder / "run"), execution=Execution(executor="serial"))
 
 
 def test_scores_are_made_without_previews_where_the_code_changed(folder):
@@ -141,7 +147,7 @@ def test_a_neighbour_that_was_not_there_is_refused_before_it_runs(tmp_path):
     files = load_task("task.py", tmp_path).files
     assert set(files) == {"task.py"}
     mark = tmp_path / "marker"
-    (tmp_path / "extra.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (tmp_path / "extra.py").write_text(MARK.format(str(mark), "ran"))
     with pytest.raises(InputError, match=r"extra\.py would be imported"):
         load_task("task.py", tmp_path, files)
     assert not mark.exists()

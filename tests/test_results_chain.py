@@ -12,14 +12,19 @@ from small_job import JOB, write_job
 
 import streamfluence
 from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
+from streamfluence.manifest import load_job
+from streamfluence.stages._execution import Execution
+from streamfluence.stages._resolve import open_run
 from streamfluence.stages.export import export
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
+from streamfluence.stages.sketch import sketch
 from streamfluence.store import RunStore
 from streamfluence.store.documents import seal, unseal
 
+SERIAL = Execution(executor="serial")
 TWO_SETS = JOB + '\n[queries.other]\nreader = "arrays"\npath = "other.npz"\n'
 READOUTS = ["top_k", "self_influence", "aggregate", "dense"]
 
@@ -202,7 +207,7 @@ def test_rows_of_another_sketch_are_refused(finished, tmp_path):
     arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
     arrays["damping"] = arrays["damping"] * 2
     store.discard("sketch/0/plan", 0)
-    store.commit("sketch/0/plan", 0, arrays, attributes)
+    store.commit("sketch/0/plan", 0, arrays, attributes, receipt.facts)
     opened = streamfluence.open(str(path))
     for call in (
         lambda: opened.top("test/0"),
@@ -304,3 +309,21 @@ def test_every_partition_says_what_it_rests_on(finished):
         assert wanted <= set(facts)
     with pytest.raises(InputError):
         streamfluence.open(str(finished)).rows("nothing")
+
+
+def test_a_sketch_is_not_finished_from_parts_of_another(tmp_path):
+    """A state that was computed again with other last bits, as another machine would."""
+    folder = tmp_path / "job"
+    path = str(folder / "run")
+    open_run(load_job(write_job(folder, n=96)), path)
+    sketch(path, SERIAL)
+    store = RunStore.open(path)
+    receipt = store.receipt("sketch/0/fitted-1", 0) or store.receipt("sketch/0/fitted-0", 0)
+    arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
+    name = next(name for name, array in arrays.items() if array.dtype.kind == "f" and array.size)
+    arrays[name] = np.nextafter(arrays[name], np.inf)
+    for stage in (receipt.stage, "sketch/0/plan"):
+        store.discard(stage, 0)
+    store.commit(receipt.stage, 0, arrays, attributes)
+    with pytest.raises(DamageError, match=r"sketch/0/gram .* made with other states of the sketch"):
+        sketch(path, SERIAL)

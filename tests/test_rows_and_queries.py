@@ -63,11 +63,8 @@ def test_a_checkpoint_that_is_not_there_is_refused(data, tmp_path):
 
 
 def test_queries_are_held_a_tile_at_a_time(data, tmp_path, monkeypatch):
-    job = JOB.replace(
-        'path = "train-*.npz"\n', 'path = "train-*.npz"\ngroup_field = "y"\nfields = ["x"]\n'
-    )
     opened = made(data, tmp_path / "run", "spectral", "bands")
-    lazy, dense = opened.scores(), None
+    lazy = opened.scores()
     assert lazy.numblocks == (3, 1)
     dense = lazy.compute()
     held, read = [], _stored_rows.query_rows
@@ -81,10 +78,11 @@ def test_queries_are_held_a_tile_at_a_time(data, tmp_path, monkeypatch):
     monkeypatch.setattr(_stored_rows, "QUERY_BYTES", 1)  # the least there is: 64 queries
     tiled = opened.scores()
     assert tiled.numblocks == (3, 2)
-    np.testing.assert_array_equal(tiled.compute(), dense)
+    # Products of fewer queries may round otherwise.
+    np.testing.assert_allclose(tiled.compute(), dense, rtol=1e-4, atol=1e-6)
     one = _stored_rows.partition_scores(opened.path, "test", None, 1)
-    np.testing.assert_array_equal(one, dense[32:64])
-    assert max(held) <= 64 and job
+    np.testing.assert_array_equal(one, tiled[32:64].compute())
+    assert max(held) <= 64
 
 
 def test_retrieval_is_the_same_for_any_tiles(data, tmp_path, monkeypatch):

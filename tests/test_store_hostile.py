@@ -57,6 +57,7 @@ MANIFEST = {
         "count": 64,
         "partition_examples": 64,
         "identity": {"count": 64},
+        "code": {},
     },
 }
 QUERIES = {**MANIFEST["train"], "measurement": "loss"}

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from streamfluence.budget import size
 from streamfluence.cli._clean import clean, put, say
-from streamfluence.cli._units import duration, size
+from streamfluence.cli._units import duration
 
 GAP = "  "
 

@@ -78,17 +78,19 @@ class Readout:
         return state
 
     def named_rows(self, result: Arrays) -> np.ndarray:
-        """Return the global rows of the examples that a result names, those listed first first.
+        """Return the global rows of the examples that a result names, the first of every list first.
 
-        They are what its arrays named ``rows`` or ``..._rows`` hold, best last axis first; -1 fills.
+        They are what its arrays named ``rows`` or ``..._rows`` hold, whose last axis is a list, best
+        first; -1 fills.
         """
-        lists = [
-            np.atleast_2d(array).T.ravel()
-            for name, array in result.items()
-            if name == "rows" or name.endswith("_rows")
-        ]
-        rows = np.concatenate([*lists, np.empty(0, np.int64)]).astype(np.int64)
-        return rows[rows >= 0]
+        rows, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for name, array in result.items():
+            if name == "rows" or name.endswith("_rows"):
+                rows.append(array.ravel().astype(np.int64))
+                ranks.append(np.indices(array.shape)[-1].ravel())
+        first = np.argsort(np.concatenate(ranks), kind="stable")
+        listed = np.concatenate(rows)[first]
+        return listed[listed >= 0]
 
     def per_example(self, block: ScoreBlock) -> Arrays:
         """Return arrays with a leading example axis, stored with the partition; {} when there are none."""

@@ -7,9 +7,8 @@ at every checkpoint, and the same when a partition is computed again.
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import collect_stage, receipt_path
 from streamfluence.store import RunStore
+from streamfluence.store.aside import ASIDE
 from streamfluence.store.receipts import parse_receipt
-
-_ASIDE = "receipts-damaged"
 
 
 def refuse_other_input(
@@ -35,7 +34,7 @@ def _before(store: RunStore, example_set: str, checkpoint: int, partition: int) 
         stage = collect_stage(example_set, other)
         if other != checkpoint:
             places.append((stage, receipt_path(stage, partition)))
-        aside = f"{_ASIDE}/{stage}"
+        aside = f"{ASIDE}/{stage}"
         names = store.storage.children(aside)[1]
         places += [(stage, f"{aside}/{n}") for n in names if n.startswith(f"{partition:08d}.")]
     digests = {path: _digest(store, path, stage, partition) for stage, path in places}

@@ -18,6 +18,7 @@ from torch import Tensor
 from streamfluence.codecs.base import Encoded, shares
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
+from streamfluence.layout import TRAINING_LOSS
 from streamfluence.stages import _resolve
 from streamfluence.stages._collect_tasks import measured_rows
 from streamfluence.stages._execution import Execution
@@ -123,6 +124,7 @@ def pilot_run(
     train = manifest["train"]
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
     reader = open_reader(dict(train["table"]), pilot.opened.root)
+    reader.expect_code(train["code"])
     train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
     store = RunStore.create(path, manifest)
     if like is not None:
@@ -178,7 +180,7 @@ def whitened(
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
-        measurement = pilot.measurement if of_queries else "loss"
+        measurement = pilot.measurement if of_queries else TRAINING_LOSS
         yield measured_rows(made, gradient, batch, measurement)[0]
 
 

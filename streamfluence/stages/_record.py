@@ -6,15 +6,19 @@ from typing import Any
 from streamfluence.layout import collect_stage
 from streamfluence.stages._damping import spread
 from streamfluence.stages._doubts import energy_kept, row_doubts, sketch_doubts
-from streamfluence.stages._finished import finished
+from streamfluence.stages._finished import Finished, finished
 from streamfluence.stages._rests_on import only_receipt
 from streamfluence.stages._sets import partition_count, plan_stage
 from streamfluence.store import Receipt, RunStore
 
 
-def record(store: RunStore, label: str) -> dict[str, Any]:
-    """Return the header of one result, JSON-able."""
-    scores = finished(store, label)
+def record(store: RunStore, label: str, scores: Finished | None = None) -> dict[str, Any]:
+    """Return the header of one result, JSON-able.
+
+    Args:
+        scores: Where they were opened, and so checked, already.
+    """
+    scores = scores or finished(store, label)
     spec, counts = scores.spec, scores.receipt.facts
     return {
         "meaning": spec["meaning"],

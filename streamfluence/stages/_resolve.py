@@ -11,22 +11,27 @@ from streamfluence.data import open_reader
 from streamfluence.data._files import file_signatures
 from streamfluence.defaults import decisive, projection_of
 from streamfluence.errors import InputError
-from streamfluence.layout import FORMAT_VERSION, default_partition_examples
+from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples
 from streamfluence.manifest import Job
 from streamfluence.registry import member
 from streamfluence.stages._identity import identity
 from streamfluence.stages._identity import plain as _plain
+from streamfluence.stages._rehearsal import rehearse
 from streamfluence.store import RunStore, open_storage
+from streamfluence.store.vacate import vacate
 from streamfluence.task import load_task
 
 _QUERY_KEYS = ("measurement",)
 
 
-def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
+def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = None) -> RunStore:
     """Create the run of a job, or open it when it exists and agrees.
+
+    A run of another job in which nothing was ever made is no run yet, and gives way.
 
     Args:
         digest: False pins the data by its cheap signature only, for a run that is thrown away.
+        device: Where to try the task on a few examples before a run is made; None leaves that out.
 
     Raises:
         InputError: If an input is missing, or the run was made from another job or other data.
@@ -47,6 +52,8 @@ def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
             f"{len(weights)} checkpoint_weights for {len(paths)} checkpoints ({', '.join(paths)}); "
             "give each its weight, or leave checkpoint_weights out for the mean"
         )
+    if device is not None and not storage.exists(MANIFEST):
+        rehearse(job, task, paths[0], reader, device)
     manifest = {
         "format_version": FORMAT_VERSION,
         **decisive(job),
@@ -62,6 +69,7 @@ def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
             "code": reader.code(),
         },
     }
+    vacate(storage, manifest)
     store = RunStore.create(run_path, manifest)
     for name, table in job.queries.items():
         add_query_set(store, job, name, table)

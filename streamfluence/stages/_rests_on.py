@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from streamfluence.errors import IncompleteError
+from streamfluence.errors import DamageError, IncompleteError
 from streamfluence.stages import _damping
 from streamfluence.stages._sets import plan_stage, scales_stage, set_facts
 from streamfluence.store import Receipt, RunStore
@@ -15,10 +15,22 @@ def sketch_digest(store: RunStore, checkpoint: int) -> str:
 
     Raises:
         IncompleteError: If there are none.
+        DamageError: If they were decided in other coordinates than are there.
     """
-    stages = [plan_stage(checkpoint)]
-    if _damping.by_weight(store.manifest["curvature"]):
-        stages.append(scales_stage(checkpoint))
+    plan = only_receipt(store, plan_stage(checkpoint))
+    scales = scales_digest(store, checkpoint)
+    if plan.facts.get("scales") != scales:
+        raise DamageError(
+            f"{store.url}: the plan of checkpoint {checkpoint} was decided with another sketch of the scales "
+            f"than is there now; put back what was there, or use a new run folder"
+        )
+    return document_digest([content_digest([plan]), scales])
+
+
+def scales_digest(store: RunStore, checkpoint: int) -> str:
+    """Return a digest of the coordinates of one checkpoint's damping, which most runs need none of."""
+    by_weight = _damping.by_weight(store.manifest["curvature"])
+    stages = [scales_stage(checkpoint)] if by_weight else []
     return content_digest(only_receipt(store, stage) for stage in stages)
 
 

@@ -55,6 +55,15 @@ def row_receipts(
     return [found[partition] for partition in wanted]
 
 
+def refuse_strangers(store: RunStore, example_set: str, checkpoint: int) -> None:
+    """Raise DamageError if rows that are there belong to something else than more of them would."""
+    stage, cut = collect_stage(example_set, checkpoint), spans(store, example_set)
+    bases = row_bases(store, example_set, checkpoint)
+    for partition, receipt in store.receipts(stage).items():
+        if partition < len(cut):
+            _check(store, receipt, cut[partition], bases)
+
+
 def _check(store: RunStore, receipt: Receipt, span: Span, bases: dict[str, str]) -> None:
     where = f"{store.url}: partition {receipt.partition} of stage {receipt.stage}"
     if receipt.span != span:

@@ -88,7 +88,13 @@ class Session:
         tensors = to_tensors(host_batch)
         if self.device.type == "cpu":
             return tensors
-        return map_batch(lambda t: t.pin_memory().to(self.device, non_blocking=True), tensors)
+        return map_batch(self._sent, tensors)
+
+    def _sent(self, array: Any) -> Any:
+        """Return a tensor on its way to the device; an array that torch cannot hold stays."""
+        if not isinstance(array, Tensor):
+            return array
+        return array.pin_memory().to(self.device, non_blocking=True)
 
     @property
     def half(self) -> bool:
@@ -280,11 +286,20 @@ def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:
 
 
 def save_state(
-    store: RunStore, stage: str, partition: int, state: State, facts: dict[str, Any]
+    store: RunStore,
+    stage: str,
+    partition: int,
+    state: State,
+    facts: dict[str, Any],
+    rests_on: dict[str, str] | None = None,
 ) -> None:
-    """Commit a state with its facts as attributes."""
+    """Commit a state with its facts as attributes.
+
+    Args:
+        rests_on: Digests of what it was made from, for its receipt.
+    """
     arrays = {key: value.cpu().numpy() for key, value in state.items()}
-    store.commit(stage, partition, arrays, {"facts": facts})
+    store.commit(stage, partition, arrays, {"facts": facts}, rests_on)
 
 
 def load_state(store: RunStore, stage: str, partition: int) -> tuple[State, dict[str, Any]]:

@@ -3,14 +3,14 @@
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
-from streamfluence.layout import collect_stage
+from streamfluence.layout import TRAINING_LOSS, collect_stage
 from streamfluence.store import RunStore
 
 
 def set_facts(store: RunStore, example_set: str) -> dict[str, Any]:
     """Return the pinned facts of a set: table, count, partition_examples, measurement, identity."""
     if example_set == "train":
-        return {**store.manifest["train"], "measurement": "loss"}
+        return {**store.manifest["train"], "measurement": TRAINING_LOSS}
     known = query_sets(store)
     if example_set not in known:
         raise InputError(

@@ -7,6 +7,7 @@ from streamfluence.errors import IncompleteError, InputError, NonFiniteError
 from streamfluence.layout import Span, collect_stage
 from streamfluence.stages import _collect_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._rows import refuse_strangers
 from streamfluence.stages._session import Session, session
 from streamfluence.stages._sets import partition_count, plan_stage, query_sets
 
@@ -42,6 +43,9 @@ def collect(
         raise InputError(
             f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}"
         )
+    for example_set in chosen:
+        for checkpoint in range(opened.checkpoint_count()):
+            refuse_strangers(opened.store, example_set, checkpoint)
     missing = [
         (example_set, checkpoint, number)
         for example_set in chosen

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import InputError
-from streamfluence.stages._finished import finished, parse_query
+from streamfluence.stages._finished import Finished, finished, parse_query
 from streamfluence.stages._named import named
 from streamfluence.stages._new_file import new_file
 from streamfluence.stages._record import record
@@ -59,17 +59,20 @@ def export(
     if kind == "parquet":
         _pyarrow()  # refused before anything is written
     label, _ = parse_query(store, "0", name)
-    header, lines = record(store, label), list(_lines(store, label))
+    scores = finished(store, label)
+    header, lines = record(store, label, scores), list(_lines(store, scores))
     with new_file(path) as temporary:
         _WRITERS[kind](temporary, header, lines)
     return {"output": str(path), "format": kind, "lines": len(lines), "record": header}
 
 
-def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
+def _lines(store: RunStore, scores: Finished) -> Iterator[dict[str, Any]]:
     """Yield one dictionary a listed example."""
-    receipt = finished(store, label).receipt
+    receipt = scores.receipt
     if "top_k.positive_rows" not in array_names(receipt):
-        raise InputError(f"scores {label!r} have no top_k to export; add it to score.readouts")
+        raise InputError(
+            f"scores {scores.label!r} have no top_k to export; add it to score.readouts"
+        )
     examples, queries = (named(store, receipt, role) for role in ("train", "queries"))
     for side in ("positive", "negative"):
         arrays = {

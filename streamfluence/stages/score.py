@@ -102,7 +102,8 @@ def score(
         if not given and store.has(score_path(label)):
             spec["readouts"] = store.read_document(score_path(label))["readouts"]
         _pin(store, label, spec)
-        _execute(store, run_path, label, spec, execution, progress)
+        _make_parts(store, run_path, label, spec, execution, progress)
+        _merge(store, run_path, label)
         done.append({"name": label, **_facts(store, label, spec)})
     missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
     return {"scores": done, "warnings": warnings(store, missing)}
@@ -118,9 +119,15 @@ def rescore(
     store = RunStore.open(run_path)
     for label in labels:
         spec = read_spec(store, label)
-        for stage, part in stale(store, label, spec):
-            store.discard(stage, part)
-        _execute(store, run_path, label, spec, execution or Execution(), progress or Silent())
+        _discard_stale(store, label, spec)
+        _make_parts(store, run_path, label, spec, execution or Execution(), progress or Silent())
+        _discard_stale(store, label, spec)  # parts made on another machine may have other last bits
+        _merge(store, run_path, label)
+
+
+def _discard_stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    for stage, part in stale(store, label, spec):
+        store.discard(stage, part)
 
 
 def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -236,7 +243,7 @@ def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
         )
 
 
-def _execute(
+def _make_parts(
     store: RunStore,
     run_path: str,
     label: str,
@@ -257,6 +264,9 @@ def _execute(
             tasks = [(run_path, execution.resolved_device(), label, task) for task in missing]
             run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
             progress.finish()
+
+
+def _merge(store: RunStore, run_path: str, label: str) -> None:
     if store.receipt(f"scores/{label}", 0) is None:
         work.merge(run_path, label)
     finished(store, label)

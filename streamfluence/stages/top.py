@@ -68,7 +68,7 @@ def top(
         for key, (side, on) in wanted.items()
         if on
     }
-    return {"query": _query(store, scores, row), **sides, "record": record(store, label)}
+    return {"query": _query(store, scores, row), **sides, "record": record(store, label, scores)}
 
 
 def _query(store: RunStore, scores: Finished, row: int) -> dict[str, Any]:

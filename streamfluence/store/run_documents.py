@@ -36,7 +36,8 @@ def create_manifest(storage: Storage, manifest: Mapping[str, Any]) -> tuple[dict
     if storage.create(MANIFEST, seal({_WRITER: __version__, **wanted}, indent=2)):
         return Document(wanted, f"{storage.url}/{MANIFEST}"), __version__
     stored, written_by = read_manifest(storage)
-    empty = "" if stages(storage) else " of which nothing is committed yet, so it can be removed"
+    rows = any(stage.startswith("collect/") for stage in stages(storage))
+    empty = "" if rows else f" (no rows are committed yet; to start anew, remove {storage.url})"
     _refuse_other(f"{storage.url} holds another run{empty}", stored, wanted)
     return stored, written_by
 

@@ -145,17 +145,23 @@ def _checkpoint(value: Any) -> bool:
     return isinstance(value, dict) and _text(value.get("path")) and _text(value.get("sha256"))
 
 
+def _digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_text, value.values()))
+
+
 _TRAIN = {
     "table": _table,
     "count": _positive,
     "partition_examples": _positive,
     "identity": _table,
+    "code": _digests,
 }
-_SET = {**_TRAIN, "measurement": _text, "code": _or_none(_table)}
+_SET = {**_TRAIN, "measurement": _text}
 _RUN: Mapping[str, Any] = {
     "task": _text,
     "root": _text,
     "task_digest": _text,
+    "task_files": _digests,
     "checkpoints": _list_of(_checkpoint, at_least=1),
     "checkpoint_weights": _list_of(_number, at_least=1),
     "train": _TRAIN,
@@ -186,6 +192,7 @@ _RUN: Mapping[str, Any] = {
 _OTHER = {"holds": _or_none(_text), "checkpoints": _list_of(lambda value: True, at_least=1)}
 _SCORES: Mapping[str, Any] = {
     "queries": _name,
+    "rests_on": _digests,
     "measurement": _text,
     "damping": _or_none(_number),
     "readouts": _table,
