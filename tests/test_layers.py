@@ -20,7 +20,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"layout"},
     {"linalg", "registry", "batches"},
     {"capture", "projections", "codecs", "curvature", "readouts", "likelihood"}
-    | {"manifest", "budget", "user_code"},
+    | {"manifest", "budget", "job_file", "user_code"},
     {"features", "data", "task", "store", "executors", "evaluation", "defaults"},
     {"stages"},
     {"api"},

@@ -6,12 +6,13 @@ import click
 
 from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._program import Commands
 from streamfluence.cli._show import show, warn
 
 CHECK_FAILED_EXIT_CODE = 6
 
 
-@click.group()
+@click.group(cls=Commands)
 def evaluate() -> None:
     """Measure whether the scores of a run can be trusted."""
 

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamfluence.errors import StreamfluenceError
+from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
 from streamfluence.layout import collect_stage, receipt_path
 from streamfluence.stages import _damping
 from streamfluence.stages._finished import read_spec
+from streamfluence.stages._rests_on import sketch_digest
 from streamfluence.stages._rows import row_bases, spans
 from streamfluence.stages._sets import (
     plan_stage,
@@ -58,7 +59,7 @@ class Survey:
 def survey(store: RunStore) -> Survey:
     """Return what of a run is lost, missing, or does not belong together; reads no rows."""
     found = Survey()
-    if "train" not in store.manifest:  # something else than a run, whose partitions nobody counts
+    if store.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
         return found
     known = _Known(store)
     _lost_documents(known, found)
@@ -250,6 +251,11 @@ def _sketch(known: _Known, found: Survey, checkpoint: int) -> None:
     for stage in lasting:
         if not known.there(stage):
             found.lost(stage, 0, "the sketch was made from it")
+    with suppress(IncompleteError):
+        try:
+            sketch_digest(known.store, checkpoint)
+        except DamageError as error:
+            found.wrong(plan, 0, str(error))
 
 
 def _chain(known: _Known, found: Survey, label: str) -> None:

@@ -66,6 +66,7 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         DamageError: If it is not a sealed document or its checksum differs; names ``where``.
     """
+    _check_length(data, where)
     head = _HEAD.match(data)
     if head is None:
         raise DamageError(f"{where} is not a document of a run ({len(data)} bytes); {_CHANGED}")
@@ -82,10 +83,7 @@ def parse(data: bytes, where: str) -> Any:
         DamageError: If it is longer than a document may be, is no JSON of UTF-8, names a key
             twice, is nested too deeply, or holds a number that no document of a run has.
     """
-    if len(data) > DOCUMENT_BYTES:
-        raise DamageError(
-            f"{where} is longer than a document of a run may be ({DOCUMENT_BYTES:,} bytes); {_CHANGED}"
-        )
+    _check_length(data, where)
     try:
         value = json.loads(data.decode(), object_pairs_hook=_once_each, parse_constant=_no_number)
         _check_bounds(value)
@@ -94,6 +92,13 @@ def parse(data: bytes, where: str) -> Any:
     except ValueError as error:
         raise DamageError(f"{where} is no document of a run: {error}; {_CHANGED}") from error
     return value
+
+
+def _check_length(data: bytes, where: str) -> None:
+    if len(data) > DOCUMENT_BYTES:
+        raise DamageError(
+            f"{where} is longer than a document of a run may be ({DOCUMENT_BYTES:,} bytes); {_CHANGED}"
+        )
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

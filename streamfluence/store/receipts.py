@@ -151,15 +151,16 @@ def read_receipts(
 
 def committed(storage: Storage, stage: str) -> list[int]:
     """Return the partitions of a stage that have a receipt, without reading any."""
-    _, files = storage.children(f"receipts/{checked_path(stage)}")
-    return sorted(int(name.removesuffix(".json")) for name in files if _FILE.match(name))
+    folders, files = storage.children(f"receipts/{checked_path(stage)}")
+    names = [*folders, *files]  # a folder with the name of a receipt is a damaged one
+    return sorted(int(name.removesuffix(".json")) for name in names if _FILE.match(name))
 
 
 def stages(storage: Storage, top: str = "receipts", depth: int = DEEPEST) -> list[str]:
     """Return the stages that have at least one receipt, sorted."""
     folders, files = storage.children(top)
-    own = [top.partition("/")[2]] if any(_FILE.match(name) for name in files) else []
-    below = [name for name in folders if depth and "\\" not in name]  # no stage has such a name
+    own = [top.partition("/")[2]] if any(map(_FILE.match, [*folders, *files])) else []
+    below = [name for name in folders if depth and not _FILE.match(name) and "\\" not in name]
     return own + [s for name in below for s in stages(storage, f"{top}/{name}", depth - 1)]
 
 

@@ -274,12 +274,12 @@ class RunStore:
             there: Called with path and length of every object, read or not.
         """
         reading = Reading(fraction, seed, there, checked)
-        chosen = self.stages() if stages is None else stages
-        problems = [
-            problem
-            for stage in chosen
-            for problem in verify_stage(self.storage, stage, self.fingerprint, reading)
-        ]
+        problems: list[Problem] = []
+        try:
+            for stage in self.stages() if stages is None else stages:
+                problems += verify_stage(self.storage, stage, self.fingerprint, reading)
+        except DamageError as error:  # not even a listing, as of a link in a folder's place
+            problems.append(Problem("", -1, "receipts", str(error)))
         if stages is None:
             problems += verify_documents(self.storage, self.manifest)
             problems += verify_sets(self.storage, reading)

@@ -5,6 +5,7 @@ accident. A key that is there must be what it is in every run; one that is not t
 damage to whoever asks for it.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -42,10 +43,13 @@ def checked_manifest(content: Mapping[str, Any], where: str) -> Document:
     if "holds" in content or not content.keys() & {"task", "train"}:
         return _checked(content, _OTHER, where)
     document = _checked(content, _RUN, where)
-    weights, models = content.get("checkpoint_weights"), content.get("checkpoints", [])
-    if weights is not None and len(weights) != len(models):
+    weights, models = content.get("checkpoint_weights"), content.get("checkpoints")
+    if weights and models and len(weights) != len(models):
         _refuse(where, "checkpoint_weights", weights)
-    if "train" in content and _partitions(content["train"]) * len(models) > MOST_PARTITIONS:
+    if (
+        "train" in content
+        and _partitions(content["train"]) * len(models or [None]) > MOST_PARTITIONS
+    ):
         _refuse(where, "train.partition_examples", content["train"]["partition_examples"])
     return document
 
@@ -112,11 +116,11 @@ def _number(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and "\0" not in value
 
 
 def _table(value: Any) -> bool:
-    return isinstance(value, dict)
+    return isinstance(value, dict) and "\\u0000" not in json.dumps(value)  # in no name or path
 
 
 def _name(value: Any) -> bool:

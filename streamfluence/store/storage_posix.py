@@ -42,6 +42,8 @@ from streamfluence.store.storage import (
 )
 from streamfluence.store.unique import unique_name
 
+_DEEPEST = 16
+
 
 class PosixStorage(Storage):
     """Files below one folder.
@@ -215,12 +217,16 @@ class PosixStorage(Storage):
 
     def _walk(self, prefix: str) -> Iterator[Path]:
         """Yield all below a folder but folders; links are not entered, and come like files."""
-        top = self._folder(prefix)
-        with operating_system_errors("list", top):
-            for folder, below, files in os.walk(top, onerror=_raise_unless_missing):
-                links = [name for name in below if os.path.islink(f"{folder}/{name}")]
-                for name in sorted([*files, *links]):
-                    yield Path(folder, name)
+        waiting = [(self._folder(prefix), 0)]
+        while waiting:
+            folder, depth = waiting.pop()
+            with operating_system_errors("list", folder), suppress(FileNotFoundError):
+                with os.scandir(folder) as listed:
+                    found = sorted(listed, key=lambda item: item.name)
+                below = [item for item in found if item.is_dir(follow_symlinks=False)]
+                if depth < _DEEPEST:  # nothing of a run lies deeper
+                    waiting += [(Path(item.path), depth + 1) for item in reversed(below)]
+                yield from (Path(item.path) for item in found if item not in below)
 
     def _read_if_there(self, path: str, limit: int) -> bytes | DamageError | None:
         try:
@@ -260,8 +266,3 @@ class _FileReader(ObjectReader):
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

@@ -131,8 +131,10 @@ def _documents(storage: Storage) -> Iterator[str]:
 
 
 def _names(storage: Storage, folder: str) -> list[str]:
-    """Return the names of the documents in a folder."""
-    return [name for name in _children(storage, folder)[1] if not name.endswith(PARTIAL)]
+    """Return the names of the documents in a folder; a folder with such a name is a damaged one."""
+    folders, others = _children(storage, folder)
+    names = [*(name for name in folders if name.endswith(".json")), *others]
+    return [name for name in names if not name.endswith(PARTIAL)]
 
 
 def _children(storage: Storage, folder: str) -> tuple[list[str], list[str]]:
