@@ -157,9 +157,10 @@ class Judge:
             if found.kind == "value" and same(found.value, self._reference[name]):
                 continue
             lost.append(name)
-            verdict.answers[f"{name} after repair"] = _words(found)
+            where = difference(found.value, self._reference[name])
+            words = f"other than before: {where}" if found.kind == "value" else _words(found)
+            verdict.answers[f"{name} after repair"] = words
             if found.kind == "value" and name not in ("stored", "sets"):
-                where = difference(found.value, self._reference[name])
                 verdict.say("silent", f"after repair {name} gave other numbers: {where}")
         if not lost:
             verdict.say("restored")
