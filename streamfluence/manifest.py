@@ -17,9 +17,16 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True)
 class Model:
-    """Which parameters take part: all trainable ones but those that match ``exclude``."""
+    """Which parameters take part, and how their gradients are kept apart by example.
+
+    Attributes:
+        exclude: Patterns of parameters to leave out; all other trainable ones take part.
+        one_by_one: Run all of forward for one example at a time: exact for whatever plain autograd
+            can do, and the slowest way.
+    """
 
     exclude: tuple[str, ...] = ()
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True)

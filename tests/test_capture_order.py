@@ -347,4 +347,4 @@ def test_the_plain_way_is_not_left_without_need():
     model, batch = make(last_word, 0), data(24, 0, 0)
     capture = Capture(model, forward, cut(batch, 0, 16))
     accepted_rows(model, capture, cut(batch, 8, 24))
-    assert not capture.announcements[1:] and not capture._alone
+    assert not capture.announcements[1:] and not capture.one_by_one

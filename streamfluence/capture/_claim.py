@@ -20,10 +20,12 @@ class Fault:
     Attributes:
         what: A sentence.
         blocks: Those whose rows do not add up; none where forward's own values do not fit.
+        small: Whether rounding may be the cause.
     """
 
     what: str
     blocks: tuple[Filled, ...] = ()
+    small: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
 from streamfluence.capture._graph import Graph
+from streamfluence.capture._judge import Judge
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._moves import moves, origins
-from streamfluence.capture._nested import example_count, leaves, rebuild, select, signature
+from streamfluence.capture._nested import example_count, leaves, rebuild, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._proof import Claim, Fault, Proof, compared, row_faults, turned
+from streamfluence.capture._proof import Claim, Proof, compared, row_faults
 from streamfluence.capture._recorder import apart, run_plainly
 from streamfluence.capture._rehearsal import rehearse
 from streamfluence.capture._sites import shortened
@@ -32,7 +33,6 @@ from streamfluence.capture._uses import dense_uses
 from streamfluence.capture.base import Block, Dense, Use, Uses
 from streamfluence.errors import CoverageError
 
-_ENOUGH = 8  # proofs of one structure, after which other ways of moving examples are trusted
 _MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
 
@@ -45,9 +45,11 @@ class Capture:
         batch: One example batch: nested mappings, tuples and lists of tensors with the example
             axis first. It is cut or repeated to two and three examples to plan.
         exclude: Patterns (``fnmatch``) of parameter names to leave out on purpose.
+        alone: Run all of forward for one example at a time, whatever the model's layers are.
 
     Attributes:
         blocks: The blocks, in the order of the model's parameters.
+        one_by_one: Number of batches so far that were run one example at a time.
 
     Raises:
         CoverageError: If the model is in training mode, is random, has nothing to capture, or mixes
@@ -56,12 +58,17 @@ class Capture:
     """
 
     def __init__(
-        self, model: nn.Module, forward: Callable, batch: Any, exclude: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        forward: Callable,
+        batch: Any,
+        exclude: Sequence[str] = (),
+        alone: bool = False,
     ) -> None:
         _refuse_training(model)
         example_count(batch)
         self._model, self._forward = model, forward
-        self._plan = Plan(model, forward, batch, exclude)
+        self._plan = Plan(model, forward, batch, exclude, alone)
         rehearse(self._plan)
         self._filled = find_blocks(
             self._plan.weights, list(self._plan.sites.values()), self._plan.shared
@@ -72,12 +79,11 @@ class Capture:
                 "forward called no module with a trainable parameter; check that it uses the model"
             )
         self._proof = Proof(model, forward, self._plan.weights, self._filled)
+        self._judge = Judge(self._proof, self._filled, self._run)
         tensors = [tensor for weight in self._plan.weights for tensor in weight.tensors.values()]
         self._labels = {id(tensor): number for number, tensor in enumerate(tensors)}
         self._variants: dict[tuple, Plan] = {}
-        self._proved: dict[tuple, list[tuple]] = {}  # by structure: the moves proved with it
-        self._usual: dict[tuple, tuple] = {}  # by shape of batch: the structure that was met first
-        self._alone: set[tuple] = set()  # what only the last resort is right for
+        self.one_by_one = 0
 
     @property
     def announcements(self) -> tuple[str, ...]:
@@ -198,11 +204,11 @@ class Capture:
         read = [t for call in recorder.calls for t in call.inputs if not t.requires_grad]
         given = [tensor for tensor in leaves(returned) if not tensor.requires_grad]
         entered = origins(batch, [*read, *given])
-        structure = (plan.lifted, graph.structure(self._labels), entered)
+        structure = (plan.lifted, graph.structure(self._labels, recorder.calls), entered)
         precision = graph.precision()
         if plan.whole:
             return Passed(batch, plan, recorder, layouts, returned, roots, structure, precision)
-        plan.refuse_unfit(recorder, layouts, None if structure in self._proved else graph)
+        plan.refuse_unfit(recorder, layouts, None if self._judge.knows(structure) else graph)
         moved = moves(graph, recorder.calls, recorder.examples)
         return Passed(batch, plan, recorder, layouts, returned, roots, structure, precision, moved)
 
@@ -222,54 +228,12 @@ class Capture:
         seed: int,
     ) -> dict[str, list[Use]]:
         """Return uses that are right: those given, or new ones of one example at a time."""
-        structure, moved = passed.structure, passed.moves
-        if uses is None or (structure, bool(moved)) in self._alone:
-            return self._one_by_one(passed, roots)
-        claim = Claim(passed.batch, passed.roots, roots, uses, passed.precision)
-        proved = self._proved.setdefault(structure, [])
-        shape = signature(passed.batch)
-        # Of two structures of one shape the later follows from values. It may be a switch that all
-        # of a batch shares, which shows only where some would not have switched alone.
-        late = self._usual.setdefault(shape, structure) != structure
-        if len(proved) < _ENOUGH and (late or moved not in proved):
-            if self._fault_of_structure(passed, claim, seed) is not None:
-                self._alone.add((structure, bool(moved)))
-                return self._one_by_one(passed, roots)
-            proved.append(moved)
-        elif prove and (fault := self._proof.fault(claim, prove, seed)):
-            raise CoverageError(fault.what)
-        return uses
-
-    def _fault_of_structure(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
-        """Prove a batch that was computed like no other before, and again in another order."""
-        count = example_count(passed.batch)
-        first = turned(count, seed)
-        if fault := self._proof.fault_alone(claim, first[:_MOST_COMPARED]):
-            return fault
-        if fault := self._proof.fault(claim, first, seed):
-            return fault
-        order = turned(count, seed + 1)
-        batch = select(passed.batch, order)
-        with ExitStack() as stack:
-            try:
-                again = self._run(passed.plan, batch, stack)
-                given = [c[order] for c in claim.cotangents if c is not None]
-                outputs = [
-                    root
-                    for root, c in zip(again.roots, claim.cotangents, strict=True)
-                    if c is not None
-                ]
-                uses = again.uses(self._filled, again.gradients(outputs, given, last=True))
-            except UnevenCall as uneven:
-                return Fault(str(uneven))
-            turned_claim = Claim(
-                batch,
-                again.roots,
-                [None if c is None else c[order] for c in claim.cotangents],
-                uses,
-                again.precision,
-            )
-        return self._proof.fault(turned_claim, turned(count, seed), seed)
+        if uses is not None:
+            claim = Claim(passed.batch, passed.roots, roots, uses, passed.precision)
+            if self._judge.believes(passed, claim, prove, seed):
+                return uses
+        self.one_by_one += 1
+        return self._one_by_one(passed, roots)
 
     def _one_by_one(self, passed: Passed, roots: Sequence[Tensor | None]) -> dict[str, list[Use]]:
         weights = [weight for weight in self._plan.weights if weight not in self._plan.absent]

@@ -8,6 +8,7 @@ are: a weight that is read for missing values only is found before a value is mi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
@@ -51,22 +52,46 @@ class Graph:
                 self.children[node] = found
                 stack.extend(child for child, _ in reversed(found))
 
-    def structure(self, labels: Mapping[int, int]) -> int:
+    def structure(self, labels: Mapping[int, int], calls: Sequence[Call]) -> int:
         """Return a hash of all operations, of how they are joined and which parameters they reach.
+
+        What is inside a module that is run again for each example does not count, but for the
+        parameters of others that it reaches: experts that are routed to are the module's own.
 
         Args:
             labels: A number for every parameter, by the ``id`` of its tensor.
+            calls: Of the same forward.
         """
-
-        def label(node: Node) -> int:
-            return labels.get(id(getattr(node, "variable", None)), -1)
-
-        places = {node: place for place, node in enumerate(self.children)}
+        hidden, reached = self._hidden(labels, calls)
+        shown = [node for node in self.children if node not in hidden]
+        places: dict[Node, Any] = {node: place for place, node in enumerate(shown)}
+        places |= {node: ("call", number) for node, number in hidden.items()}
         lines = [
-            (node.name(), label(node), *((places[child], number) for child, number in found))
-            for node, found in self.children.items()
+            (
+                node.name(),
+                _label(node, labels),
+                *((places[child], number) for child, number in self.children[node]),
+            )
+            for node in shown
         ]
-        return hash((tuple((places[node], number) for node, number in self.roots), *lines))
+        roots = tuple((places[node], number) for node, number in self.roots)
+        return hash((roots, frozenset(reached), *lines))
+
+    def _hidden(
+        self, labels: Mapping[int, int], calls: Sequence[Call]
+    ) -> tuple[dict[Node, int], set[tuple[int, int]]]:
+        """Return the nodes inside modules that are run again, and whose parameters they reach there."""
+        hidden: dict[Node, int] = {}
+        reached: set[tuple[int, int]] = set()
+        for number, call in enumerate(calls):
+            if call.site.rule is None:
+                own = {id(t) for w in call.site.weights.values() for t in w.tensors.values()}
+                for node in region(self, call):
+                    hidden.setdefault(node, number)
+                    variable = getattr(node, "variable", None)
+                    if variable is not None and id(variable) not in own:
+                        reached.add((number, _label(node, labels)))
+        return hidden, reached
 
     def precision(self) -> Precision:
         """Return what the steps of the graph were computed in."""
@@ -123,6 +148,23 @@ def find_miss(graph: Graph, calls: Sequence[Call], weights: Sequence[Weight]) ->
     return None
 
 
+def region(graph: Graph, call: Call) -> set[Node]:
+    """Return what one call computed: the nodes between its outputs and its inputs."""
+    stops = {edge.node for edge in call.sources}
+    stack = [e.node for e in call.edges if e is not None and e.node in graph.children]
+    found: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in found and node not in stops:
+            found.add(node)
+            stack.extend(child for child, _ in graph.children[node])
+    return found
+
+
+def _label(node: Node, labels: Mapping[int, int]) -> int:
+    return labels.get(id(getattr(node, "variable", None)), -1)
+
+
 class _Region:
     """What one call computed: the nodes between its outputs and its inputs.
 
@@ -141,14 +183,7 @@ class _Region:
     ) -> None:
         self.call = call
         self.outputs = {(e.node, e.output_nr) for e in call.edges if e is not None}
-        stops = {edge.node for edge in call.sources}
-        self.nodes: set[Node] = set()
-        stack = [node for node, _ in self.outputs if node in graph.children]
-        while stack:
-            node = stack.pop()
-            if node not in self.nodes and node not in stops:
-                self.nodes.add(node)
-                stack.extend(child for child, _ in graph.children[node])
+        self.nodes = region(graph, call)
         own = set(call.site.weights.values())
         stack = [node for node in self.nodes if leaves.get(node) in own]
         self.inside: set[Node] = set()

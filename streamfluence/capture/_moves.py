@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from streamfluence.capture._graph import Graph
+from streamfluence.capture._graph import Graph, region
 from streamfluence.capture._nested import leaves
 from streamfluence.capture._recorder import Call
 
@@ -49,7 +49,7 @@ def moves(graph: Graph, calls: Sequence[Call], examples: int) -> tuple:
     found = [(place, n) for place, n in enumerate(graph.children) if n.name() in wanted]
     if not found:
         return ()
-    inside = _inside(graph, calls)
+    inside: set[Node] = set().union(*(region(graph, call) for call in calls))
     made = ((place, _move(node, examples)) for place, node in found if node not in inside)
     return tuple((place, *move) for place, move in made if move)
 
@@ -79,22 +79,6 @@ def _origin(tensor: Tensor, parts: Sequence[Tensor]) -> tuple[int, str] | None:
             if torch.equal(tensor, part[:, -length:]):
                 return number, "end"
     return None
-
-
-def _inside(graph: Graph, calls: Sequence[Call]) -> set[Node]:
-    """Return the nodes that recorded calls computed."""
-    found: set[Node] = set()
-    for call in calls:
-        stops = {edge.node for edge in call.sources}
-        stack = [edge.node for edge in call.edges if edge is not None]
-        seen: set[Node] = set()
-        while stack:
-            node = stack.pop()
-            if node not in seen and node not in stops and node in graph.children:
-                seen.add(node)
-                stack.extend(child for child, _ in graph.children[node])
-        found |= seen
-    return found
 
 
 def _move(node: Node, examples: int) -> tuple:

@@ -39,6 +39,7 @@ class Plan:
         forward: ``forward(model, batch)``.
         batch: One example batch.
         exclude: Patterns of parameter names to leave out.
+        whole: Run all of forward for each example from the start.
 
     Attributes:
         whole: Whether all of forward is run again for each example; there are then no calls to record.
@@ -49,7 +50,12 @@ class Plan:
     """
 
     def __init__(
-        self, model: nn.Module, forward: Callable, batch: Any, exclude: Sequence[str]
+        self,
+        model: nn.Module,
+        forward: Callable,
+        batch: Any,
+        exclude: Sequence[str],
+        whole: bool = False,
     ) -> None:
         self.model, self.forward = model, forward
         self.weights, self.said = find_weights(model, exclude)
@@ -69,6 +75,8 @@ class Plan:
             del self.sites[name]
             self.said += [f"one copy per example: {one.weight.names[0]}" for one in found]
         self._known: dict[tuple, Layouts] = {}
+        if whole:
+            self._lift_all()
         self.settle()
 
     def recorder(self, examples: int) -> Recorder:
@@ -94,7 +102,7 @@ class Plan:
         """Return a plan in which the modules around these layers are run again for each example."""
         other = copy(self)
         other.sites, other.copies, other.said = dict(self.sites), dict(self.copies), [*self.said]
-        other._unseen = dict(self._unseen)
+        other._unseen = {}  # blocks are what they are: what was left out stays so
         other._known = {}
         other.lift(uneven)
         return other
@@ -202,6 +210,8 @@ class Plan:
     def _used(self, weights: Sequence[Weight]) -> set[Weight]:
         """Return which weights are in the graph of what forward returns."""
         tensors: dict[Tensor, Weight] = {t: w for w in weights for t in w.tensors.values()}
+        if not tensors:
+            return set()
         found = zip(tensors.values(), self.trial.used(list(tensors)), strict=True)
         return {weight for weight, has_gradient in found if has_gradient}
 

@@ -229,15 +229,20 @@ def run_plainly(forward: Callable, model: nn.Module, batch: Any) -> Any:
 
 
 def plain_gradients(
-    outputs: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
+    outputs: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    keep: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Return autograd's gradients, None for a tensor that is not used.
+    """Return autograd's gradients, None for a tensor that is not used; ``keep`` the graph for more.
 
     Raises:
         CoverageError: If autograd itself fails on the model.
     """
     try:
-        return torch.autograd.grad(outputs, tensors, cotangents, allow_unused=True)
+        return torch.autograd.grad(
+            outputs, tensors, cotangents, retain_graph=keep, allow_unused=True
+        )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

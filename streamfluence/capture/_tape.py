@@ -13,7 +13,7 @@ from streamfluence.capture._layouts import Layouts, UnevenCall
 from streamfluence.capture._nested import example_count
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._recorder import Recorder, eager
+from streamfluence.capture._recorder import Recorder, eager, plain_gradients
 from streamfluence.capture._uses import find_uses
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
@@ -54,11 +54,7 @@ class Passed:
         present = cast(list[Tensor], [place for place in wanted if place is not None])
         given = [c.to(output.dtype) for c, output in zip(cotangents, outputs, strict=True)]
         with eager():  # checkpointing runs modules again here
-            found = iter(
-                torch.autograd.grad(
-                    list(outputs), present, given, retain_graph=not last, allow_unused=True
-                )
-            )
+            found = iter(plain_gradients(list(outputs), present, given, keep=not last))
         return [None if place is None else next(found) for place in wanted]
 
     def uses(

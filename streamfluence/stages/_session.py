@@ -125,8 +125,9 @@ class Session:
     def planned(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> Capture:
         """Return a capture of ``model`` under ``forward``, planned on the first examples."""
         rows = self.reader("train").read(0, min(PLANNING, self.table("train")["count"]))
-        exclude = tuple(self.manifest["model"]["exclude"])
-        return Capture(model, forward, self.batch(rows), exclude)
+        chosen = self.manifest["model"]
+        alone = chosen.get("one_by_one", False)
+        return Capture(model, forward, self.batch(rows), tuple(chosen["exclude"]), alone)
 
     def projection(self, checkpoint: int) -> Projection:
         """Return the run's projection, not fitted yet."""

@@ -1,0 +1,141 @@
+"""Decide whether the uses of a batch are believed, from what was proved of batches computed like it.
+
+What is decided of a batch may depend on those before it, which spare proofs; what is returned
+of it may not. So nothing but a proof of the batch itself, or of its very structure, sends it to
+the slow path.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from streamfluence.capture._blocks import Filled
+from streamfluence.capture._claim import Claim, Fault
+from streamfluence.capture._layouts import UnevenCall
+from streamfluence.capture._nested import example_count, select, signature
+from streamfluence.capture._plan import Plan
+from streamfluence.capture._proof import Proof, turned
+from streamfluence.capture._spot import out_of_place
+from streamfluence.capture._tape import Passed
+from streamfluence.errors import CoverageError
+
+_ENOUGH = 8  # proofs of one structure, after which a look at one example does
+_FIRST_LOOKED = 16  # batches in which one example is looked at, before it is one in 64 examples
+_MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
+
+
+class Judge:
+    """What is known of one capture's batches.
+
+    Args:
+        proof: Compares with plain autograd.
+        blocks: The captured blocks.
+        run: ``run(plan, batch, stack)`` runs forward under a plan.
+    """
+
+    def __init__(
+        self,
+        proof: Proof,
+        blocks: Sequence[Filled],
+        run: Callable[[Plan, Any, ExitStack], Passed],
+    ) -> None:
+        self._proof, self._blocks, self._run = proof, blocks, run
+        self._proved: dict[tuple, list[tuple]] = {}  # by structure: the moves proved with it
+        self._usual: dict[tuple, tuple] = {}  # by shape of batch: the structure that was met first
+        self._faulty: set[tuple] = set()  # structures that move nothing and are wrong
+        self._unseen: set[tuple] = set()  # structures of batches that were believed without a look
+        self._looked = 0
+
+    def knows(self, structure: tuple) -> bool:
+        """Return whether a batch of this structure was met before."""
+        return structure in self._proved
+
+    def believes(self, passed: Passed, claim: Claim, prove: Sequence[int], seed: int) -> bool:
+        """Return whether the uses of a batch are right; if not, only the last resort is.
+
+        Args:
+            claim: What has to hold of it.
+            prove: Examples that are proved whatever is known.
+            seed: Of the random numbers.
+
+        Raises:
+            CoverageError: If rows that were believed before are in doubt as well.
+        """
+        structure, moves = passed.structure, passed.moves
+        if structure in self._faulty:
+            return False
+        proved = self._proved.setdefault(structure, [])
+        # Of two structures of one shape the later follows from values. It may be a switch that all
+        # of a batch shares, which shows only where some would not have switched alone.
+        late = self._usual.setdefault(signature(passed.batch), structure) != structure
+        doubtful = late or moves not in proved
+        if doubtful and len(proved) < _ENOUGH:
+            if self._fault_of_structure(passed, claim, seed) is None:
+                proved.append(moves)
+                return True
+            if not moves:
+                self._faulty.add(structure)
+            return False
+        if what := self._out_of_place(passed, claim, doubtful):
+            if structure in self._unseen:
+                raise CoverageError(f"{what}. {_DOUBT}")
+            return False
+        if prove and (fault := self._fault_of_some(claim, prove, seed)):
+            raise CoverageError(f"{fault.what}. {_DOUBT}")
+        return True
+
+    def _out_of_place(self, passed: Passed, claim: Claim, always: bool) -> str | None:
+        """Look at one example of the first batches, and of so many later ones that it costs little."""
+        self._looked += 1
+        count = example_count(passed.batch)
+        random = torch.Generator().manual_seed(self._looked)
+        often = (
+            self._looked <= _FIRST_LOOKED or float(torch.rand((), generator=random)) < count / 64
+        )
+        if not (often or always):
+            self._unseen.add(passed.structure)
+            return None
+        example = int(torch.randint(count, (), generator=random))
+        with ExitStack() as stack:
+            try:
+                alone = self._run(passed.plan, select(passed.batch, [example, example]), stack)
+            except UnevenCall:  # alone it goes another way: only what is returned can be compared
+                fault = self._proof.fault_alone(claim, [example])
+                return fault.what if fault else None
+            return out_of_place(passed, alone, example)
+
+    def _fault_of_some(self, claim: Claim, prove: Sequence[int], seed: int) -> Fault | None:
+        return self._proof.fault(claim, prove, seed) or self._proof.fault_alone(claim, prove[:2])
+
+    def _fault_of_structure(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
+        """Prove a batch that was computed like no other before, and again in another order."""
+        order = turned(example_count(passed.batch), seed)
+        return (
+            self._proof.fault(claim, order, seed)
+            or self._proof.fault_alone(claim, order[:_MOST_COMPARED])
+            or self._fault_when_turned(passed, claim, seed)
+        )
+
+    def _fault_when_turned(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
+        """Capture the batch once more in another order, and prove that."""
+        order = turned(example_count(passed.batch), seed + 1)
+        given = [None if c is None else c[order] for c in claim.cotangents]
+        with ExitStack() as stack:
+            try:
+                again = self._run(passed.plan, select(passed.batch, order), stack)
+                wanted = zip(again.roots, given, strict=True)
+                pairs = [(root, c) for root, c in wanted if c is not None]
+                roots, cotangents = [root for root, _ in pairs], [c for _, c in pairs]
+                uses = again.uses(self._blocks, again.gradients(roots, cotangents, last=True))
+            except UnevenCall as uneven:
+                return Fault(str(uneven))
+            claim = Claim(again.batch, again.roots, given, uses, again.precision)
+        return self._proof.fault(claim, turned(len(order), seed), seed)
+
+
+_DOUBT = (
+    "Batches before this one were computed alike, so their rows are in doubt as well: use a new run "
+    "folder with `one_by_one = true` under [model], which runs each example alone"
+)
