@@ -198,6 +198,68 @@ def layer_called_again_if_any_asks(m, b):
     return m.h(m.twice(z).tanh() if b["f"].any() else z)
 
 
+def by_lengths(b):
+    return b["n"].argsort(stable=True)
+
+
+def permuted_on_the_right(m, b):
+    order = by_lengths(b)
+    matrix = torch.eye(len(order))[order]
+    return (m.h(pooled(m, b["x"][order], b["n"][order])).T @ matrix).T
+
+
+def permuted_by_a_convolution(m, b):
+    order = by_lengths(b)
+    matrix = torch.eye(len(order))[order].T
+    out = m.h(pooled(m, b["x"][order], b["n"][order]))
+    return F.conv1d(out[None], matrix[:, :, None])[0]
+
+
+def permuted_by_products(m, b):
+    order = by_lengths(b)
+    matrix = torch.eye(len(order))[order].T
+    out = m.h(pooled(m, b["x"][order], b["n"][order]))
+    return (matrix[:, :, None] * out[None]).sum(1)
+
+
+def sorted_on_the_second_axis(m, b):
+    order = by_lengths(b)
+    z = m.a(m.e(b["x"][order].T)).tanh()
+    mask = (torch.arange(z.shape[0])[:, None] < b["n"][order]).unsqueeze(-1)
+    out = (z * mask).sum(0, keepdim=True) / b["n"][order][:, None]
+    return m.h(out[:, order.argsort()])[0]
+
+
+class Reorder(torch.autograd.Function):
+    """A kernel of one's own: nothing of it is seen in the graph."""
+
+    @staticmethod
+    def forward(ctx, values, order):
+        ctx.order = order
+        return values[order]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[ctx.order.argsort()], None
+
+
+def sorted_by_a_kernel(m, b):
+    order = by_lengths(b)
+    out = m.h(pooled(m, b["x"][order], b["n"][order]))
+    return Reorder.apply(out, order.argsort())
+
+
+def half_detached(m, b):
+    z = pooled(m, b["x"], b["n"])
+    half = len(z) // 2
+    return m.h(m.twice(torch.cat([z[:half].detach(), z[half:]])).tanh())
+
+
+def missing_filled_with_the_mean(m, b):
+    z = pooled(m, b["x"], b["n"])
+    return m.h(torch.where(b["f"].bool()[:, None], z.detach().mean(0), z))
+
+
 def last_word(m, b):
     """What classifiers on language models do; nothing is moved."""
     z = m.a(m.e(b["x"])).tanh()
@@ -210,11 +272,13 @@ KINDS = [
     unpadded, unpadded_and_padded_again, unpadded_and_split, summed_by_a_matrix, packed,
     weight_used_later, weight_used_for_some, row_read_for_the_missing, spare_used_later,
     mean_taken_later, detached_mean_taken_later, mean_over_the_batch, routed, its_own_derivative,
-    remembered, layer_called_again_if_any_asks, last_word,
+    remembered, layer_called_again_if_any_asks, last_word, permuted_on_the_right,
+    permuted_by_a_convolution, permuted_by_products, sorted_on_the_second_axis, sorted_by_a_kernel,
+    half_detached, missing_filled_with_the_mean,
 ]  # fmt: skip
 REFUSED = {
     sorted_and_left, mean_taken_later, detached_mean_taken_later, mean_over_the_batch,
-    layer_called_again_if_any_asks,
+    layer_called_again_if_any_asks, missing_filled_with_the_mean,
 }  # fmt: skip
 # What a model of these kinds uses; the rest is frozen, as a job would have it.
 USED = {

@@ -21,8 +21,9 @@ from streamfluence.capture._spot import out_of_place
 from streamfluence.capture._tape import Passed
 from streamfluence.errors import CoverageError
 
-_ENOUGH = 8  # proofs of one structure, after which a look at one example does
-_FIRST_LOOKED = 16  # batches in which one example is looked at, before it is one in 64 examples
+_ENOUGH = 8  # proofs of one structure, after which a look at an example does
+_FIRST_LOOKED = 16  # batches that are run in another order, too, before one example in 64 has to do
+_FIRST_COMPARED = 4  # batches of which many examples are run alone
 _MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
 
@@ -87,24 +88,34 @@ class Judge:
         return True
 
     def _out_of_place(self, passed: Passed, claim: Claim, always: bool) -> str | None:
-        """Look at one example of the first batches, and of so many later ones that it costs little."""
+        """Look closely at the first batches, and at one example in 64 of the later ones."""
         self._looked += 1
         count = example_count(passed.batch)
         random = torch.Generator().manual_seed(self._looked)
-        often = (
-            self._looked <= _FIRST_LOOKED or float(torch.rand((), generator=random)) < count / 64
-        )
-        if not (often or always):
+        first = self._looked <= _FIRST_LOOKED
+        often = float(torch.rand((), generator=random)) < count / 64
+        if not (first or often or always):
             self._unseen.add(passed.structure)
             return None
         example = int(torch.randint(count, (), generator=random))
+        orders = [turned(count, self._looked)] if first else []
+        for order in (*orders, [example, example]):
+            if what := self._seen_elsewhere(passed, claim, order):
+                return what
+        if self._looked > _FIRST_COMPARED:
+            return None
+        fault = self._proof.fault_alone(claim, turned(count, self._looked)[:_MOST_COMPARED])
+        return fault.what if fault else None
+
+    def _seen_elsewhere(self, passed: Passed, claim: Claim, order: list[int]) -> str | None:
+        """Run some examples of a batch in another order and compare what every call sees of each."""
         with ExitStack() as stack:
             try:
-                alone = self._run(passed.plan, select(passed.batch, [example, example]), stack)
-            except UnevenCall:  # alone it goes another way: only what is returned can be compared
-                fault = self._proof.fault_alone(claim, [example])
+                other = self._run(passed.plan, select(passed.batch, order), stack)
+            except UnevenCall:  # these go another way: only what is returned can be compared
+                fault = self._proof.fault_alone(claim, order[:1])
                 return fault.what if fault else None
-            return out_of_place(passed, alone, example)
+            return out_of_place(passed, other, order)
 
     def _fault_of_some(self, claim: Claim, prove: Sequence[int], seed: int) -> Fault | None:
         return self._proof.fault(claim, prove, seed) or self._proof.fault_alone(claim, prove[:2])

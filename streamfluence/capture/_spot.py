@@ -1,10 +1,10 @@
-"""Look at one example of a batch: every recorded call has to have seen it at its place, as it is alone.
+"""Compare what every recorded call sees of an example with what it sees of it in another order, or alone.
 
 Forward alone, without a backward pass. A model that sorts, gathers or mixes its examples by
-whatever means gives a layer another example's values at this place.
+whatever means gives a layer another example's values at some place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,48 +15,50 @@ from streamfluence.capture._recorder import Call
 from streamfluence.capture._tape import Passed
 
 
-def out_of_place(passed: Passed, alone: Passed, example: int) -> str | None:
+def out_of_place(passed: Passed, other: Passed, order: Sequence[int]) -> str | None:
     """Return what saw another example's values, as a sentence, or None.
 
     Args:
         passed: The batch.
-        alone: Two copies of the example, under the same plan.
-        example: Its place in the batch.
+        other: Some of its examples under the same plan.
+        order: Their places in the batch.
     """
-    count = example_count(passed.batch)
-    others = {call.key: call for call in alone.recorder.calls}
+    count, others = example_count(passed.batch), {call.key: call for call in other.recorder.calls}
     for call in passed.recorder.calls:
         if call.key in others:
-            for tensor, own, axis in _pairs(passed, call, others[call.key]):
-                seen, expected = axis.split(tensor, count)[example], axis.split(own, 2)[0]
-                if not _same(passed, seen, expected):
+            for tensor, own, axis in _pairs(passed, call, others[call.key], len(order)):
+                seen, expected = axis.split(tensor, count), axis.split(own, len(order))
+                if not _same(passed, seen, expected, order):
                     return (
-                        f"{call.site.label} sees other values at the place of example {example} than "
-                        "it does of that example alone: the model puts its examples in another order "
-                        "or mixes them"
+                        f"{call.site.label} sees other values at the place of an example when the "
+                        "examples stand in another order, or alone: the model puts its examples in "
+                        "another order or mixes them"
                     )
-    for root, own in zip(passed.roots, alone.roots, strict=False):
-        whole = root.ndim and own.ndim and len(root) == count and len(own) == 2
-        if whole and not _same(passed, root.detach()[example], own.detach()[0]):
+    for root, own in zip(passed.roots, other.roots, strict=False):
+        whole = root.ndim and own.ndim and len(root) == count and len(own) == len(order)
+        if whole and not _same(passed, root.detach(), own.detach(), order):
             return (
-                f"what forward returns of example {example} changes with the other examples of its "
-                "batch: the model mixes its examples"
+                "what forward returns of an example changes with the order or the company of its "
+                "batch: the model puts its examples in another order or mixes them"
             )
     return None
 
 
-def _pairs(passed: Passed, call: Call, other: Call) -> Iterator[tuple[Tensor, Tensor, Axis]]:
+def _pairs(
+    passed: Passed, call: Call, other: Call, count: int
+) -> Iterator[tuple[Tensor, Tensor, Axis]]:
     layout = passed.layouts[call.key]
     if len(call.inputs) == len(other.inputs):
         for tensor, own, axis in zip(call.inputs, other.inputs, layout.inputs, strict=True):
-            if axis is not None and own.ndim > axis.index and not own.shape[axis.index] % 2:
+            if axis is not None and own.ndim > axis.index and own.shape[axis.index] % count == 0:
                 yield tensor.detach(), own.detach(), axis
 
 
-def _same(passed: Passed, seen: Tensor, expected: Tensor) -> bool:
+def _same(passed: Passed, seen: Tensor, expected: Tensor, order: Sequence[int]) -> bool:
     """Return whether the values agree; those of another shape, where padding is cut, say nothing."""
-    if seen.shape != expected.shape:
+    if seen.shape[1:] != expected.shape[1:]:
         return True
+    seen = seen[torch.tensor(order, device=seen.device)]
     if not expected.is_floating_point():
         return torch.equal(seen, expected)
     return passed.precision.close(seen, expected, expected)
