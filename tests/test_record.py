@@ -218,14 +218,14 @@ def test_the_worst_checkpoint_speaks():
 
 
 def test_rows_that_are_bad_or_missing_are_counted():
-    counts = {"non_finite": 2, "rows": 300, "missing": 1, "partitions": 4}
+    counts = {"non_finite": 2, "one_by_one": 0, "rows": 300, "missing": 1, "partitions": 4}
     bad, missing = row_doubts(counts, 0.1)
     assert "2 of 300 training rows" in bad and "1 of 4 partitions" in missing
     assert row_doubts(counts | {"non_finite": 0, "missing": 0}, None) == []
 
 
 def test_rows_that_storing_changed_much_are_a_doubt():
-    counts = {"non_finite": 0, "rows": 300, "missing": 0, "partitions": 4}
+    counts = {"non_finite": 0, "one_by_one": 0, "rows": 300, "missing": 0, "partitions": 4}
     (sentence,) = row_doubts(counts, 0.7)
     assert "70% off" in sentence and "raise rows.bytes" in sentence
     assert row_doubts(counts, 0.5) == []

@@ -49,7 +49,8 @@ class Capture:
 
     Attributes:
         blocks: The blocks, in the order of the model's parameters.
-        one_by_one: Number of batches so far that were run one example at a time.
+        one_by_one: Number of batches so far that were run one example at a time although the plan
+            was another; nothing announced it.
 
     Raises:
         CoverageError: If the model is in training mode, is random, has nothing to capture, or mixes
@@ -232,7 +233,7 @@ class Capture:
             claim = Claim(passed.batch, passed.roots, roots, uses, passed.precision)
             if self._judge.believes(passed, claim, prove, seed):
                 return uses
-        self.one_by_one += 1
+        self.one_by_one += not self._plan.whole
         return self._one_by_one(passed, roots)
 
     def _one_by_one(self, passed: Passed, roots: Sequence[Tensor | None]) -> dict[str, list[Use]]:

@@ -113,6 +113,7 @@ def partition_arrays(
     started, columns, digest = time.monotonic(), _Columns(), 0
     coded = _Coded(made.codec)
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
+    alone = gradient.capture.one_by_one
     measurement = opened.table(example_set)["measurement"]
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)
@@ -131,6 +132,7 @@ def partition_arrays(
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
         "stored": coded.shares,
+        "one_by_one": gradient.capture.one_by_one - alone,
         "seconds": round(time.monotonic() - started, 3),
     }
     return arrays, notes

@@ -65,7 +65,8 @@ def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
     """Return the doubts that collected rows raise.
 
     Args:
-        counts: ``non_finite`` rows, ``rows`` of all checkpoints, ``missing`` and all ``partitions``.
+        counts: ``non_finite`` rows, ``rows`` of all checkpoints, ``missing`` and all ``partitions``,
+            and how many batches were run ``one_by_one`` where that was not planned.
         error: Measured relative error of the stored coordinates; None when nothing was stored.
     """
     found = []
@@ -73,6 +74,12 @@ def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
         found.append(
             f"{counts['non_finite']:,} of {counts['rows']:,} training rows were NaN or infinite and "
             f"count nowhere; find them by `flags` in the rows, and repair the data or the precision"
+        )
+    if counts["one_by_one"]:
+        found.append(
+            f"{counts['one_by_one']:,} batches were run one example at a time, because the model sorts or "
+            "regroups them or uses a weight outside its module there: their rows are exact, and slow "
+            "to make; keep the examples of a batch in their places to make them fast"
         )
     if counts["missing"]:
         found.append(
