@@ -56,9 +56,15 @@ class Run:
         return lazy_scores(self.path, queries, damping)
 
     def rows(self, example_set: str = "train", checkpoint: int = 0) -> Any:
-        """Return the stored rows as a lazy Dask array of decoded float32, ``(example, coordinate)``.
+        """Return rows in stored coordinates as a lazy Dask array, float32, ``(example, coordinate)``.
 
-        Inner products of queries in the same coordinates with these rows are the scores times n.
+        Training rows are decoded; the rows of a query set are in the same coordinates. So
+        ``rows("train", c) @ rows("test", c).T``, summed over checkpoints by their weights, is the
+        scores times the number of training examples.
+
+        Raises:
+            IncompleteError: If rows are missing.
+            DamageError: If rows do not belong together.
         """
         return lazy_rows(self.path, example_set, checkpoint)
 
@@ -69,12 +75,16 @@ class Run:
         ``subset_sum.subset_sums``; the class of each readout says what its arrays are. What has
         one value an example, such as ``aggregate.query_mean`` or ``dense.scores``, is a lazy
         Dask array with the examples of the scored partitions in order; the rest is in memory.
+        ``named.train.row`` and ``named.queries.row`` are the sorted rows of the training examples
+        that are listed, and of the queries; ``...id``, ``...group``, ``...loss`` and ``...preview``
+        say what they are.
 
         Args:
             name: Of the scores, when the run has several.
 
         Raises:
-            IncompleteError: If they are not finished.
+            IncompleteError: If they are not finished, or something they rest on is missing.
+            DamageError: If something they rest on is not what it was.
         """
         return results(self.path, name)
 

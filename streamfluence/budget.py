@@ -70,16 +70,34 @@ def stored_below(folder: Path) -> Stored:
 def refuse_what_does_not_fit(cost: Cost, run_path: str, memory: int | None) -> None:
     """Raise BudgetError when the cost exceeds the free disk space or the memory one worker may use."""
     if memory is not None and cost.peak_bytes > memory:
+        needed, allowed = _told_apart(cost.peak_bytes, memory)
         raise BudgetError(
-            f"one worker needs {cost.peak_bytes / 2**20:.0f} MiB, but --memory allows "
-            f"{memory / 2**20:.0f} MiB; raise --memory, or lower compute.batch_size or projection.width"
+            f"one worker needs {needed}, but --memory allows {allowed}; raise --memory, or lower "
+            f"compute.batch_size or projection.width"
         )
     free = free_bytes(run_path)
     if free is not None and cost.disk_bytes > free:
+        needed, there = _told_apart(cost.disk_bytes, free)
         raise BudgetError(
-            f"the run needs {cost.disk_bytes / 2**30:.2f} GiB, but {run_path} has {free / 2**30:.2f} GiB "
-            f"free; lower rows.bytes, or put the run in another place"
+            f"the run needs {needed}, but {run_path} has {there} free; lower rows.bytes, or put the run "
+            f"in another place"
         )
+
+
+def size(n_bytes: float) -> str:
+    """Return bytes in the largest binary unit that leaves at least 1, e.g. ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.4g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.4g} TiB"
+
+
+def _told_apart(needed: int, there: int) -> tuple[str, str]:
+    """Return two sizes in words that differ, as the sizes do."""
+    if size(needed) != size(there):
+        return size(needed), size(there)
+    return f"{needed:,} bytes", f"{there:,} bytes"
 
 
 def free_bytes(run_path: str) -> int | None:

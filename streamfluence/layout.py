@@ -7,8 +7,9 @@ is a whole number of batches, so no product changes shape with the partitioning.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
+TRAINING_LOSS = "training_loss"  # the measurement of training examples; queries may name it too
 
 
 @dataclass(frozen=True)

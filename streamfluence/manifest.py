@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamfluence.errors import InputError
+from streamfluence.job_file import check_values, read_toml
 
 Auto = Literal["auto"]
 
@@ -154,12 +154,7 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
         InputError: If the file is missing or not TOML, a key is unknown or missing, or a value
             has the wrong type or range.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"job {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"job {path} is not valid TOML: {error}") from error
+    table = read_toml(path)
     for key, value in (overrides or {}).items():
         _override(table, key, value)
     return parse_job(table, path.parent.resolve())
@@ -167,6 +162,7 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 
 def parse_job(table: Mapping[str, Any], root: Path) -> Job:
     """Return the job of one parsed table; see ``load_job``."""
+    check_values(dict(table))
     job = _build(Job, {"root": root, **table}, "job")
     _validate(job)
     return job

@@ -6,15 +6,13 @@ it, and its hash is part of the run's manifest.
 """
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihood import LIKELIHOODS, Likelihood
+from streamfluence.user_code import Files, load_file, load_module
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,26 @@ class Task:
 
     Attributes:
         name: What the job calls it.
-        digest: sha256 of its source.
+        digest: sha256 of the digests of all its source files.
+        files: sha256 of every source file, by its path relative to the job's folder.
         likelihood: None when the task gives only ``loss``; there is then no output Hessian.
     """
 
     name: str
     digest: str
+    files: Mapping[str, str]
     likelihood: Likelihood | None
     _model: Callable[..., Any]
     _forward: Callable[..., Any] | None
     _loss: Callable[..., Any] | None
     _measurements: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    _training_loss: Callable[..., Any] | None = None
     train: Callable[..., Any] | None = None
+
+    @property
+    def has_training_loss(self) -> bool:
+        """Whether training examples are measured by another loss than queries are by default."""
+        return self._training_loss is not None
 
     def model(self, checkpoint: Path) -> nn.Module:
         """Return the model of one checkpoint, checked: a module whose parameters are all finite."""
@@ -55,6 +63,7 @@ class Task:
             raise InputError(
                 f"{self.name}: model() must return a torch nn.Module, got {type(model).__name__}"
             )
+        _refuse_untrainable(self.name, model)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(
@@ -64,13 +73,26 @@ class Task:
         return model
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        """Run the model; with a likelihood return ``(outputs, targets)``, else the losses."""
+        """Run the model; without a likelihood return the losses.
+
+        With one return ``(outputs, targets)``, then weights where the task gives them (or None),
+        then whatever only its ``training_loss`` needs.
+        """
         if self._forward is None:
             assert self._loss is not None
             return self._call("loss", self._loss, model, batch)
         returned = self._call("forward", self._forward, model, batch)
-        if not (isinstance(returned, tuple) and len(returned) == 2 and _tensors(returned)):
-            raise InputError(f"{self.name}: forward() must return (outputs, targets), two tensors")
+        several = isinstance(returned, tuple) and len(returned) >= 2
+        if not (several and _tensors(returned[:2]) and _tensors_or_none(returned[2:3])):
+            raise InputError(
+                f"{self.name}: forward() must return (outputs, targets), two tensors, or (outputs, "
+                f"targets, weights), three"
+            )
+        if len(returned) > 3 and self._training_loss is None:
+            raise InputError(
+                f"{self.name}: forward() returned {len(returned)} things; after (outputs, targets, "
+                f"weights) it may return more only for training_loss, which the task does not define"
+            )
         return returned
 
     def check(self, returned: Any, examples: int) -> None:
@@ -82,7 +104,7 @@ class Task:
                 f"axis must count examples (return one loss an example, not their mean)"
             )
         if self.likelihood is not None:
-            self.likelihood.check(*returned)
+            self.likelihood.check(*returned[:3])
         elif leading.dim() != 1:
             raise InputError(
                 f"{self.name}: loss() must return shape (example,), not {tuple(leading.shape)}"
@@ -90,11 +112,20 @@ class Task:
 
     def loss(self, returned: Any) -> Tensor:
         """Return the loss of each example from what ``forward`` returned, shape ``(example,)``."""
-        return returned if self.likelihood is None else self.likelihood.loss(*returned)
+        return returned if self.likelihood is None else self.likelihood.loss(*returned[:3])
+
+    def training_loss(self, returned: Any) -> Tensor:
+        """Return what training made small, of each example: the task's own, or else the loss."""
+        if self._training_loss is None:
+            return self.loss(returned)
+        # One that knows nothing of weights may still be given them, for queries to use.
+        given = returned if _binds(self._training_loss, len(returned)) else returned[:2]
+        return self._one_each("training_loss", self._training_loss, returned, given)
 
     def check_measurement(self, name: str) -> None:
         """Raise InputError when there is no measurement of that name."""
         known = ["loss", "margin", *self._measurements]
+        known += [] if self._training_loss is None else [TRAINING_LOSS]
         if name not in known:
             raise InputError(
                 f"{self.name} has no measurement {name!r}; there are: {', '.join(known)}"
@@ -107,18 +138,31 @@ class Task:
     def measure(self, name: str, returned: Any) -> Tensor:
         """Return a query's measurement, oriented so that *lower is better*, shape ``(example,)``.
 
-        ``loss`` is the loss; ``margin`` its log-odds with the sign turned; any other
-        name is the task's own function of ``(outputs, targets)``.
+        ``loss`` is the loss; ``margin`` its log-odds with the sign turned; ``training_loss`` what
+        training examples are measured by; any other name is the task's own function of
+        ``(outputs, targets)``.
         """
+        if name == TRAINING_LOSS:
+            return self.training_loss(returned)
         self.check_measurement(name)
         if name == "loss":
             return self.loss(returned)
         if name == "margin":
             assert self.likelihood is not None
-            return -self.likelihood.margin(*returned)
-        measured = self._call(name, self._measurements[name], *returned)
+            return -self.likelihood.margin(*returned[:3])
+        measurement = self._measurements[name]
+        return self._one_each(f"measurement {name!r}", measurement, returned, returned[:2])
+
+    def _one_each(
+        self, what: str, function: Callable[..., Any], returned: Any, given: Any
+    ) -> Tensor:
+        """Return a function's number for each example, checked to be that."""
+        measured = self._call(what, function, *given)
         if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
-            raise InputError(f"{self.name}: measurement {name!r} must return shape (example,)")
+            raise InputError(
+                f"{self.name}: {what} must return shape (example,), {tuple(returned[0].shape[:1])} here, "
+                f"got {tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__}"
+            )
         return measured
 
     def require_train(self) -> None:
@@ -175,13 +219,17 @@ class Task:
             ) from error
 
 
-def load_task(spec: str, root: Path) -> Task:
+def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) -> Task:
     """Load a task named by a job in folder ``root``.
 
+    Args:
+        promised: Digests of its files, compared before any of its code runs; None takes what is there.
+
     Raises:
-        InputError: If it cannot be imported, or lacks what a task must have.
+        InputError: If it cannot be imported, lacks what a task must have, or is not as promised.
     """
-    namespace, source = _load(spec, root)
+    namespace, loaded = _load(spec, root, promised)
+    files = loaded if promised is None else dict(promised)
     model, forward = getattr(namespace, "model", None), getattr(namespace, "forward", None)
     loss = getattr(namespace, "loss", None)
     if not callable(model):
@@ -196,14 +244,28 @@ def load_task(spec: str, root: Path) -> Task:
         raise InputError(
             f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)"
         )
+    measurements = getattr(namespace, "measurements", {})
+    if taken := sorted({"loss", "margin", TRAINING_LOSS} & set(measurements)):
+        raise InputError(
+            f"task {spec}: measurements names {', '.join(taken)}, which mean something already; give "
+            f"your own another name"
+        )
+    training_loss = getattr(namespace, "training_loss", None)
+    if training_loss is not None and (named is None or not callable(training_loss)):
+        raise InputError(
+            f"task {spec}: training_loss(outputs, targets) is a function beside a likelihood, whose "
+            f"loss then measures queries; with loss(model, batch) alone that is the training loss"
+        )
     return Task(
         name=Path(spec).name,
-        digest=hashlib.sha256(source).hexdigest(),
+        digest=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+        files=files,
         likelihood=None if named is None else _likelihood(spec, named, namespace),
         _model=model,
         _forward=forward if named is not None else None,
         _loss=loss,
-        _measurements=getattr(namespace, "measurements", {}),
+        _measurements=measurements,
+        _training_loss=training_loss,
         train=getattr(namespace, "train", None),
     )
 
@@ -211,63 +273,62 @@ def load_task(spec: str, root: Path) -> Task:
 def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
     if isinstance(named, Likelihood):
         return named
-    if named not in LIKELIHOODS:
+    if not isinstance(named, str) or named not in LIKELIHOODS:
         raise InputError(f"task {spec}: likelihood {named!r} is none of {', '.join(LIKELIHOODS)}")
-    wanted = {"categorical": ("reduction", "ignore_index"), "gaussian": ("reduction", "variance")}
-    options = wanted.get(named, ("reduction",))
+    kind = LIKELIHOODS[named]
+    options = inspect.signature(kind).parameters
     given = {name: getattr(namespace, name) for name in options if hasattr(namespace, name)}
-    return LIKELIHOODS[named](**given)
+    return kind(**given)
 
 
-def _load(spec: str, root: Path) -> tuple[Any, bytes]:
-    """Return the namespace that holds the task and the bytes of all source it brought along."""
+def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[Any, Files]:
+    """Return the namespace that holds the task, and the digests of all source it brought along."""
     if spec.endswith(".py"):
         path = (root / spec).resolve()
         if not path.is_file():
             raise InputError(f"task file {path} does not exist; check `task` in the job")
-        return _load_file(path)
+        name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+        module, files = load_file(path, root, name, promised)
+        return module, files
     module_name, _, attribute = spec.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module, files = load_module(module_name, promised)
         namespace = getattr(module, attribute) if attribute else module
-    except (ImportError, AttributeError) as error:
+    except (InputError, AttributeError) as error:
         raise InputError(f"task {spec!r} cannot be imported: {error}") from error
-    return namespace, Path(module.__file__ or "").read_bytes()
-
-
-_neighbours: dict[str, ModuleType] = {}  # modules that the last task file imported from its folder
-
-
-def _load_file(path: Path) -> tuple[ModuleType, bytes]:
-    """Execute a task file with its folder importable; its source includes the neighbours it imports."""
-    name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    loader = importlib.util.spec_from_file_location(name, path)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    # Two tasks in one process may both import a neighbour called `train`.
-    for neighbour in _neighbours:
-        sys.modules.pop(neighbour, None)
-    _neighbours.clear()
-    before = set(sys.modules)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        loader.loader.exec_module(module)
-    except StreamfluenceError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"task file {path} fails to load: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(str(path.parent))
-    for imported in sorted(set(sys.modules) - before - {name}):
-        file = getattr(sys.modules[imported], "__file__", None)
-        if file and Path(file).resolve().parent == path.parent:
-            _neighbours[imported] = sys.modules[imported]
-    sources = [path, *(Path(str(neighbour.__file__)) for neighbour in _neighbours.values())]
-    return module, b"\0".join(source.read_bytes() for source in sources)
+    return namespace, files
 
 
 def _tensors(values: tuple) -> bool:
     return all(isinstance(value, Tensor) for value in values)
+
+
+def _tensors_or_none(values: tuple) -> bool:
+    return all(value is None or isinstance(value, Tensor) for value in values)
+
+
+def _binds(function: Callable[..., Any], arguments: int) -> bool:
+    """Return whether a function takes so many arguments; one without a signature may."""
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _refuse_untrainable(name: str, model: nn.Module) -> None:
+    """Raise InputError when no weight of a model can have a gradient."""
+    weights = list(model.parameters())
+    if any(weight.requires_grad for weight in weights):
+        return
+    tensors = [*weights, *model.buffers()]
+    whole = sum(t.numel() for t in tensors if not (t.is_floating_point() or t.is_complex()))
+    packed = not weights or 2 * whole > sum(t.numel() for t in tensors)
+    kind = "it has none, or only quantised ones" if packed else f"all {len(weights)} are frozen"
+    raise InputError(
+        f"{name}: the model has no trainable weights ({kind}), so no example has a gradient; set "
+        f"requires_grad = True in model() on the weights that training changed (of an adapter, say), "
+        f"or load them before quantisation"
+    )

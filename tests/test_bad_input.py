@@ -201,6 +201,10 @@ def test_a_flipped_bit_is_found_named_and_repaired(folder):
     refused(invoke("verify", folder / "run", "--full"), 3, "collect/train/0", "partition 1")
     refused(invoke("score", folder / "run", "--name", "again"), 3, "partition 1")
     assert invoke("repair", folder / "run").exit_code == 0
+    refused(
+        invoke("verify", folder / "run", "--full"), 4, "scores/again"
+    )  # asked for, not made yet
+    assert invoke("score", folder / "run", "--name", "again").exit_code == 0
     assert invoke("verify", folder / "run", "--full").exit_code == 0
     assert committed_rows(folder) == before
 
@@ -370,11 +374,13 @@ def test_a_job_that_can_never_work_is_refused_before_there_is_a_run(folder, key,
     assert not (folder / "run" / "manifest.json").exists()
 
 
-def test_another_job_in_a_run_without_any_result_is_told_that_it_may_be_removed(folder):
+def test_a_run_without_any_result_gives_way_to_the_corrected_task(folder):
     edit(folder, "task.py", "return module.eval()", "return module.train()")
     refused(run_job(folder), 2, "eval()")
     edit(folder, "task.py", "return module.train()", "return module.eval()")
-    refused(run_job(folder), 2, "task_digest", "nothing is committed yet")
+    assert run_job(folder).exit_code == 0
+    edit(folder, "task.py", "return module.eval()", "return module.to('cpu').eval()")
+    refused(run_job(folder), 2, "holds another run", "task_digest")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x" * 101])

@@ -4,7 +4,6 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from per_example import forward, uses_of, weighted
 from test_capture_models import Net
 from torch import nn
@@ -39,17 +38,8 @@ MIXING = {
 
 @pytest.mark.parametrize("name", MIXING)
 def test_examples_that_interact_are_refused(name):
-    with pytest.raises(CoverageError, match=r"f\.weight.*changes with the other examples"):
+    with pytest.raises(CoverageError, match=r"changes with the other examples.*mixes"):
         checked(linear(MIXING[name]), torch.randn(4, 5))
-
-
-def test_positions_before_examples_in_one_axis_are_refused():
-    def run(s, x):
-        flat = x.transpose(0, 1).reshape(-1, 5)
-        return s.f(flat).view(x.shape[1], len(x), 5).transpose(0, 1)
-
-    with pytest.raises(CoverageError, match="example-major"):
-        checked(linear(run), torch.randn(4, 3, 5))
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -85,11 +75,6 @@ def test_a_model_that_goes_back_to_training_mode_is_refused():
         uses_of(capture, torch.randn(4, 5))
 
 
-def test_a_weight_used_inside_and_outside_its_layer_is_refused():
-    with pytest.raises(CoverageError, match=r"f\.weight.*also used outside"):
-        checked(linear(lambda s, x: F.linear(torch.tanh(s.f(x)), s.f.weight)), torch.randn(4, 5))
-
-
 def test_a_weight_tied_to_anothers_transpose_is_refused():
     net = Net(lambda s, x: s.b(s.a(x)), a=nn.Linear(5, 3, False), b=nn.Linear(3, 5, False))
     net.b.weight = nn.Parameter(net.a.weight.data.T)
@@ -97,13 +82,13 @@ def test_a_weight_tied_to_anothers_transpose_is_refused():
         checked(net, torch.randn(4, 5))
 
 
-def test_an_input_changed_in_place_after_the_call_is_refused():
+def test_a_model_that_autograd_fails_on_is_refused():
     def run(s, x):
         hidden = torch.tanh(x) * 1.0
         out = s.f(hidden)
         return out + hidden.mul_(2.0)
 
-    with pytest.raises(CoverageError, match=r"f \(Linear\): its input was changed in place"):
+    with pytest.raises(CoverageError, match=r"autograd itself fails.*inplace"):
         checked(linear(run), torch.randn(4, 5))
 
 
@@ -124,7 +109,7 @@ def test_a_layer_first_called_after_planning_is_refused():
     )
     capture = checked(net, torch.randn(4, 5))
     assert any("g.weight" in said for said in capture.announcements)
-    with pytest.raises(CoverageError, match=r"call 1 of g \(Linear\) was not there"):
+    with pytest.raises(CoverageError, match=r"g\.weight: not used by the first examples"):
         uses_of(capture, torch.randn(7, 5))
 
 
@@ -162,7 +147,7 @@ def test_batches_without_a_common_number_of_examples_are_refused():
 
 def test_a_refusal_survives_the_way_from_another_process():
     net = Net(lambda s, x: s.f(x[x.sum(-1) > 0]), f=nn.Linear(5, 5))
-    with pytest.raises(CoverageError, match=r"f\.weight") as caught:
+    with pytest.raises(CoverageError, match="one loss per example") as caught:
         checked(net, torch.randn(8, 5))
     again = pickle.loads(pickle.dumps(caught.value))
     assert type(again) is CoverageError and str(again) == str(caught.value)

@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from patience import FOREVER, HANG_SECONDS, wait_until
 
 from streamfluence import errors
+from streamfluence.budget import size
 from streamfluence.cli import main
 from streamfluence.cli._progress import LogProgress
 from streamfluence.cli._show import lines
-from streamfluence.cli._units import duration, size
+from streamfluence.cli._units import duration
 
 COMMANDS = ["init", "plan", "run", "sketch", "collect", "score", "top", "status"]
 COMMANDS += ["verify", "repair", "finalise", "export"]

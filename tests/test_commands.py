@@ -14,7 +14,7 @@ from small_job import write_job
 import streamfluence
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import load_job
-from streamfluence.stages import _score_tasks
+from streamfluence.stages import _stored_rows
 from streamfluence.stages import score as score_stage
 from streamfluence.store import RunStore
 from streamfluence.task import load_task
@@ -225,9 +225,9 @@ def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_res
     np.testing.assert_allclose(
         found["subset_sum.subset_sums"][0], scores[:10].sum(0), rtol=1e-5, atol=1e-9
     )
-    monkeypatch.setattr(_score_tasks, "QUERY_BYTES", 1)
+    monkeypatch.setattr(_stored_rows, "QUERY_BYTES", 1)
     store = RunStore.open(str(tmp_path / "run"))
-    assert _score_tasks.query_tiles(store, "test") == [(0, 64), (64, 128), (128, 150)]
+    assert _stored_rows.query_tiles(store, "test") == [(0, 64), (64, 128), (128, 150)]
     ok("score", tmp_path / "run", *asked, "--name", "tiled")
     for stage in ("score/{}", "scores/{}"):
         whole, tiled = (store.receipts(stage.format(name)) for name in ("whole", "tiled"))

@@ -18,9 +18,9 @@ PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
     {"layout"},
-    {"linalg", "registry"},
+    {"linalg", "registry", "batches"},
     {"capture", "projections", "codecs", "curvature", "readouts", "likelihood"}
-    | {"manifest", "budget"},
+    | {"manifest", "budget", "job_file", "user_code"},
     {"features", "data", "task", "store", "executors", "evaluation", "defaults"},
     {"stages"},
     {"api"},

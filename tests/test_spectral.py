@@ -237,7 +237,7 @@ def test_pairs_gathered_and_pairs_from_the_whole_rectangle_are_the_same_numbers(
     ]
     found = directions.features([use]).double()
     torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-4, atol=1e-3)
-    assert directions._gathered == gathered
+    assert directions._gathered(torch.device("cpu")) == gathered
 
 
 def test_every_batch_is_added_with_its_weight(probes):

@@ -1,6 +1,7 @@
 """Per-example gradients of a model, as sums of outer products."""
 
 from streamfluence.capture._engine import Capture
+from streamfluence.capture._recorder import eager
 from streamfluence.capture._scales import Scales, by_block
 from streamfluence.capture._tape import Tape
 from streamfluence.capture.base import Block, Dense, Indexed, Outer, Use, Uses, dense_gradient
@@ -17,4 +18,5 @@ __all__ = [
     "Uses",
     "by_block",
     "dense_gradient",
+    "eager",
 ]

@@ -37,22 +37,33 @@ class Filled:
     bias: Weight | None
     transposed: bool
 
-    def dense(self, gradient: Tensor) -> Dense:
-        """Return per-example gradients of ``matrix``, ``(example, *its shape)``, as a use."""
-        return Dense(_arranged(gradient, self.block, self.transposed))
+    def dense(self, weight: Weight, gradient: Tensor) -> Dense:
+        """Return per-example gradients of one of the two weights, ``(example, *its shape)``, as a use."""
+        if self.bias is None:
+            return Dense(_arranged(gradient, self.block, self.transposed))
+        block = self.block
+        whole = gradient.new_zeros(len(gradient), block.groups, block.left, block.right)
+        if weight is self.bias:
+            whole[..., -1] = gradient.reshape(len(gradient), block.groups, block.left)
+        else:
+            whole[..., :-1] = _arranged(gradient, block, self.transposed)
+        return Dense(whole)
 
     def gathered(self, gradients: Mapping[str, Tensor | None]) -> Tensor | None:
         """Return whole-batch gradients by parameter name as this block's matrices, or None."""
         matrix, bias = (_total(weight, gradients) for weight in (self.matrix, self.bias))
         if matrix is None and bias is None:
             return None
-        shape = (1, self.block.groups, self.block.left, self.block.right - (self.bias is not None))
+        block = self.block
+        shape = (1, block.groups, block.left, block.right - (self.bias is not None))
         some = matrix if matrix is not None else bias
         assert some is not None
-        parts = [some.new_zeros(shape) if matrix is None else self.dense(matrix[None]).gradient]
+        parts = [some.new_zeros(shape)]
+        if matrix is not None:
+            parts = [_arranged(matrix[None], block, self.transposed)]
         if self.bias is not None:
             last = some.new_zeros(self.bias.shape) if bias is None else bias
-            parts.append(last.reshape(1, self.block.groups, self.block.left, 1))
+            parts.append(last.reshape(1, block.groups, block.left, 1))
         return torch.cat(parts, -1)[0]
 
     def oriented(self, site: Site, use: Use) -> Use:

@@ -1,24 +1,39 @@
-"""Capture per-example gradients of a model: plan once, record batch by batch, check on one.
+"""Capture per-example gradients of a model: plan once, record batch by batch, prove where in doubt.
 
 The model is left as it was: hooks live inside `record` only, no parameter's
-``requires_grad`` or ``grad`` is touched, and weight gradients are never computed.
+``requires_grad`` or ``grad`` is touched, and weight gradients are never computed
+but to prove a batch. A batch whose graph has the structure of one that was proved is
+recorded like it; any other is looked at, proved, or run one example at a time. What
+is returned of a batch depends on that batch alone, not on those before it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
-from streamfluence.capture._check import check_rows, check_sums, compared
-from streamfluence.capture._nested import example_count, leaves, resize, select
+from streamfluence.capture._graph import Graph
+from streamfluence.capture._layouts import UnevenCall
+from streamfluence.capture._moves import moves, origins
+from streamfluence.capture._nested import example_count, leaves, rebuild, select, signature
+from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
+from streamfluence.capture._proof import Claim, Fault, Proof, compared, row_faults, turned
+from streamfluence.capture._recorder import apart, run_plainly
+from streamfluence.capture._rehearsal import rehearse
 from streamfluence.capture._sites import shortened
-from streamfluence.capture._tape import Tape
-from streamfluence.capture.base import Block, Dense, Uses
+from streamfluence.capture._tape import Passed, Tape
+from streamfluence.capture._trial import refuse_random
+from streamfluence.capture._uses import dense_uses
+from streamfluence.capture.base import Block, Dense, Use, Uses
 from streamfluence.errors import CoverageError
+
+_ENOUGH = 8  # proofs of one structure, after which other ways of moving examples are trusted
+_MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
 
 class Capture:
@@ -35,8 +50,8 @@ class Capture:
         blocks: The blocks, in the order of the model's parameters.
 
     Raises:
-        CoverageError: If the model is in training mode, has nothing to capture, or has a
-            parameter whose gradient cannot be kept apart by example; the message names it.
+        CoverageError: If the model is in training mode, is random, has nothing to capture, or mixes
+            its examples; the message names what.
         InputError: If the batch has no common example axis, or a pattern matches nothing.
     """
 
@@ -47,6 +62,7 @@ class Capture:
         example_count(batch)
         self._model, self._forward = model, forward
         self._plan = Plan(model, forward, batch, exclude)
+        rehearse(self._plan)
         self._filled = find_blocks(
             self._plan.weights, list(self._plan.sites.values()), self._plan.shared
         )
@@ -55,31 +71,38 @@ class Capture:
             raise CoverageError(
                 "forward called no module with a trainable parameter; check that it uses the model"
             )
-        self._rehearse(resize(batch, 2))
+        self._proof = Proof(model, forward, self._plan.weights, self._filled)
+        tensors = [tensor for weight in self._plan.weights for tensor in weight.tensors.values()]
+        self._labels = {id(tensor): number for number, tensor in enumerate(tensors)}
+        self._variants: dict[tuple, Plan] = {}
+        self._proved: dict[tuple, list[tuple]] = {}  # by structure: the moves proved with it
+        self._usual: dict[tuple, tuple] = {}  # by shape of batch: the structure that was met first
+        self._alone: set[tuple] = set()  # what only the last resort is right for
 
     @property
     def announcements(self) -> tuple[str, ...]:
         """What a record should say: what is left out, tied, copied, or takes a slower path."""
-        slow = [
-            f"one example at a time (vmap failed: {site.fallback.vmap_failure}): {site.label}"
-            for site in self._plan.sites.values()
-            if site.fallback.vmap_failure is not None
-        ]
-        return (*self._plan.said, *slow)
+        return tuple(self._plan.announcements())
 
     @contextmanager
-    def record(self, batch: Any) -> Iterator[Tape]:
+    def record(self, batch: Any, prove: Sequence[int] = (), seed: int = 0) -> Iterator[Tape]:
         """Run forward on a batch and give a `Tape` to ask gradients of.
 
+        Args:
+            prove: Positions of examples whose rows are proved whatever is known of such batches.
+            seed: Of the random numbers of the proof.
+
         Raises:
-            CoverageError: If the model is in training mode, or runs in a way that was not planned.
+            CoverageError: If the model is in training mode, or uses weights that were left out.
         """
         _refuse_training(self._model)
-        layouts = self._plan.layouts(batch)
-        recorder = self._plan.recorder(example_count(batch))
-        with recorder.installed():
-            returned = recorder.run(self._forward, self._model, batch)
-            tape = Tape(returned, recorder, layouts, self._filled)
+        with ExitStack() as stack:
+            passed = self._passed(batch, stack)
+
+            def judge(passed: Passed, roots: Any, uses: Any) -> dict[str, list[Use]]:
+                return self._judged(passed, roots, uses, prove, seed)
+
+            tape = Tape(passed, self._filled, judge)
             try:
                 yield tape
             finally:
@@ -114,45 +137,161 @@ class Capture:
         return dict(zip(zeros, found, strict=True))
 
     def check(self, batch: Any, loss: Callable[[Any], Tensor]) -> None:
-        """Prove the capture on one batch.
+        """Prove the capture on one batch, more thoroughly than any batch is proved later.
 
         Args:
             batch: Two or more different examples prove most.
             loss: From what forward returns to one loss per example, shape ``(example,)``.
 
         Raises:
-            CoverageError: If the rows do not add up to autograd's gradient of the batch, or an
-                example's row changes with the rest of its batch; the message names the parameter.
+            CoverageError: If forward is random, a loss or a row changes with the rest of the batch,
+                or the rows are not those of their examples; the message names the parameter.
         """
-        uses = self._measure(batch, loss)
-        check_sums(self._filled, self._plan.weights, uses, self._batch_gradient(batch, loss))
-        for examples, pairs in compared(example_count(batch)):
-            alone = self._measure(select(batch, examples), loss)
-            check_rows(self._filled, uses, alone, pairs)
+        count = example_count(batch)
+        refuse_random(self._forward, self._model, batch)
+        uses, losses, precision = self._measure(batch, loss, range(count))
+        for example in range(min(count, _MOST_COMPARED)):
+            one = select(batch, [example, example])  # two, as a batch of one may be squeezed
+            alone = loss(run_plainly(self._forward, self._model, one)).detach()
+            self._proof.refuse_moved_loss(losses, alone, example, precision)
+        for examples, pairs in compared(count):
+            alone_uses, *_ = self._measure(select(batch, examples), loss)
+            if fault := row_faults(self._filled, uses, alone_uses, pairs, precision):
+                raise CoverageError(fault.what)
 
-    def _measure(self, batch: Any, loss: Callable[[Any], Tensor]) -> dict:
-        with self.record(batch) as tape:
+    def _measure(
+        self, batch: Any, loss: Callable[[Any], Tensor], prove: Sequence[int] = ()
+    ) -> tuple[dict[str, list[Use]], Tensor, Precision]:
+        with self.record(batch, prove) as tape:
             losses = loss(tape.returned)
             if losses.shape != (example_count(batch),):
                 raise CoverageError(
                     f"the loss has shape {tuple(losses.shape)} for {example_count(batch)} examples; "
                     "return one loss per example, not their mean"
                 )
-            return tape.gradients(losses, torch.ones_like(losses), last=True)
+            uses = tape.gradients(losses, torch.ones_like(losses), last=True)
+            return uses, losses.detach(), tape.precision
 
-    def _batch_gradient(self, batch: Any, loss: Callable) -> dict[str, Tensor | None]:
-        tensors = {name: t for weight in self._plan.weights for name, t in weight.tensors.items()}
-        with torch.enable_grad():
-            total = loss(self._forward(self._model, batch)).sum()
-        found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
-        return dict(zip(tensors, found, strict=True))
+    def _passed(self, batch: Any, stack: ExitStack) -> Passed:
+        """Run forward under the first plan that this batch fits."""
+        plan = self._plan
+        while True:
+            with ExitStack() as attempt:
+                try:
+                    passed = self._run(plan, batch, attempt)
+                except UnevenCall as uneven:
+                    plan = self._variant(plan, uneven)
+                    continue
+                stack.push(attempt.pop_all())
+                return passed
 
-    def _rehearse(self, batch: Any) -> None:
-        """Run the fallbacks once, so that a failing vmap is announced before any real batch."""
-        if any(site.rule is None for site in self._plan.sites.values()):
-            with self.record(batch) as tape:
-                outputs = next(t for t in leaves(tape.returned) if t.requires_grad)
-                tape.gradients(outputs, torch.ones_like(outputs), last=True)
+    def _run(self, plan: Plan, batch: Any, stack: ExitStack) -> Passed:
+        layouts = {} if plan.whole else plan.layouts(batch)
+        recorder = plan.recorder(example_count(batch))
+        if not plan.whole:
+            stack.enter_context(recorder.installed())
+        # A place of its own in the graph for each tensor: one may be computed from another.
+        returned = rebuild(recorder.run(self._forward, self._model, batch), _apart)
+        roots = [tensor for tensor in leaves(returned) if tensor.requires_grad]
+        graph = Graph(roots)
+        self._refuse_absent(graph)
+        read = [t for call in recorder.calls for t in call.inputs if not t.requires_grad]
+        given = [tensor for tensor in leaves(returned) if not tensor.requires_grad]
+        entered = origins(batch, [*read, *given])
+        structure = (plan.lifted, graph.structure(self._labels), entered)
+        precision = graph.precision()
+        if plan.whole:
+            return Passed(batch, plan, recorder, layouts, returned, roots, structure, precision)
+        plan.refuse_unfit(recorder, layouts, None if structure in self._proved else graph)
+        moved = moves(graph, recorder.calls, recorder.examples)
+        return Passed(batch, plan, recorder, layouts, returned, roots, structure, precision, moved)
+
+    def _variant(self, plan: Plan, uneven: UnevenCall) -> Plan:
+        """Return the plan that runs the modules around some layers again, made once."""
+        key = (plan.lifted, tuple(site.name for site in uneven.sites), uneven.neighbours)
+        if key not in self._variants:
+            self._variants[key] = plan.without(uneven)
+        return self._variants[key]
+
+    def _judged(
+        self,
+        passed: Passed,
+        roots: Sequence[Tensor | None],
+        uses: dict[str, list[Use]] | None,
+        prove: Sequence[int],
+        seed: int,
+    ) -> dict[str, list[Use]]:
+        """Return uses that are right: those given, or new ones of one example at a time."""
+        structure, moved = passed.structure, passed.moves
+        if uses is None or (structure, bool(moved)) in self._alone:
+            return self._one_by_one(passed, roots)
+        claim = Claim(passed.batch, passed.roots, roots, uses, passed.precision)
+        proved = self._proved.setdefault(structure, [])
+        shape = signature(passed.batch)
+        # Of two structures of one shape the later follows from values. It may be a switch that all
+        # of a batch shares, which shows only where some would not have switched alone.
+        late = self._usual.setdefault(shape, structure) != structure
+        if len(proved) < _ENOUGH and (late or moved not in proved):
+            if self._fault_of_structure(passed, claim, seed) is not None:
+                self._alone.add((structure, bool(moved)))
+                return self._one_by_one(passed, roots)
+            proved.append(moved)
+        elif prove and (fault := self._proof.fault(claim, prove, seed)):
+            raise CoverageError(fault.what)
+        return uses
+
+    def _fault_of_structure(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
+        """Prove a batch that was computed like no other before, and again in another order."""
+        count = example_count(passed.batch)
+        first = turned(count, seed)
+        if fault := self._proof.fault_alone(claim, first[:_MOST_COMPARED]):
+            return fault
+        if fault := self._proof.fault(claim, first, seed):
+            return fault
+        order = turned(count, seed + 1)
+        batch = select(passed.batch, order)
+        with ExitStack() as stack:
+            try:
+                again = self._run(passed.plan, batch, stack)
+                given = [c[order] for c in claim.cotangents if c is not None]
+                outputs = [
+                    root
+                    for root, c in zip(again.roots, claim.cotangents, strict=True)
+                    if c is not None
+                ]
+                uses = again.uses(self._filled, again.gradients(outputs, given, last=True))
+            except UnevenCall as uneven:
+                return Fault(str(uneven))
+            turned_claim = Claim(
+                batch,
+                again.roots,
+                [None if c is None else c[order] for c in claim.cotangents],
+                uses,
+                again.precision,
+            )
+        return self._proof.fault(turned_claim, turned(count, seed), seed)
+
+    def _one_by_one(self, passed: Passed, roots: Sequence[Tensor | None]) -> dict[str, list[Use]]:
+        weights = [weight for weight in self._plan.weights if weight not in self._plan.absent]
+        rows = rows_alone(
+            self._model, self._forward, passed.batch, passed.roots, roots, weights, passed.precision
+        )
+        return dense_uses(self._filled, rows, example_count(passed.batch))
+
+    def _refuse_absent(self, graph: Graph) -> None:
+        """Refuse a batch that uses a weight which the examples planned with did not use."""
+        absent = {id(t): w for w in self._plan.absent for t in w.tensors.values()}
+        used = [absent[id(t)].names[0] for _, t in graph.leaves() if id(t) in absent]
+        if used:
+            raise CoverageError(
+                f"{shortened(used)}: not used by the first examples, which decided what is captured, "
+                "but by a later one; put an example that uses it among the first of the training "
+                f"set, or exclude {shortened(used)}"
+            )
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    return apart(tensor) if tensor.requires_grad else tensor
 
 
 def _refuse_training(model: nn.Module) -> None:

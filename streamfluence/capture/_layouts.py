@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from streamfluence.capture._axis import Axis, IrregularShape, find_axis
 from streamfluence.capture._recorder import Call
 from streamfluence.capture._sites import Site
-from streamfluence.errors import CoverageError
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,17 @@ class Layout:
 
 
 class UnevenCall(Exception):
-    """A layer whose calls cannot be told apart by example; the module around it may be."""
+    """Layers whose gradient cannot be told apart by example; that of the modules around them may be.
 
-    def __init__(self, site: Site, message: str) -> None:
+    Args:
+        sites: The layers; none where no module at all has to do with it.
+        message: What is uneven, as a sentence.
+        neighbours: Whether other layers in the same containers share the cause.
+    """
+
+    def __init__(self, sites: tuple[Site, ...], message: str, neighbours: bool = False) -> None:
         super().__init__(message)
-        self.site = site
-
-    def refusal(self) -> CoverageError:
-        """Return what the user is told when nothing around the layer can be run again."""
-        return CoverageError(str(self))  # an error may travel between processes, a site may not
+        self.sites, self.neighbours = sites, neighbours
 
 
 Layouts = Mapping[tuple[str, int], Layout]
@@ -41,9 +42,8 @@ def find_layouts(two: Sequence[Call], three: Sequence[Call]) -> Layouts:
     """Return the layout of each call.
 
     Raises:
-        UnevenCall: If a site is called another number of times, or sees a tensor whose shape
-            does not scale.
-        CoverageError: If a site mixes the axis of the examples.
+        UnevenCall: If a site is called another number of times, sees a tensor whose shape
+            does not scale, or mixes the axis of the examples.
     """
     _refuse_uneven(two, three)
     others = {call.key: call for call in three}
@@ -60,10 +60,11 @@ def find_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> Un
         layout = layouts.get(call.key)
         if layout is None or not _fits(call, layout, examples):
             return UnevenCall(
-                call.site,
+                (call.site,),
                 f"call {call.number + 1} of {call.site.label} was not there when the capture was "
                 "planned, or had other shapes, although the batch looks the same: its work depends "
-                f"on the values, as in routed experts; exclude {call.site.owned}",
+                "on the values, as in routed experts",
+                neighbours=True,
             )
     return None
 
@@ -85,10 +86,10 @@ def _layout(two: Call, three: Call) -> Layout:
         )
     except IrregularShape as error:
         raise UnevenCall(
-            two.site,
+            (two.site,),
             f"{two.site.label} sees {error}: no axis grows with the number of examples, as in "
-            "routed experts, so its gradient cannot be told apart by example; exclude "
-            f"{two.site.owned}",
+            "routed experts, so its gradient cannot be told apart by example",
+            neighbours=True,
         ) from None
 
 
@@ -104,10 +105,10 @@ def _refuse_uneven(two: Sequence[Call], three: Sequence[Call]) -> None:
         counts = [sum(call.site.name == name for call in calls) for calls in (two, three)]
         if counts[0] != counts[1]:
             raise UnevenCall(
-                site,
+                (site,),
                 f"{site.label} is called {counts[0]} times with two examples but {counts[1]} "
-                "times with three, so its calls cannot be told apart by example; call it once "
-                f"for the whole batch, or exclude {site.owned}",
+                "times with three, so its calls cannot be told apart by example",
+                neighbours=True,
             )
 
 
@@ -118,8 +119,8 @@ def _refuse_mixing(call: Call, layout: Layout) -> None:
     allowed = call.site.rule.axes(call.site.module, call.inputs[0].ndim)
     axis = axes.pop()
     if axes or axis is None or axis.index not in allowed:
-        raise CoverageError(
+        raise UnevenCall(
+            (call.site,),
             f"{call.site.label} maps {tuple(call.inputs[0].shape)} to {call.shapes[0]} with two "
-            "examples: the axis of the examples is one that the layer mixes, so it has no "
-            f"gradient per example; exclude {call.site.owned}"
+            "examples: the axis of the examples is one that the layer mixes",
         )

@@ -1,15 +1,16 @@
 """Nested mappings, tuples and lists of tensors: list the tensors, rebuild, cut a batch.
 
-Everything that is not a container of these kinds or a tensor is passed along as it is.
+Everything that is not a container of these kinds or a tensor is passed along as it is. What of a
+batch is cut by example, `batches` decides, for tensors and everything else in it.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from streamfluence import batches
 from streamfluence.errors import InputError
 
 
@@ -46,27 +47,20 @@ def replace(tree: Any, tensors: list[Tensor]) -> Any:
 
 
 def example_count(batch: Any) -> int:
-    """Return the number of examples of a batch: the common leading length of its tensors.
+    """Return the number of examples of a batch: the common length of its leaves.
 
     Raises:
-        InputError: If the batch has no tensor with an axis, or its tensors disagree.
+        InputError: If the batch has no leaf, none in them, or its leaves disagree.
     """
-    lengths = {len(leaf) for leaf in leaves(batch) if leaf.ndim}
-    if len(lengths) != 1 or 0 in lengths:
-        raise InputError(
-            "every tensor of a batch needs the example axis first and the same, positive number "
-            f"of examples; the leading lengths here are {sorted(lengths) or 'none'}"
-        )
-    return lengths.pop()
+    count = batches.example_count(batch)
+    if not count:
+        raise InputError("a batch needs at least one example, but its example axis has none")
+    return count
 
 
 def select(batch: Any, examples: list[int]) -> Any:
     """Return the batch that holds the given examples, in that order, repeats allowed."""
-
-    def pick(leaf: Tensor) -> Tensor:
-        return leaf[torch.tensor(examples, device=leaf.device)] if leaf.ndim else leaf
-
-    return rebuild(batch, pick)
+    return batches.select(batch, examples)
 
 
 def resize(batch: Any, examples: int) -> Any:
@@ -77,7 +71,12 @@ def resize(batch: Any, examples: int) -> Any:
 
 def signature(batch: Any) -> tuple:
     """Return what decides the shapes of a model's calls, the number of examples aside."""
-    return tuple((leaf.dtype, tuple(leaf.shape[1:])) for leaf in leaves(batch))
+    return tuple(
+        (leaf.dtype, tuple(leaf.shape[1:]))
+        if isinstance(leaf, Tensor)
+        else tuple(sorted({str((t.dtype, tuple(t.shape))) for t in leaves(leaf)}))
+        for _, leaf in batches.leaves(batch)
+    )
 
 
 def _like(tree: tuple | list, values: list) -> Any:

@@ -2,15 +2,21 @@
 
 The model is run on two and on three examples and the shapes of every call are
 compared. What scales is the example axis. What does not depend on the batch is
-given one copy per example; where the model's own code does not let copies through,
-or reads a weight outside its layer, the module around it is run again instead.
+given one copy per example. Where a layer's calls do not tell the examples apart, or
+the graph shows gradient that passes them by, the module around is run again instead,
+then the one around that, up to the model; the last resort is all of forward, one
+example at a time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.jit import ScriptModule
 
+from streamfluence.capture._copies import copied_output, copied_parameters
+from streamfluence.capture._graph import Graph, find_miss
 from streamfluence.capture._layouts import (
     Layout,
     Layouts,
@@ -22,8 +28,7 @@ from streamfluence.capture._nested import signature
 from streamfluence.capture._recorder import Call, Recorder, SharedParameter
 from streamfluence.capture._sites import Site, Weight, find_sites, find_weights, shortened
 from streamfluence.capture._trial import Trial
-from streamfluence.capture.expanded import Expanded, candidates
-from streamfluence.errors import CoverageError
+from streamfluence.capture.expanded import Expanded
 
 
 class Plan:
@@ -35,8 +40,12 @@ class Plan:
         batch: One example batch.
         exclude: Patterns of parameter names to leave out.
 
+    Attributes:
+        whole: Whether all of forward is run again for each example; there are then no calls to record.
+        lifted: Names of the modules whose surroundings are run again, in the order it was decided.
+
     Raises:
-        CoverageError: If some weight's gradient cannot be kept apart by example.
+        CoverageError: If nothing that forward returns has a gradient, or it is random.
     """
 
     def __init__(
@@ -47,117 +56,189 @@ class Plan:
         self.sites = find_sites(model, self.weights)
         self.shared: list[SharedParameter] = []
         self.copies: dict[tuple[str, int], Expanded] = {}
-        self.absent: list[Site] = []  # never called in planning; a later call is refused
-        trial = Trial(model, forward, batch)
-        self._copy_containers(trial)
-        self._known: dict[tuple, Layouts] = {signature(batch): self._settle(trial)}
-        self._announce()
+        self.absent: list[Weight] = []  # never used in planning; a later use is refused
+        self._unseen: dict[str, Site] = {}  # whose modules were not called in planning
+        self.whole = False
+        self.lifted: tuple[str, ...] = ()
+        self.trial = Trial(model, forward, batch)
+        self.trial.refuse_random()
+        for site in [s for s in self.sites.values() if isinstance(s.module, ScriptModule)]:
+            self.lift(UnevenCall((site,), f"{site.label} is compiled code, which runs no hooks"))
+        for name, found in copied_parameters(self.trial, self.sites).items():
+            self.shared += found
+            del self.sites[name]
+            self.said += [f"one copy per example: {one.weight.names[0]}" for one in found]
+        self._known: dict[tuple, Layouts] = {}
+        self.settle()
 
     def recorder(self, examples: int) -> Recorder:
         """Return a recorder that makes this plan's copies."""
-        sites = [*self.sites.values(), *self.absent]
-        return Recorder(sites, self.shared, self.copies, examples)
+        return Recorder(list(self.sites.values()), self.shared, self.copies, examples)
 
     def layouts(self, batch: Any) -> Layouts:
         """Return the layout of every call on a batch, from two small runs if its shape is new.
 
         Raises:
-            CoverageError: If the model treats a batch of this shape in a way that was not planned.
+            UnevenCall: If the model treats a batch of this shape in a way that was not planned.
         """
         key = signature(batch)
         if key not in self._known:
-            try:
-                recorder, layouts = self._observe(Trial(self.model, self.forward, batch))
-            except UnevenCall as uneven:
-                raise uneven.refusal() from None
+            recorder, layouts = self._observe(Trial(self.model, self.forward, batch))
             for call in recorder.calls:
-                if call.site in self.absent or self._unresolved(call, layouts[call.key]):
-                    raise CoverageError(
-                        f"{call.site.label} treats a batch of this shape in another way than the "
-                        "batch that was planned with; plan with a batch of this shape, or exclude "
-                        f"{call.site.owned}"
-                    )
+                if self._unresolved(call, layouts[call.key]):
+                    raise UnevenCall((call.site,), _MIXED.format(call.site.label))
             self._known[key] = layouts
         return self._known[key]
 
-    def _settle(self, trial: Trial) -> Layouts:
-        """Change sites and copies until every call has a usable layout, and return the layouts."""
-        while True:
+    def without(self, uneven: UnevenCall) -> "Plan":
+        """Return a plan in which the modules around these layers are run again for each example."""
+        other = copy(self)
+        other.sites, other.copies, other.said = dict(self.sites), dict(self.copies), [*self.said]
+        other._unseen = dict(self._unseen)
+        other._known = {}
+        other.lift(uneven)
+        return other
+
+    def lift(self, uneven: UnevenCall) -> None:
+        """Run the modules around these layers again for each example, from now on."""
+        self.lifted += tuple(site.name for site in uneven.sites)
+        if not uneven.sites or any(not site.name for site in uneven.sites):
+            self._lift_all()
+            return
+        for site in uneven.sites:
+            around = site.name.rpartition(".")[0]
+            inside = f"{around}." if around else ""
+            # Routed experts see as many tokens as are sent to them. Their neighbours in one
+            # container share that fate, even where the first examples do not show it.
+            known = self._unseen | self.sites
+            near = [s for n, s in known.items() if n.startswith(inside) and n != around]
+            for one in near if uneven.neighbours else [site]:
+                self._unseen.pop(one.name, None)
+                self._run_again(around, one.weights.values())
+
+    def settle(self) -> None:
+        """Change sites and copies until every call of the examples planned with has a usable layout."""
+        while not self.whole:
             try:
-                recorder, layouts = self._observe(trial)
-                changed = self._adopt_unseen(trial, recorder)
-                if changed or self._resolve_first(trial, recorder, layouts):
+                recorder, layouts = self._observe(self.trial)
+                if self._adopt_unseen(recorder) or self._resolve_first(recorder, layouts):
                     continue
                 # Two and three examples may happen to be routed evenly; more seldom are.
-                whole = self.recorder(trial.examples)
-                trial.run(whole)
-                unplanned = find_unplanned(whole.calls, layouts, trial.examples)
-                if unplanned is None:
-                    return layouts
+                whole = self.recorder(self.trial.examples)
+                returned = self.trial.run(whole)
+                self.refuse_unfit(whole, layouts, Graph(returned))
+                self._known = {signature(self.trial.batch): layouts}
+                break
             except UnevenCall as uneven:
-                unplanned = uneven
-            if not unplanned.site.name:
-                raise unplanned.refusal()
-            self._run_routed_again(unplanned.site)
+                self.lift(uneven)
+        self.absent = self._absent()
+
+    def refuse_unfit(self, recorder: Recorder, layouts: Layouts, graph: Graph | None) -> None:
+        """Raise UnevenCall where recorded calls do not give the gradients apart by example.
+
+        Args:
+            graph: Of what forward returned; None if its structure was looked at before.
+        """
+        if unplanned := find_unplanned(recorder.calls, layouts, recorder.examples):
+            raise unplanned
+        for call in recorder.calls:
+            if changed := call.changed():
+                raise UnevenCall((call.site,), changed)
+        miss = find_miss(graph, recorder.calls, self.weights) if graph else None
+        if miss is not None:
+            what = shortened(miss.weight.names) if miss.weight else miss.sites[0].label
+            raise UnevenCall(
+                miss.sites, f"{what} is also used outside the call of its module, in forward"
+            )
+
+    def announcements(self) -> list[str]:
+        """Return what a record should say: what is left out, tied, copied, or takes a slower path."""
+        said = list(self.said)
+        if self.absent:
+            names = shortened([weight.names[0] for weight in self.absent])
+            said.append(f"never used by forward, left out: {names}")
+        if self.whole:
+            return [*said, _WHOLE]
+        said += [
+            f"no rule, run again for each example (exact, slower): {site.label}, for {site.owned}"
+            for site in self.sites.values()
+            if site.rule is None
+        ]
+        return said + [
+            f"one example at a time (vmap failed: {site.fallback.vmap_failure}): {site.label}"
+            for site in self.sites.values()
+            if site.fallback.vmap_failure is not None
+        ]
 
     def _observe(self, trial: Trial) -> tuple[Recorder, Layouts]:
+        if self.whole:
+            return self.recorder(2), {}
         two, three = self.recorder(2), self.recorder(3)
         trial.run(two)
         trial.run(three)
         return two, find_layouts(two.calls, three.calls)
 
-    def _adopt_unseen(self, trial: Trial, recorder: Recorder) -> bool:
-        """Move weights that are used without a call of their module to the module around it."""
+    def _adopt_unseen(self, recorder: Recorder) -> bool:
+        """Run the modules around weights again that are used without a call of their own module."""
         seen = {call.site.name for call in recorder.calls}
         unseen = [site for name, site in self.sites.items() if name not in seen]
         if not unseen:
             return False
         # A weight tied to a layer that is called has a gradient anyway, which proves nothing.
         called = {w for call in recorder.calls for w in call.site.weights.values()}
-        tensors = {
-            tensor: weight
-            for site in unseen
-            for weight in site.weights.values()
-            for tensor in weight.tensors.values()
-            if weight not in called
-        }
-        pairs = zip(tensors.values(), trial.used(list(tensors)), strict=True)
-        used = {weight for weight, has_gradient in pairs if has_gradient}
+        used = self._used([w for s in unseen for w in s.weights.values() if w not in called])
         for site in unseen:
-            del self.sites[site.name]
+            self._unseen[site.name] = self.sites.pop(site.name)
             # All of them: what these few examples do not use, others may.
-            owned = {path: weight for path, weight in site.weights.items() if weight not in called}
-            if used & {*owned.values()}:
-                self._to_parent(site, owned)
-            else:
-                self.absent.append(site)
+            owned = [weight for weight in site.weights.values() if weight not in called]
+            if not used.isdisjoint(owned):
+                if not site.name:
+                    self._lift_all()
+                    return True
+                del self._unseen[site.name]
+                self._run_again(site.name.rpartition(".")[0], owned)
         return True
 
-    def _to_parent(self, site: Site, weights: Mapping[str, Weight]) -> None:
-        """Give ``weights`` of ``site`` to the module around it, which is run again as a whole."""
-        if not site.name:
-            raise CoverageError(
-                f"{shortened([w.names[0] for w in weights.values()])}: used outside every module's "
-                "call, so there is nothing to run again; move the use into a module's forward, "
-                "or exclude it"
-            )
-        self._move(site.name.rpartition(".")[0], site, weights)
+    def _used(self, weights: Sequence[Weight]) -> set[Weight]:
+        """Return which weights are in the graph of what forward returns."""
+        tensors: dict[Tensor, Weight] = {t: w for w in weights for t in w.tensors.values()}
+        found = zip(tensors.values(), self.trial.used(list(tensors)), strict=True)
+        return {weight for weight, has_gradient in found if has_gradient}
 
-    def _move(self, around: str, site: Site, weights: Mapping[str, Weight]) -> None:
-        """Give ``weights`` of ``site`` to the module called ``around``, which holds it."""
-        inner = site.name[len(around) :].lstrip(".")
-        moved = {f"{inner}.{path}": weight for path, weight in weights.items()}
-        kept = self.sites[around].weights if around in self.sites else {}
+    def _run_again(self, around: str, weights: Iterable[Weight]) -> None:
+        """Let the module called ``around`` account for every use of ``weights`` inside it."""
+        moved = set(weights)
         module = self.model.get_submodule(around)
-        self.sites[around] = Site(around, module, None, kept | moved)
+        inside = f"{around}." if around else ""
+        for name, site in list(self.sites.items()):
+            if name.startswith(inside) and name != around and moved & {*site.weights.values()}:
+                kept = {p: w for p, w in site.weights.items() if w not in moved}
+                del self.sites[name]
+                self.copies = {key: v for key, v in self.copies.items() if key[0] != name}
+                if kept:
+                    self.sites[name] = Site(name, site.module, site.rule, kept)
+        if around in self.sites:
+            moved |= {*self.sites[around].weights.values()}
+        self.sites[around] = Site(around, module, None, _paths(module, moved))
 
-    def _resolve_first(self, trial: Trial, recorder: Recorder, layouts: Layouts) -> bool:
+    def _lift_all(self) -> None:
+        self.whole = True
+        used = self._used(self.weights)
+        self.sites = {"": Site("", self.model, None, _paths(self.model, used))}
+        self.shared, self.copies = [], {}
+
+    def _resolve_first(self, recorder: Recorder, layouts: Layouts) -> bool:
         """Deal with the first call that has no usable layout; return whether there was one."""
         for call in recorder.calls:
             if self._unresolved(call, layouts[call.key]):
-                independent = layouts[call.key].independent
-                if not (independent and self._copy_output(trial, call)):
-                    self._run_parent_again(call)
+                sites = list(self.sites.values())
+                if layouts[call.key].independent and (
+                    found := copied_output(self.trial, call, sites, self.shared, self.copies)
+                ):
+                    self.copies[call.key] = found
+                    self.said.append(f"one copy per example of the output: {call.site.label}")
+                else:
+                    self.lift(UnevenCall((call.site,), _MIXED.format(call.site.label)))
                 return True
         return False
 
@@ -169,86 +250,21 @@ class Plan:
         shared = any(edge is not None and axis is None for edge, axis in outputs)
         return shared or not any(layout.inputs)
 
-    def _run_parent_again(self, call: Call) -> None:
-        site = call.site
-        if not site.name:
-            raise CoverageError(
-                f"{site.label}: what it returns mixes the examples or is shared by them, so it has "
-                f"no gradient per example; return one value per example, or exclude {site.owned}"
-            )
-        self._drop(site)
-        self._to_parent(site, site.weights)
-
-    def _run_routed_again(self, site: Site) -> None:
-        """Run the module around an uneven layer again, with all that it holds.
-
-        Routed experts see as many tokens as are sent to them. Their neighbours in one
-        container share that fate, even where the first examples do not show it.
-        """
-        parent = site.name.rpartition(".")[0]
-        inside = f"{parent}." if parent else ""
-        for one in [*self.sites.values(), *self.absent]:
-            if one.name.startswith(inside) and one.name != parent:
-                self._drop(one)
-                self._move(parent, one, one.weights)
-
-    def _drop(self, site: Site) -> None:
-        self.sites.pop(site.name, None)
-        self.absent = [other for other in self.absent if other is not site]
-        self.copies = {key: value for key, value in self.copies.items() if key[0] != site.name}
-
-    def _copy_output(self, trial: Trial, call: Call) -> bool:
-        """Copy the output of a call that the batch shares, if the model lets the copies through."""
-        if len(call.shapes) != 1:
-            return False
-        for layout in candidates(call.shapes[0]):
-            if self._passes(trial, self.shared, self.copies | {call.key: layout}):
-                self.copies[call.key] = layout
-                self.said.append(f"one copy per example of the output: {call.site.label}")
-                return True
-        return False
-
-    def _copy_containers(self, trial: Trial) -> None:
-        """Copy the parameters of modules with children, if the model lets the copies through."""
-        failed: set[tuple] = set()
-        for name, site in list(self.sites.items()):
-            kinds = {(type(site.module), p, w.shape) for p, w in site.weights.items()}
-            # A module without children is cheap to run again, which needs no trial.
-            if site.rule is None and any(site.module.children()) and not kinds & failed:
-                if self._copy_parameters(trial, site):
-                    del self.sites[name]
-                else:
-                    failed |= kinds
-
-    def _copy_parameters(self, trial: Trial, site: Site) -> bool:
-        """Copy all of one module's own parameters or none."""
-        found: list[SharedParameter] = []
-        for path, weight in site.weights.items():
-            for layout in candidates(weight.shape):
-                one = SharedParameter(site.module, path, weight, layout)
-                if self._passes(trial, [*self.shared, *found, one], self.copies):
-                    found.append(one)
-                    break
-            else:
-                return False
-        self.shared += found
-        self.said += [f"one copy per example: {shared.weight.names[0]}" for shared in found]
-        return True
-
-    def _passes(self, trial: Trial, shared: Sequence[SharedParameter], copies: Mapping) -> bool:
-        sites = list(self.sites.values())
-        return trial.passes(
-            lambda examples, nudge=1.0: Recorder(sites, shared, copies, examples, nudge)
-        )
-
-    def _announce(self) -> None:
+    def _absent(self) -> list[Weight]:
         found = {weight for site in self.sites.values() for weight in site.weights.values()}
         found |= {shared.weight for shared in self.shared}
-        absent = [weight.names[0] for weight in self.weights if weight not in found]
-        if absent:
-            self.said.append(f"never used by forward, left out: {shortened(absent)}")
-        self.said += [
-            f"no rule, run again for each example (exact, slower): {site.label}, for {site.owned}"
-            for site in self.sites.values()
-            if site.rule is None
-        ]
+        return [weight for weight in self.weights if weight not in found]
+
+
+_MIXED = "{}: what it returns mixes the examples or is shared by them"
+_WHOLE = (
+    "no part of the model keeps its examples apart, so all of forward is run for one example at a "
+    "time (exact, the slowest path)"
+)
+
+
+def _paths(module: nn.Module, weights: Iterable[Weight]) -> dict[str, Weight]:
+    """Return every path inside ``module`` at which one of ``weights`` is found."""
+    by_tensor = {id(tensor): weight for weight in weights for tensor in weight.tensors.values()}
+    named: Mapping[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    return {path: by_tensor[id(t)] for path, t in named.items() if id(t) in by_tensor}

@@ -46,29 +46,31 @@ class Call:
     inputs: list[Tensor]
     versions: list[int]
     shapes: list[tuple[int, ...]]  # of the outputs, before copies are made
-    templates: list[Tensor]  # empty tensors with the outputs' dtype and device
     edges: list[GradientEdge | None]
+    sources: list[GradientEdge]  # where the inputs come from
     layout: Expanded | None
     views: list[tuple[Tensor, int]]
+    settings: Callable[[], AbstractContextManager]  # such as autocast, to run the module again
 
     @property
     def key(self) -> tuple[str, int]:
         return self.site.name, self.number
 
-    def refuse_changed(self) -> None:
-        """Refuse tensors that were changed in place after they were noted."""
+    def changed(self) -> str | None:
+        """Return what was changed in place after it was noted, as a sentence, or None."""
         reads = self.site.rule is None or "weight" in self.site.weights
         pairs = zip(self.inputs, self.versions, strict=True)
         if reads and any(tensor._version != version for tensor, version in pairs):
-            raise CoverageError(
+            return (
                 f"{self.site.label}: its input was changed in place after the call, so its "
                 "gradient is lost; use the out-of-place operation after it"
             )
         if any(tensor._version != version for tensor, version in self.views):
-            raise CoverageError(
+            return (
                 f"{self.site.label}: its output is a view that was changed in place after the "
                 "call, so its gradient is lost; use the out-of-place operation (inplace=False)"
             )
+        return None
 
 
 class Recorder:
@@ -94,8 +96,9 @@ class Recorder:
         self.examples, self.nudge = examples, nudge
         self.calls: list[Call] = []
         self.copies: list[Tensor] = []
-        self.recording, self.paused = False, False
+        self.recording, self.paused, self.rehearsal = False, False, False
         self._counts: dict[str, int] = {}
+        self._originals: list[nn.Parameter | None] = []
 
     @contextmanager
     def installed(self) -> Iterator["Recorder"]:
@@ -109,22 +112,18 @@ class Recorder:
                 )
                 stack.callback(handle.remove)
             for shared in self.shared:
-                stack.callback(
-                    shared.module._parameters.__setitem__,
-                    shared.attribute,
-                    shared.module._parameters[shared.attribute],
-                )
+                original = shared.module._parameters[shared.attribute]
+                self._originals.append(original)
+                stack.callback(shared.module._parameters.__setitem__, shared.attribute, original)
                 self.copies.append(self._nudged(shared.copies(self.examples), shared.layout))
                 shared.module._parameters[shared.attribute] = self.copies[-1]  # type: ignore
             yield self
 
     def run(self, forward: Callable, model: nn.Module, batch: Any) -> Any:
         """Return what ``forward`` returns, recording its calls."""
-        recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self.recording = True
         try:
-            with eager(), torch.enable_grad(), without_cudnn(recurrent):
-                return forward(model, batch)
+            return run_plainly(forward, model, batch)
         finally:
             self.recording = False
 
@@ -132,10 +131,16 @@ class Recorder:
     def pause(self) -> Iterator[None]:
         """Let a module run again without being recorded or changed."""
         self.paused = True
+        self._put(self._originals)
         try:
             yield
         finally:
             self.paused = False
+            self._put(self.copies)
+
+    def _put(self, tensors: Sequence[Tensor | None]) -> None:
+        for shared, tensor in zip(self.shared, tensors, strict=True):
+            shared.module._parameters[shared.attribute] = tensor  # type: ignore
 
     def _hook(self, site: Site) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -168,10 +173,11 @@ class Recorder:
                 inputs=inputs,
                 versions=[tensor._version for tensor in inputs],
                 shapes=[tuple(tensor.shape) for tensor in before],
-                templates=[tensor.detach().new_empty(0) for tensor in before],
                 edges=[get_gradient_edge(t) if t.requires_grad else None for t in leaves(after)],
+                sources=[get_gradient_edge(t) for t in inputs if t.requires_grad],
                 layout=layout,
                 views=views,
+                settings=_settings(inputs),
             )
         )
         return after
@@ -186,14 +192,14 @@ class Recorder:
             # One output may be computed from another, or be the same tensor. The module that
             # is run again counts that path itself, so each output's gradient has to be only
             # what arrives from outside the module.
-            return rebuild(output, _apart), []
+            return rebuild(output, apart), []
         views = [tensor for tensor in leaves(output) if tensor.requires_grad and tensor._is_view()]
         inside = {id(tensor._base if tensor._is_view() else tensor) for tensor in leaves(arguments)}
         if views and views[0] is output and id(output._base) not in inside:
             # An in-place operation on a view rewrites the view's place in the graph and
             # passes our edge by. Nobody else holds the base of a layer's result, so the
             # result may as well be no view. A linear layer's result often is one.
-            return _apart(output), []
+            return apart(output), []
         return output, [(tensor, tensor._version) for tensor in views]
 
     def _again(self, site: Site, output: Any) -> Any:
@@ -215,6 +221,41 @@ class Recorder:
         return nudged.requires_grad_()
 
 
+def run_plainly(forward: Callable, model: nn.Module, batch: Any) -> Any:
+    """Return what ``forward`` returns, run as it was written and with gradients."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with eager(), torch.enable_grad(), without_cudnn(recurrent):
+        return forward(model, batch)
+
+
+def plain_gradients(
+    outputs: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return autograd's gradients, None for a tensor that is not used.
+
+    Raises:
+        CoverageError: If autograd itself fails on the model.
+    """
+    try:
+        return torch.autograd.grad(outputs, tensors, cotangents, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise CoverageError(
+            f"autograd itself fails on this model: {(str(error).splitlines() or [''])[0]}; a backward "
+            "pass of the whole model has to work before gradients of single examples can"
+        ) from error
+
+
+def _settings(inputs: Sequence[Tensor]) -> Callable[[], AbstractContextManager]:
+    """Return what makes the autocast that is on now."""
+    kind = inputs[0].device.type if inputs else "cpu"
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext
+    dtype = torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype)
+
+
 def eager() -> AbstractContextManager[Any]:
     """Run compiled modules as they were written: a compiler would trace the hooks, or skip them."""
     # Nothing is compiled before this module is imported, and importing it takes a second.
@@ -230,6 +271,6 @@ def without_cudnn(wanted: bool = True) -> AbstractContextManager[Any]:
     return torch.backends.cudnn.flags(enabled=False) if wanted else nullcontext()
 
 
-def _apart(tensor: Tensor) -> Tensor:
+def apart(tensor: Tensor) -> Tensor:
     """Return the same values at a place of their own in the graph; no view, and no copy."""
     return torch.ops.aten._unsafe_view.default(tensor, tensor.shape)

@@ -65,8 +65,9 @@ class Deferred(Outer):
         left: Callable[[], Tensor],
         right: Callable[[], Tensor],
         right_times: Callable[[Tensor], Tensor] | None = None,
+        left_times: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        object.__setattr__(self, "_sides", (left, right, right_times))
+        object.__setattr__(self, "_sides", (left, right, right_times, left_times))
 
     _sides: ClassVar  # an instance's own; a frozen dataclass gives it no field
 
@@ -77,6 +78,16 @@ class Deferred(Outer):
     @property
     def right(self) -> Tensor:
         return self._sides[1]()
+
+    @property
+    def half(self) -> bool:
+        """Whether there is a product of the left side, which only half precision needs."""
+        return self._sides[3] is not None
+
+    def left_times(self, matrix: Tensor) -> Tensor:
+        """Return ``left @ matrix``, in half precision where the side was made in it."""
+        times = self._sides[3]
+        return times(matrix) if times else super().left_times(matrix)
 
     def right_times(self, matrix: Tensor) -> Tensor:
         """Return ``right @ matrix``; a convolution does it without unfolding its input."""

@@ -67,4 +67,5 @@ def _outer(use: Outer, left: Tensor, right: Tensor) -> Deferred:
         lambda: use.left * left[:, None, :],
         lambda: use.right * right[:, None, :],
         lambda matrix: use.right_times(matrix * rows.to(matrix)[..., None]),
+        (lambda matrix: use.left_times(matrix * left[0].to(matrix)[:, None])) if use.half else None,
     )

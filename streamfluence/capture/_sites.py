@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -99,9 +100,14 @@ def find_sites(model: nn.Module, weights: Sequence[Weight]) -> dict[str, Site]:
     by_tensor = {id(tensor): weight for weight in weights for tensor in weight.tensors.values()}
     rules = [rule() for rule in _rules()]
     sites = {}
+    compiled: list[str] = []
     for name, module in model.named_modules():
-        direct = module.named_parameters(recurse=False, remove_duplicate=False)
-        own = {path: by_tensor[id(tensor)] for path, tensor in direct if id(tensor) in by_tensor}
+        if any(name.startswith(f"{outer}." if outer else "") for outer in compiled):
+            continue  # called by compiled code, which runs no hooks
+        script = isinstance(module, torch.jit.ScriptModule)
+        compiled += [name] if script else []
+        named = module.named_parameters(recurse=script, remove_duplicate=False)
+        own = {path: by_tensor[id(tensor)] for path, tensor in named if id(tensor) in by_tensor}
         if own:
             sites[name] = Site(name, module, _rule_of(module, rules, own), own)
             _refuse_layer(sites[name])

@@ -1,34 +1,97 @@
 """One recorded forward pass, from which the uses of every block are read, probe by probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._layouts import Layouts, find_unplanned
+from streamfluence.capture._layouts import Layouts, UnevenCall
+from streamfluence.capture._nested import example_count
+from streamfluence.capture._numbers import Precision
+from streamfluence.capture._plan import Plan
 from streamfluence.capture._recorder import Recorder, eager
 from streamfluence.capture._uses import find_uses
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
 
 
+@dataclass
+class Passed:
+    """One forward pass under one plan.
+
+    Attributes:
+        batch: What was run.
+        plan, recorder, layouts: How it was recorded.
+        returned: What forward returned, each tensor with a place of its own in the graph.
+        roots: The tensors with a gradient in it.
+        structure: Hash of plan and graph.
+        precision: Of the whole forward.
+        moves: What moved examples between the calls. Passes that agree in both were computed alike.
+    """
+
+    batch: Any
+    plan: Plan
+    recorder: Recorder
+    layouts: Layouts
+    returned: Any
+    roots: Sequence[Tensor]
+    structure: tuple
+    precision: Precision
+    moves: tuple = ()
+
+    def gradients(
+        self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], last: bool
+    ) -> list[Tensor | None]:
+        """Return the gradient at every call's outputs, then at every copied parameter."""
+        recorder = self.recorder
+        edges = [edge for call in recorder.calls for edge in call.edges]
+        wanted = [*edges, *recorder.copies]
+        # torch takes edges as outputs; its annotation does not say that they may be mixed.
+        present = cast(list[Tensor], [place for place in wanted if place is not None])
+        given = [c.to(output.dtype) for c, output in zip(cotangents, outputs, strict=True)]
+        with eager():  # checkpointing runs modules again here
+            found = iter(
+                torch.autograd.grad(
+                    list(outputs), present, given, retain_graph=not last, allow_unused=True
+                )
+            )
+        return [None if place is None else next(found) for place in wanted]
+
+    def uses(
+        self, blocks: Sequence[Filled], arrived: Sequence[Tensor | None]
+    ) -> dict[str, list[Use]]:
+        """Return the uses of every block; UnevenCall if a module cannot be run again."""
+        with torch.no_grad():
+            return find_uses(self.recorder, self.layouts, blocks, arrived)
+
+
+Uses = Mapping[str, Sequence[Use]]
+# Of a pass and the gradients at its roots: the uses as far as they are known, judged or made anew.
+Judge = Callable[[Passed, Sequence[Tensor | None], Uses | None], dict[str, list[Use]]]
+
+
 class Tape:
     """What forward returned, and per-example gradients of anything computed from it.
 
+    Args:
+        passed: Its graph is alive.
+        blocks: The captured blocks.
+        judge: Asked for the uses where they are in doubt; None where they are not.
+
     Attributes:
-        returned: What forward returned; its graph is alive.
+        returned: What forward returned.
+        precision: What forward was computed in.
     """
 
-    def __init__(
-        self, returned: Any, recorder: Recorder, layouts: Layouts, blocks: Sequence[Filled]
-    ) -> None:
-        self.returned = returned
-        self._recorder, self._layouts, self._blocks = recorder, layouts, blocks
+    def __init__(self, passed: Passed, blocks: Sequence[Filled], judge: Judge) -> None:
+        self.returned, self.precision = passed.returned, passed.precision
+        self._passed, self._blocks, self._judge = passed, blocks, judge
         self._spent = False
-        if unplanned := find_unplanned(recorder.calls, layouts, recorder.examples):
-            raise unplanned.refusal()
+        self._examples = example_count(passed.batch)
 
     def gradients(
         self, outputs: Tensor, cotangent: Tensor, last: bool = False
@@ -36,7 +99,8 @@ class Tape:
         """Return the uses of every block for the gradient of ``sum(outputs * cotangent)``.
 
         Args:
-            outputs: Any tensor of the graph: logits, or a loss of shape ``(example,)``.
+            outputs: Any tensor computed from what forward returned: logits, or a loss of shape
+                ``(example,)``.
             cotangent: The shape of ``outputs``.
             last: Free the graph; no further call is possible.
 
@@ -44,7 +108,8 @@ class Tape:
             Block name to its uses, in the order of the blocks.
 
         Raises:
-            CoverageError: If ``outputs`` has no gradient, or a tensor was changed in place.
+            CoverageError: If ``outputs`` has no gradient, a tensor was changed in place, or the
+                gradients are not those of the examples.
         """
         if self._spent:
             raise CoverageError("the tape's graph was freed by last=True; record the batch again")
@@ -53,34 +118,36 @@ class Tape:
                 "the outputs do not depend on any captured parameter; check that forward and the "
                 "loss neither detach them nor run under torch.no_grad()"
             )
-        for call in self._recorder.calls:
-            call.refuse_changed()
-        with eager():  # checkpointing runs modules again here
-            arrived = self._backward(outputs, cotangent, last)
-        with torch.no_grad():
-            return find_uses(self._recorder, self._layouts, self._blocks, arrived)
+        for call in self._passed.recorder.calls:
+            if changed := call.changed():
+                raise CoverageError(changed)
+        self._spent = last
+        roots = self._roots(outputs, cotangent)
+        uses = None
+        if not self._passed.plan.whole:
+            arrived = self._passed.gradients([outputs], [cotangent], last)
+            with suppress(UnevenCall):
+                uses = self._passed.uses(self._blocks, arrived)
+        with self._passed.recorder.pause():  # the model runs as it is where rows are in doubt
+            return self._judge(self._passed, roots, uses)
 
     def close(self) -> None:
         """Forget the graph and the recorded inputs."""
         self._spent = True
-        self._recorder.calls.clear()
-        self._recorder.copies.clear()
+        self._passed.recorder.calls.clear()
+        self._passed.recorder.copies.clear()
 
-    def _backward(self, outputs: Tensor, cotangent: Tensor, last: bool) -> list[Tensor | None]:
-        """Return the gradient at every call's outputs, then at every copied parameter."""
-        recorder = self._recorder
-        edges = [edge for call in recorder.calls for edge in call.edges]
-        wanted = [*edges, *recorder.copies]
-        # torch takes edges as outputs; its annotation does not say that they may be mixed.
-        present = cast(list[Tensor], [place for place in wanted if place is not None])
-        found = iter(
-            torch.autograd.grad(
-                [outputs],
-                present,
-                [cotangent.to(outputs.dtype)],
-                retain_graph=not last,
-                allow_unused=True,
-            )
-        )
-        self._spent = last
-        return [None if place is None else next(found) for place in wanted]
+    def _roots(self, outputs: Tensor, cotangent: Tensor) -> list[Tensor | None]:
+        """Return the gradient at every tensor that forward returned."""
+        roots = list(self._passed.roots)
+        if not roots:
+            return []
+        given = cotangent.to(outputs.dtype)
+        found = torch.autograd.grad([outputs], roots, [given], retain_graph=True, allow_unused=True)
+        for root, gradient in zip(roots, found, strict=True):
+            if gradient is not None and (not root.ndim or len(root) != self._examples):
+                raise CoverageError(
+                    f"forward returns a tensor of shape {tuple(root.shape)} for {self._examples} "
+                    "examples, which goes into the loss; what it returns needs the example axis first"
+                )
+        return list(found)

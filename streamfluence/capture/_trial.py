@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from streamfluence.capture._nested import example_count, leaves, resize
-from streamfluence.capture._recorder import Recorder
+from streamfluence.capture._recorder import Recorder, plain_gradients, run_plainly
 from streamfluence.errors import CoverageError
 
 _NUDGE = 1.5
@@ -41,14 +41,21 @@ class Trial:
         except Exception:  # shapes that do not fit end anywhere in the model's own code
             return False
 
+    def refuse_random(self) -> None:
+        """Refuse a model that returns something else when the same batch is run twice.
+
+        Raises:
+            CoverageError: With the largest difference and the usual causes.
+        """
+        refuse_random(self.forward, self.model, resize(self.batch, 2))
+
     def used(self, tensors: Sequence[Tensor]) -> list[bool]:
         """Return which of ``tensors`` autograd finds behind what forward returns.
 
         Raises:
             CoverageError: If nothing that forward returns has a gradient.
         """
-        with torch.enable_grad():
-            returned = leaves(self.forward(self.model, resize(self.batch, 2)))
+        returned = leaves(run_plainly(self.forward, self.model, resize(self.batch, 2)))
         roots = [tensor for tensor in returned if tensor.requires_grad]
         if not roots:
             raise CoverageError(
@@ -56,15 +63,33 @@ class Trial:
                 "neither detaches its outputs nor runs under torch.no_grad()"
             )
         ones = [torch.ones_like(root) for root in roots]
-        found = torch.autograd.grad(roots, list(tensors), ones, allow_unused=True)
+        found = plain_gradients(roots, list(tensors), ones)
         return [gradient is not None for gradient in found]
 
     def _plain(self, count: int) -> list[Tensor]:
         if count not in self._plain_runs:
-            with torch.enable_grad():
-                returned = leaves(self.forward(self.model, resize(self.batch, count)))
+            batch = resize(self.batch, count)
+            returned = leaves(run_plainly(self.forward, self.model, batch))
             self._plain_runs[count] = [tensor.detach() for tensor in returned]
         return self._plain_runs[count]
+
+
+def refuse_random(forward: Callable, model: nn.Module, batch: Any) -> None:
+    """Refuse a model that returns something else when the same batch is run twice.
+
+    Raises:
+        CoverageError: With the largest difference and the usual causes.
+    """
+    first, second = (
+        [t.detach().clone() for t in leaves(run_plainly(forward, model, batch))] for _ in range(2)
+    )
+    if not _equal(second, first):
+        raise CoverageError(
+            "forward returns different outputs when the same batch is run twice: it is random "
+            "(dropout by torch.nn.functional.dropout, which is on unless told training=False, or "
+            "noise drawn in forward or in the loss), or it changes a buffer that it reads; make "
+            "forward return the same for the same batch, or every score would be of another model"
+        )
 
 
 def _first(tensors: Sequence[Tensor]) -> list[Tensor]:

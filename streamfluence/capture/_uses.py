@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._layouts import Layout, Layouts
+from streamfluence.capture._layouts import Layout, Layouts, UnevenCall
 from streamfluence.capture._recorder import Call, Recorder
 from streamfluence.capture._rule import factor
 from streamfluence.capture._sites import Weight
 from streamfluence.capture.base import Dense, Use
+from streamfluence.capture.functional import FallbackFailed
 
 
 def find_uses(
@@ -25,7 +26,10 @@ def find_uses(
         layouts: The example axes of each call.
         blocks: The blocks and the weights in them.
         arrived: The gradient at each output tensor of each call, then at each copied parameter;
-            None where what was differentiated does not depend on it.
+                None where what was differentiated does not depend on it.
+
+    Raises:
+        UnevenCall: If a module cannot be run again for one example.
     """
     uses: dict[str, list[Use]] = {filled.block.name: [] for filled in blocks}
     for weight, use in _all(recorder, layouts, _by_weight(blocks), iter(arrived)):
@@ -33,6 +37,19 @@ def find_uses(
     for filled in blocks:
         if not uses[filled.block.name]:
             uses[filled.block.name].append(_zero(filled, recorder.examples))
+    return uses
+
+
+def dense_uses(
+    blocks: Sequence[Filled], rows: Mapping[Weight, Tensor], examples: int
+) -> dict[str, list[Use]]:
+    """Return per-example gradients by weight, each ``(example, *shape)``, as uses of every block."""
+    uses: dict[str, list[Use]] = {}
+    for filled in blocks:
+        some = [weight for weight in (filled.matrix, filled.bias) if weight in rows]
+        uses[filled.block.name] = [
+            filled.dense(weight, factor(rows[weight])) for weight in some if weight is not None
+        ] or [_zero(filled, examples)]
     return uses
 
 
@@ -56,7 +73,8 @@ def _all(
         gradient = next(arrived)
         if gradient is not None:
             rows = shared.layout.collect(factor(gradient), shared.weight.shape)
-            yield by_weight[shared.weight], by_weight[shared.weight].dense(rows)
+            filled = by_weight[shared.weight]
+            yield filled, filled.dense(shared.weight, rows)
 
 
 def _of_layer(
@@ -97,12 +115,20 @@ def _of_fallback(
         for output, gradient in enumerate(gradients)
     ]
     with recorder.pause():
-        rows = call.site.fallback.gradients(
-            call.arguments, layout.inputs, singles, recorder.examples
-        )
+        try:
+            rows = call.site.fallback.gradients(
+                call.arguments,
+                layout.inputs,
+                singles,
+                recorder.examples,
+                call.settings,
+                recorder.rehearsal,
+            )
+        except FallbackFailed as error:
+            raise UnevenCall((call.site,), str(error)) from error
     for path, gradient in rows.items():
-        filled = by_weight[call.site.weights[path]]
-        yield filled, filled.dense(factor(gradient))
+        weight = call.site.weights[path]
+        yield by_weight[weight], by_weight[weight].dense(weight, factor(gradient))
 
 
 def _single(

@@ -44,6 +44,15 @@ class Outer:
     left: Tensor
     right: Tensor
 
+    @property
+    def half(self) -> bool:
+        """Whether thin products are made from half precision sides, which float32 would slow down."""
+        return False
+
+    def left_times(self, matrix: Tensor) -> Tensor:
+        """Return ``left @ matrix`` in the dtype of ``matrix``, ``(left, k)``."""
+        return self.left.to(matrix) @ matrix
+
     def right_times(self, matrix: Tensor) -> Tensor:
         """Return ``right @ matrix`` in the dtype of ``matrix``, ``(right, k)`` or ``(group, right, k)``."""
         return self.right.to(matrix) @ matrix

@@ -2,12 +2,12 @@
 
 Only the module is run again, from its recorded inputs, and its recorded output
 gradients are pulled back to its own parameters. `vmap` does all examples at once;
-where it cannot, a loop does them one by one.
+where it cannot, plain autograd does them one by one, on the module as it is.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from streamfluence.capture._axis import Axis
 from streamfluence.capture._nested import leaves, replace
-from streamfluence.errors import CoverageError
 
 _CHUNK_ENTRIES = 1 << 26  # gradient entries computed at once: 256 MiB of float32
+
+
+class FallbackFailed(Exception):
+    """A module that cannot be run on one example alone; the module around it may be."""
 
 
 class Functional:
@@ -27,8 +30,12 @@ class Functional:
 
     Args:
         name, module: The module, and its name for messages.
-        wanted: Path of each wanted parameter inside the module.
+        wanted: Path of each wanted parameter inside the module. One that has several paths is
+            named by all of them, and its gradient is the sum over them.
         tensors: Every parameter and buffer of the module, by path.
+
+    Attributes:
+        vmap_failure: Why vmap is not tried any more, found while planning.
     """
 
     def __init__(
@@ -43,8 +50,10 @@ class Functional:
         axes: Sequence[Axis | None],
         cotangents: Sequence[Tensor | None],
         examples: int,
+        settings: Callable[[], AbstractContextManager] = nullcontext,
+        rehearsal: bool = False,
     ) -> dict[str, Tensor]:
-        """Return the gradient of each wanted parameter, shape ``(example, *parameter shape)``.
+        """Return gradients of the wanted parameters by path, each ``(example, *parameter shape)``.
 
         Args:
             arguments: ``(args, kwargs)`` of the call.
@@ -52,28 +61,37 @@ class Functional:
             cotangents: Gradient of each output tensor, one per example, each of the shape that a
                 batch of one gives; None where the output has none.
             examples: Number of examples.
+            settings: What forward ran under, such as autocast.
+            rehearsal: Remember that vmap fails. Later runs do not: what they return must not
+                depend on the batches before them.
 
         Raises:
-            CoverageError: If the module cannot be run on one example.
+            FallbackFailed: If the module cannot be run on one example.
         """
         tensors, places = _distinct(leaves(arguments))
         axes = [axes[places.index(number)] for number in range(len(tensors))]
         inputs = [
-            tensor if axis is None else axis.singles(tensor, examples)
+            tensor.detach() if axis is None else axis.singles(tensor.detach(), examples)
             for tensor, axis in zip(tensors, axes, strict=True)
         ]
         mapped = [None if axis is None else 0 for axis in axes]
-        run = self._one_example(arguments, places, [c is not None for c in cotangents])
         given = [c for c in cotangents if c is not None]
-        with _replay_settings():
+        has_gradient = [c is not None for c in cotangents]
+        with settings(), _replay_settings():
             if self.vmap_failure is None:
+                run = self._one_example(arguments, places, has_gradient)
                 try:
                     return self._all_at_once(run, inputs, mapped, given, examples)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # vmap raises whatever the module's code raises
-                    self.vmap_failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            return self._one_by_one(run, inputs, mapped, given, examples)
+                    if rehearsal:
+                        self.vmap_failure = f"{type(error).__name__}: {_first_line(error)}"
+        asks = [tensor.requires_grad for tensor in tensors]
+        with settings(), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
+            return self._one_by_one(
+                arguments, places, inputs, mapped, asks, has_gradient, given, examples
+            )
 
     def _one_example(self, arguments: Any, places: list[int], has_gradient: list[bool]) -> Callable:
         """Return the function of one example's inputs and cotangents that gives its gradients."""
@@ -91,43 +109,70 @@ class Functional:
         def gradients(tensors: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
             found, pull, *_ = vjp(lambda parameters: outputs(parameters, tensors), wanted)
             pairs = zip(cotangents, found, strict=True)
-            return pull(tuple(cotangent.to(output.dtype) for cotangent, output in pairs))[0]
+            return pull(tuple(_fitted(cotangent, output) for cotangent, output in pairs))[0]
 
         return gradients
 
     def _all_at_once(self, run, inputs, mapped, cotangents, examples) -> dict[str, Tensor]:
         entries = sum(self.tensors[path].numel() for path in self.wanted)
         chunk = max(1, min(examples, _CHUNK_ENTRIES // max(entries, 1)))
-        return vmap(run, (mapped, 0), chunk_size=chunk)(inputs, list(cotangents))
+        rows = vmap(run, (mapped, 0), chunk_size=chunk)(inputs, list(cotangents))
+        return {path: row.detach() for path, row in rows.items()}
 
-    def _one_by_one(self, run, inputs, mapped, cotangents, examples) -> dict[str, Tensor]:
-        try:
-            rows = [
-                run(
-                    [t if axis is None else t[e] for t, axis in zip(inputs, mapped, strict=True)],
-                    [cotangent[e] for cotangent in cotangents],
-                )
-                for e in range(examples)
+    def _one_by_one(
+        self, arguments, places, inputs, mapped, asks, has_gradient, cotangents, examples
+    ) -> dict[str, Tensor]:
+        # A parameter with several paths is one tensor here: the first path has the whole sum.
+        first = {id(self.tensors[path]): path for path in reversed(self.wanted)}
+        wanted = {path: self.tensors[path] for path in first.values()}
+        rows: dict[str, list[Tensor]] = {path: [] for path in wanted}
+        for example in range(examples):
+            values = [  # clones: the module may change them in place
+                (t if axis is None else t[example]).clone().requires_grad_(ask)
+                for t, axis, ask in zip(inputs, mapped, asks, strict=True)
             ]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise CoverageError(
-                f"{self.name} ({type(self.module).__name__}) has no rule, and running it again on "
-                f"one example failed: {type(error).__name__}: {error}; exclude its parameters "
-                f"({', '.join(self.wanted)}) or write it from torch layers"
-            ) from error
-        return {path: torch.stack([row[path] for row in rows]) for path in self.wanted}
+            args, kwargs = replace(arguments, [values[place] for place in places])
+            own = [cotangent[example] for cotangent in cotangents]
+            try:
+                pairs = zip(leaves(self.module(*args, **kwargs)), has_gradient, strict=True)
+                outputs = [tensor for tensor, has in pairs if has]
+                found = torch.autograd.grad(
+                    outputs,
+                    list(wanted.values()),
+                    [_fitted(c, output) for c, output in zip(own, outputs, strict=True)],
+                    allow_unused=True,
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the module's own code may raise anything
+                raise FallbackFailed(
+                    f"{self.name} has no rule, and running it again on one example failed: "
+                    f"{type(error).__name__}: {_first_line(error)}"
+                ) from error
+            for (path, tensor), gradient in zip(wanted.items(), found, strict=True):
+                rows[path].append(torch.zeros_like(tensor) if gradient is None else gradient)
+        return {path: torch.stack(some).detach() for path, some in rows.items()}
+
+
+def _fitted(cotangent: Tensor, output: Tensor) -> Tensor:
+    """Return the gradient in the output's dtype and shape, which a batch of one may squeeze."""
+    if cotangent.shape != output.shape and cotangent.numel() == output.numel():
+        cotangent = cotangent.reshape(output.shape)
+    return cotangent.to(output.dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _distinct(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """Return the distinct tensors, detached, and the place of each given one among them.
+    """Return the distinct tensors, and the place of each given one among them.
 
     A module may ask whether two arguments are the same tensor: self-attention does.
     """
     numbers: dict[int, int] = {}
     places = [numbers.setdefault(id(tensor), len(numbers)) for tensor in tensors]
-    return [tensors[places.index(n)].detach() for n in range(len(numbers))], places
+    return [tensors[places.index(n)] for n in range(len(numbers))], places
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from streamfluence.capture._rule import (
     with_ones,
 )
 from streamfluence.capture.base import Use
+from streamfluence.linalg import is_half_on_gpu, times_half
 
 
 class Linear(Rule):
@@ -25,7 +26,7 @@ class Linear(Rule):
 
     def transposed(self, module: Layer) -> bool:
         # Known by name and shape, so that transformers is not imported.
-        weight = vars(module).get("_parameters", {}).get("weight")
+        weight = getattr(module, "weight", None)
         return (
             type(module).__name__ == "Conv1D"
             and weight is not None
@@ -41,10 +42,14 @@ class Linear(Rule):
         return (1, second, first) if self.transposed(module) else (1, first, second)
 
     def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+        # Under autocast the layer rounded its input, too, so that is what its gradient is made of.
+        half = is_half_on_gpu(gradient)
+        inputs = inputs.bfloat16() if half else inputs
         return Deferred(
             lambda: factor(_positions(gradient)),
             lambda: with_ones(factor(_positions(inputs)), bias),
-            lambda matrix: _right_times(factor(_positions(inputs)), bias, matrix),
+            lambda matrix: _right_times(_positions(inputs), bias, matrix),
+            (lambda matrix: times_half(_positions(gradient), matrix)) if half else None,
         )
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:
@@ -58,7 +63,15 @@ def _positions(tensor: Tensor) -> Tensor:
 
 def _right_times(inputs: Tensor, bias: bool, matrix: Tensor) -> Tensor:
     """Return ``with_ones(inputs, bias) @ matrix``, without a copy of the inputs."""
-    matrix = matrix.to(inputs)
     if not bias:
-        return inputs @ matrix
-    return inputs @ matrix[..., :-1, :] + matrix[..., -1:, :]
+        return _times(inputs, matrix)
+    product = _times(inputs, matrix[..., :-1, :])
+    return product + matrix[..., -1:, :].to(product)
+
+
+def _times(side: Tensor, matrix: Tensor) -> Tensor:
+    """Return ``side @ matrix`` in the precision of gradients."""
+    if is_half_on_gpu(side):
+        return times_half(side, matrix)
+    side = factor(side)
+    return side @ matrix.to(side)

@@ -38,11 +38,17 @@ class Norm(Rule):
     def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         gradient = _channels_last(module, factor(gradient))
         normal = _channels_last(module, _normalised(module, factor(inputs)))
-        scale = torch.einsum("etc,etc->ec", gradient, normal)
+        scale = _summed_product(gradient, normal)
         return columns([scale, gradient.sum(1)] if bias else [scale])
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:
         return columns([_channels_last(module, factor(gradient)).sum(1)])
+
+
+def _summed_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum over positions of ``a * b``, shape ``(example, channel)``."""
+    # On a GPU einsum turns both round in memory, which takes four times as long.
+    return (a * b).sum(1) if a.is_cuda else torch.einsum("etc,etc->ec", a, b)
 
 
 def _normalised(module: Layer, inputs: Tensor) -> Tensor:

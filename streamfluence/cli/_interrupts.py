@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from streamfluence.errors import Interrupted
@@ -86,5 +87,6 @@ def _end(last_words: str) -> None:
     multiprocessing = sys.modules.get("multiprocessing")
     for child in multiprocessing.active_children() if multiprocessing else ():
         child.kill()
-    os.write(2, last_words.encode())
+    with suppress(OSError):  # nobody may be reading any more
+        os.write(2, last_words.encode())
     os._exit(Interrupted.exit_code)

@@ -49,7 +49,7 @@ class Assignment(click.ParamType):
 def _toml(text: str) -> Any:
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # the job says what is wrong with it
         return text
     return table["value"] if len(table) == 1 else text
 

@@ -6,18 +6,43 @@ from typing import Any
 
 import click
 
+from streamfluence.cli._clean import clean, forget, say, say_lines
 from streamfluence.cli._interrupts import Interruptible
 from streamfluence.errors import Interrupted, StreamfluenceError
 
 BUG_EXIT_CODE = 1
 
 
-class Program(click.Group):
+class _Asked:
+    """What parses arguments: usage errors come out clean, and `--help | head` ends quietly."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)  # type: ignore[misc]
+        except click.ClickException as error:
+            raise _cleaned(error) from None
+        except OSError as error:  # `streamfluence --help | head`
+            raise _reader_gone(error) from None
+
+
+class Command(_Asked, click.Command):
+    """A command of the program."""
+
+
+class Commands(_Asked, click.Group):
+    """A group of commands inside the program."""
+
+    command_class = Command
+
+
+class Program(_Asked, click.Group):
     """A group of commands that ends every error with its documented exit code.
 
     Usage errors are click's own (2), a ``StreamfluenceError`` brings its code, and
     what nobody foresaw shows its traceback and ends with 1.
     """
+
+    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of a user's work, not of the alphabet."""
@@ -28,13 +53,29 @@ class Program(click.Group):
             with Interruptible() as interrupts:
                 return super().invoke(ctx)
         except StreamfluenceError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}")
             if isinstance(error, Interrupted):
                 interrupts.leave()
             ctx.exit(error.exit_code)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            raise _cleaned(error) from None
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:
-            traceback.print_exc(file=sys.stderr)
-            click.echo("error: this is a bug in streamfluence; please report it", err=True)
+            say_lines(traceback.format_exc())
+            say("error: this is a bug in streamfluence; please report it")
             ctx.exit(BUG_EXIT_CODE)
+
+
+def _cleaned(error: click.ClickException) -> click.ClickException:
+    """Return a usage error that quotes what the user gave so that it can do nothing."""
+    error.message = clean(error.message)  # type: ignore[misc]
+    return error
+
+
+def _reader_gone(error: OSError) -> click.exceptions.Exit:
+    """Return a quiet end where the reader of stdout has all it wants."""
+    if not isinstance(error, BrokenPipeError):
+        raise error
+    forget(sys.stdout)
+    return click.exceptions.Exit(0)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from streamfluence.cli._clean import clean, say
 from streamfluence.cli._units import duration
 
 LINE_SECONDS = 30.0
@@ -46,7 +47,7 @@ class LogProgress:
 
     def message(self, text: str) -> None:
         """Say something that a user should read."""
-        print(text, file=self._stream, flush=True)
+        say(text, self._stream)
 
     def finish(self) -> None:
         """End what is being counted; does nothing when nothing is."""
@@ -110,7 +111,7 @@ class BarProgress:
         """Begin to count ``total`` of ``unit``; None when nobody knows how many there will be."""
         self.finish()
         self._bars.start()
-        self._task = self._bars.add_task(stage, total=total, unit=unit)
+        self._task = self._bars.add_task(clean(stage), total=total, unit=clean(unit))
 
     def advance(self, n: int = 1) -> None:
         """Count ``n`` more."""
@@ -118,7 +119,7 @@ class BarProgress:
 
     def message(self, text: str) -> None:
         """Say something that a user should read, above the bars."""
-        self._bars.console.print(text)
+        self._bars.console.print(clean(text))
 
     def finish(self) -> None:
         """End what is being counted; its bar stays where it is."""

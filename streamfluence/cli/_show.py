@@ -6,35 +6,32 @@ A stage's result is a JSON-able dict. Its keys carry the unit (``disk_bytes``,
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import click
-
-from streamfluence.cli._units import duration, size
+from streamfluence.budget import size
+from streamfluence.cli._clean import clean, put, say
+from streamfluence.cli._units import duration
 
 GAP = "  "
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:
     """Print a stage's result to stdout; quiet when whoever reads it has gone."""
-    text = json.dumps(_strict(result), indent=2) if as_json else "\n".join(lines(result))
-    try:
-        click.echo(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `streamfluence top ... | head`: the reader has all it wants. Python flushes stdout
-        # once more at exit, which must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if as_json:
+        # ASCII throughout: json escapes all above it and below, but lets DEL through.
+        text = json.dumps(_strict(result), indent=2).replace("\x7f", "\\u007f")
+    else:
+        text = "\n".join(map(clean, lines(result)))
+    put(text)
 
 
 def warn(result: Mapping[str, Any]) -> None:
     """Say on stderr what makes a result doubtful, one line each."""
     for sentence in result.get("warnings", []):
-        click.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}")
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -73,7 +70,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _label(key: str) -> str:
-    return key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    return clean(key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " "))
 
 
 def _text(key: str, value: Any) -> str:
@@ -91,7 +88,7 @@ def _text(key: str, value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(_text(key, item) for item in value) or "none"
-    return str(value).replace("\n", " ")
+    return clean(str(value))
 
 
 def _ends(key: str, unit: str) -> bool:

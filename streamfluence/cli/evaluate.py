@@ -6,12 +6,13 @@ import click
 
 from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._program import Commands
 from streamfluence.cli._show import show, warn
 
 CHECK_FAILED_EXIT_CODE = 6
 
 
-@click.group()
+@click.group(cls=Commands)
 def evaluate() -> None:
     """Measure whether the scores of a run can be trusted."""
 
@@ -31,7 +32,9 @@ class Several(click.ParamType):
             self.fail(f"{value!r} is not a list of values separated by commas", param, ctx)
 
 
-by_id = click.option("--ids", "by_id", is_flag=True, help="FILE lists ids, not rows.")
+by_id = click.option(
+    "--ids", "by_id", is_flag=True, help="FILE lists your own ids (numbers or strings), not rows."
+)
 query_set = click.option("--queries", metavar="NAME", help="Which query set, of several.")
 
 

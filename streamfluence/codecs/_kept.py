@@ -82,6 +82,8 @@ class Kept(Codec):
 
     def product(self, queries: Tensor, encoded: Encoded, out: Tensor | None = None) -> Tensor:
         """Return ``decode(encoded) @ queries.T``; the scale is applied to the scores, not the rows."""
+        if queries.is_cuda:
+            return torch.mm(self.decode(encoded), queries.T, out=out)
         n_rows = len(encoded.codes)
         if out is None:
             out = queries.new_empty(n_rows, len(queries))

@@ -83,7 +83,11 @@ def _read_planes(packed: Tensor, bits: int, index: Tensor) -> None:
 
 def _select(table: Tensor, index: Tensor, out: Tensor) -> None:
     lanes = table.shape[1]
-    if table.device.type == "cpu" and lanes in _WIDE:
+    if table.is_cuda:
+        # A GPU copies whole rows of a table far slower than it looks up single numbers.
+        places = index.long().unsqueeze(1) * lanes + torch.arange(lanes, device=index.device)
+        torch.take(table, places.view(-1), out=out.view(-1))
+    elif lanes in _WIDE:
         wide = _WIDE[lanes]
         torch.index_select(table.view(wide).view(-1), 0, index, out=out.view(wide).view(-1))
     else:

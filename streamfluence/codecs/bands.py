@@ -39,6 +39,7 @@ from streamfluence.linalg import State
 # Rows decoded or encoded at once. A constant, so scores do not depend on how a partition is read;
 # 512 x 1,024 decoded coordinates are 2 MiB, which stay in L2.
 TILE_ROWS = 512
+_GPU_TILE_ROWS = 1 << 16  # there a tile costs a few kernels, whatever its size
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Bands(Codec):
         """Return packed codes, uint8 ``(example, byte)``, and bfloat16 bits, uint16 ``(example, band)``."""
         rows = checked(rows, self._features)
         refuse_non_finite(rows)
-        tiles = [self._encode(tile) for tile in rows.split(TILE_ROWS)]
+        tiles = [self._encode(tile) for tile in rows.split(_tile_rows(rows))]
         codes, scales = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         return Encoded(codes, to_bits(scales))
 
@@ -141,6 +142,8 @@ class Bands(Codec):
 
     def product(self, queries: Tensor, encoded: Encoded, out: Tensor | None = None) -> Tensor:
         """Return ``decode(encoded) @ queries.T``; scales are applied to the scores, not the rows."""
+        if queries.is_cuda:  # a GPU has room for the rows, and little to gain from short products
+            return torch.mm(self.decode(encoded), queries.T, out=out)
         if out is None:
             out = queries.new_empty(len(encoded.codes), len(queries))
         scores = queries.new_empty(min(TILE_ROWS, len(out)), len(queries))
@@ -181,17 +184,22 @@ class Bands(Codec):
     def _tiles(self, encoded: Encoded):
         """Yield (rows, band, levels without scale, scale) by tile, then band, in buffers used again."""
         codes, scales = encoded.codes, from_bits(encoded.scale)
-        n_rows, widest = min(TILE_ROWS, len(codes)), max(band.width for band in self._bands)
+        tile_rows = _tile_rows(codes)
+        n_rows, widest = min(tile_rows, len(codes)), max(band.width for band in self._bands)
         buffer = torch.empty(n_rows * widest, dtype=torch.float32, device=codes.device)
         index = torch.empty(n_rows * widest, dtype=torch.int32, device=codes.device)
-        for start in range(0, len(codes), TILE_ROWS):
-            rows = slice(start, min(start + TILE_ROWS, len(codes)))
+        for start in range(0, len(codes), tile_rows):
+            rows = slice(start, min(start + tile_rows, len(codes)))
             for place, band in enumerate(self._bands):
                 count = (rows.stop - rows.start) * band.width
                 levels = buffer[:count].view(-1, band.width)
                 scratch = index[: count // LANES[band.bits]]
                 unpack(codes[rows, band.code_bytes], band.bits, band.table, scratch, levels)
                 yield rows, band, levels, scales[rows, place : place + 1]
+
+
+def _tile_rows(tensor: Tensor) -> int:
+    return _GPU_TILE_ROWS if tensor.is_cuda else TILE_ROWS
 
 
 def _encode_band(band: _Band, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ class Gram(Curvature):
     ) -> Factor:
         values, vectors, dampings = [], [], []
         for gram, size in zip(state.values(), weights or map(len, state.values()), strict=True):
-            spectrum, basis = symmetric_eigen(gram.cpu() / examples)
+            spectrum, basis = symmetric_eigen(gram / examples)
             values.append(spectrum)
             vectors.append(basis)
             block_damping = self._default(spectrum, size) if damping is None else damping

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         concatenate,
         input_digest,
         map_batch,
+        select_batch,
         slice_batch,
         to_tensors,
     )
@@ -32,6 +33,7 @@ __all__ = [
     "map_batch",
     "open_reader",
     "prefetch",
+    "select_batch",
     "slice_batch",
     "to_tensors",
 ]

@@ -1,10 +1,9 @@
-"""Batches of any shape: mappings, lists and tuples, nested, whose leaves are arrays.
+"""Batches on their way from a reader to a device: tensors, digests. What a leaf is, `batches` says."""
 
-Every leaf has a leading example axis. A list of strings is a leaf too; other values
-that are not arrays are passed through.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import datetime
+import enum
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import google_crc32c
@@ -12,65 +11,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.errors import InputError
+from streamfluence import batches
+from streamfluence.batches import children, leaves
+
+__all__ = [
+    "batch_length",
+    "concatenate",
+    "input_digest",
+    "leaves",
+    "map_batch",
+    "select_batch",
+    "slice_batch",
+    "to_tensors",
+]
 
 # The types a model can take as they are; torch has no arithmetic on wider unsigned ones.
 _TORCH_KINDS = "biufc"
 _WIDENED = {np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)}
-_PLAIN = (str, bytes, int, float, list, tuple, type(None))
+_DATES = (datetime.date, datetime.time, datetime.timedelta)
+_NUMBERS = (int, float, complex, np.generic, enum.Enum, type(None))
+_PLAIN = (str, bytes, list, tuple, pathlib.PurePath, *_DATES, *_NUMBERS)
 
 
 def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
-    """Return ``batch`` with ``function`` applied to every array; a mapping comes back as a dict."""
-    if _is_array(batch):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_batch(function, value) for key, value in batch.items()}
-    if isinstance(batch, list | tuple) and not _is_strings(batch):
-        return _like(batch, [map_batch(function, value) for value in batch])
-    return batch
+    """Return ``batch`` with ``function`` applied to every array."""
+    return batches.map_arrays(function, batch)
 
 
 def to_tensors(batch: Any, device: torch.device | str = "cpu") -> Any:
     """Return ``batch`` with its arrays as tensors on ``device``.
 
     uint16, uint32 and uint64 become int64, other byte orders the machine's; arrays
-    that torch cannot hold (strings, dates) stay as they are.
+    that torch cannot hold (strings, dates, objects) stay as they are.
     """
     return map_batch(lambda array: _tensor(array, device), batch)
-
-
-def leaves(batch: Any) -> Iterator[tuple[str, Any]]:
-    """Yield ``(place, leaf)`` for every array and list of strings; a place reads ``/inputs/0``."""
-    return (pair for pair in _walk(batch, "") if _is_array(pair[1]) or _is_strings(pair[1]))
 
 
 def batch_length(batch: Any) -> int:
     """Return the number of examples of ``batch``.
 
     Raises:
-        InputError: If it holds no array, or arrays that disagree.
+        InputError: If it holds no leaf, or leaves that disagree.
     """
-    lengths = {place: len(leaf) if np.ndim(leaf) else -1 for place, leaf in leaves(batch)}
-    if not lengths:
-        raise InputError(
-            f"a batch must hold arrays with a leading example axis, not {batch!r:.200}"
-        )
-    if min(lengths.values()) < 0 or len(set(lengths.values())) > 1:
-        listed = ", ".join(
-            f"{place or 'batch'}: {n if n >= 0 else 'none'}" for place, n in lengths.items()
-        )
-        raise InputError(
-            f"the arrays of a batch must have one number of examples, but have {listed}"
-        )
-    return next(iter(lengths.values()))
+    return batches.example_count(batch)
 
 
 def input_digest(batch: Any, crc: int = 0) -> int:
     """Return the crc32c of all names, types, shapes and bytes of ``batch``, going on from ``crc``.
 
-    The order of a mapping does not matter, and a tensor counts as the array it holds. Of a
-    leaf that is neither array, string nor number only the type counts.
+    The order of a mapping does not matter, and a tensor counts as the array it holds. Of an
+    object that is no array, string, number or date only the type counts.
     """
     for place, leaf in sorted(_walk(batch, ""), key=lambda pair: pair[0]):
         crc = _digest_leaf(crc, place, leaf)
@@ -79,41 +69,29 @@ def input_digest(batch: Any, crc: int = 0) -> int:
 
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
     """Return examples ``start`` to ``stop`` of ``batch``; its arrays are views."""
-    if _is_array(batch) or _is_strings(batch):
-        return batch[start:stop]
-    if isinstance(batch, Mapping):
-        return {key: slice_batch(value, start, stop) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return _like(batch, [slice_batch(value, start, stop) for value in batch])
-    return batch
+    return batches.cut(batch, start, stop)
 
 
-def concatenate(batches: Sequence[Any]) -> Any:
-    """Return one batch of all examples of ``batches``, which have the same structure."""
-    first = batches[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(batches))
-    if isinstance(first, np.ndarray):
-        return np.concatenate(batches)
-    if isinstance(first, Mapping):
-        return {key: concatenate([batch[key] for batch in batches]) for key in first}
-    if any(_is_strings(batch) for batch in batches):  # the first may be an empty list
-        return [each for batch in batches for each in batch]
-    if isinstance(first, list | tuple):
-        return _like(first, [concatenate(parts) for parts in zip(*batches, strict=True)])
-    return first
+def select_batch(batch: Any, examples: Sequence[int] | np.ndarray | Tensor) -> Any:
+    """Return the given examples of ``batch``, in that order."""
+    return batches.select(batch, examples)
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """Return one batch of all examples of ``parts``, which have the same structure."""
+    return batches.join(parts)
 
 
 def _walk(batch: Any, place: str) -> Iterator[tuple[str, Any]]:
     """Yield everything that is not a container, with its place."""
-    if isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from _walk(value, f"{place}/{key}")
-    elif isinstance(batch, list | tuple) and not _is_strings(batch):
-        for index, value in enumerate(batch):
-            yield from _walk(value, f"{place}/{index}")
-    else:
+    if isinstance(batch, np.ndarray) and batch.dtype.hasobject and not batch.dtype.names:
+        yield f"{place}|{batch.shape}", None
+        batch = batch.ravel().tolist()  # or the digest would be of addresses
+    inside = None if _is_strings(batch) else children(batch)
+    if inside is None:
         yield place, batch
+    for key, value in inside or []:
+        yield from _walk(value, f"{place}/{key}")
 
 
 def _digest_leaf(crc: int, place: str, leaf: Any) -> int:
@@ -125,7 +103,7 @@ def _digest_leaf(crc: int, place: str, leaf: Any) -> int:
     if not isinstance(leaf, np.ndarray):
         # Other objects print their address, which differs from process to process.
         shown = repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__
-        return google_crc32c.extend(crc, f"{place}|{shown}".encode())
+        return google_crc32c.extend(crc, f"{place}|{shown}".encode("utf-8", "surrogatepass"))
     crc = google_crc32c.extend(crc, f"{place}|{leaf.dtype.str}|{leaf.shape}".encode())
     return google_crc32c.extend(crc, np.ascontiguousarray(leaf).tobytes())
 
@@ -140,18 +118,7 @@ def _tensor(array: Any, device: torch.device | str) -> Any:
     return array.to(device)
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray | Tensor)
-
-
 def _is_strings(value: Any) -> bool:
     return (
         isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
     )
-
-
-def _like(template: Any, values: list) -> Any:
-    """Return ``values`` in the type of ``template``: list, tuple or named tuple."""
-    if hasattr(template, "_fields"):
-        return type(template)(*values)
-    return type(template)(values)

@@ -21,6 +21,7 @@ import numpy as np
 
 from streamfluence.data import _files, _options
 from streamfluence.data._files import readable
+from streamfluence.data._ids import texts, whole
 from streamfluence.data._npy import StoredArray, npy_header, npz_headers
 from streamfluence.data._preview import Text, one_line, show
 from streamfluence.data._shards import Shards, check_rows
@@ -40,7 +41,7 @@ class Arrays(Reader):
         root: The job's folder.
         path: Pattern, list of patterns, or (for .npy) table from field to pattern.
         fields: What a batch holds; by default every field but the id and the group.
-        id_field: Whole numbers, one an example: the user's own ids.
+        id_field: Whole numbers or strings, one an example: the user's own ids.
         group_field: Whole numbers, one an example: the group (class, source) of each.
         group_names: A .json file with the list of group names by number.
         preview: Fields that show an example to a person; by default those of a batch.
@@ -114,8 +115,12 @@ class Arrays(Reader):
         return one_line(" | ".join(shown))
 
     def example_ids(self, start: int, stop: int) -> np.ndarray | None:
-        """Return the id field of these rows as int64."""
-        return None if self._id_field is None else self._numbers(self._id_field, start, stop)
+        """Return the id field of these rows, as int64 or as strings."""
+        if self._id_field is None:
+            return None
+        kind = self._shards[0][self._known(self._id_field)].dtype.kind
+        read = self._strings if kind in "US" else self._numbers
+        return read(self._id_field, start, stop)
 
     def groups(self, start: int, stop: int) -> np.ndarray | None:
         """Return the group field of these rows as int64."""
@@ -199,7 +204,15 @@ class Arrays(Reader):
                 f"{first.path}: field {field!r} must hold one whole number an example, but is "
                 f"{_kind(first)}"
             )
-        return self._read(field, start, stop).astype(np.int64)
+        return whole(self._read(field, start, stop), f"{first.path}: field {field!r}")
+
+    def _strings(self, field: str, start: int, stop: int) -> np.ndarray:
+        first = self._shards[0][field]
+        if len(first.shape) != 1:
+            raise InputError(
+                f"{first.path}: field {field!r} must hold one string an example, but is {_kind(first)}"
+            )
+        return texts(self._read(field, start, stop), f"{first.path}: field {field!r}")
 
 
 def _nothing_yet(_shard: int) -> dict[str, np.ndarray]:

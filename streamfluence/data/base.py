@@ -39,12 +39,26 @@ class Reader:
         """Return a cheap JSON-able signature (sizes and times) that changes whenever files are written."""
         raise NotImplementedError
 
+    def code(self) -> dict[str, str]:
+        """Return the sha256 of every file of the user's code that this reader loads, by name."""
+        return {}
+
+    def expect_code(self, files: Mapping[str, str]) -> None:
+        """Load no code but these files with these digests; called before anything is read.
+
+        Raises:
+            InputError: At once, or when code is loaded, if a file is another.
+        """
+
     def preview(self, row: int) -> str | None:
         """Return one short line that shows the example to a person, or None."""
         return None
 
     def example_ids(self, start: int, stop: int) -> np.ndarray | None:
-        """Return the user's own int64 ids of these rows, or None when there is no id field."""
+        """Return the user's own ids of these rows, or None when there are none.
+
+        int64, or strings of numpy's kind ``U``; the same of the two for all rows.
+        """
         return None
 
     def groups(self, start: int, stop: int) -> np.ndarray | None:

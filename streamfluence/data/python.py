@@ -9,9 +9,13 @@ the number of items, a digest of 64 of them spread from the first to the last, a
 user's own ``identity``. A change of other items alone is not noticed; state ``identity``
 (or give the dataset an ``identity()``) where that matters. An item must be the same every
 time it is read: random augmentation is found and refused.
+
+Batches may hold anything beside arrays: a list with one entry an example (strings, dicts,
+tensors of different shapes) is cut like an array, and which lists are such is found out by
+collating one item twice and three times.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from streamfluence.batches import list_lengths, marked
 from streamfluence.data import _files, _options
 from streamfluence.data._batches import batch_length, input_digest, leaves, slice_batch
+from streamfluence.data._labels import Labels
 from streamfluence.data._preview import one_line, show
 from streamfluence.data._shards import check_range, check_rows
 from streamfluence.data._source import load_named, one_sentence
@@ -30,6 +36,7 @@ from streamfluence.errors import InputError, StreamfluenceError
 
 _SAMPLED_ITEMS = 64
 _REPEATED_ITEMS = 8
+_TRIES = 8  # batches whose lists are new for which an item is collated again
 
 
 class Python(Reader):
@@ -41,9 +48,14 @@ class Python(Reader):
         arguments: Keyword arguments for ``dataset`` when it is a callable.
         collate: ``file.py:name`` of a function from a list of items to a batch; by default
             ``torch.utils.data.default_collate``.
+        id_field: Place in a batch of the user's own ids, whole numbers or strings, such as
+            ``"file"`` or ``"meta/file"``.
+        group_field: Place in a batch of each example's group, whole numbers.
         identity: Your own version of the data; change it when items change.
 
-    A dataset may also define ``identity()``, ``preview(row)`` and ``__getitems__(rows)``.
+    A dataset may also define ``identity()``, ``preview(row)`` and ``__getitems__(rows)``; without
+    the fields, ``ids()`` or ``example_id(row)`` (whole numbers or strings), ``groups()`` or
+    ``group(row)`` (the same), and ``group_name(group)``.
 
     Raises:
         InputError: If the dataset cannot be made, is not map-style, or an item fails.
@@ -57,12 +69,21 @@ class Python(Reader):
         arguments: Mapping[str, Any] | None = None,
         collate: str | None = None,
         identity: str | None = None,
+        id_field: str | None = None,
+        group_field: str | None = None,
     ) -> None:
         self._root = root
         self._reference = _options.text("dataset", dataset)
         self._arguments = dict(arguments or {})
         self._collate_reference = collate
         self._given_identity = identity
+        self._lists: dict[str, bool] = {}
+        self._tries = 0
+        id_field = None if id_field is None else _options.text("id_field", id_field)
+        group_field = None if group_field is None else _options.text("group_field", group_field)
+        self._ids = Labels("id", id_field, "ids", "example_id")
+        self._groups = Labels("group", group_field, "groups", "group")
+        self._promised: Mapping[str, str] | None = None
 
     def count(self) -> int:
         """Return ``len(dataset)``."""
@@ -71,7 +92,10 @@ class Python(Reader):
     def read(self, start: int, stop: int) -> Batch:
         """Return items ``start`` to ``stop``, collated."""
         check_range(start, stop, self.count())
-        return self._collated(list(range(start, stop)))
+        batch = self._collated(list(range(start, stop)))
+        for labels in (self._ids, self._groups):
+            labels.see(start, stop, batch)
+        return batch
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """Return the items ``rows``, collated in this order."""
@@ -100,9 +124,60 @@ class Python(Reader):
         shown = [show(place.strip("/"), _first(leaf)) for place, leaf in leaves(self.take([row]))]
         return one_line(" | ".join(shown))
 
+    def example_ids(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the ids of these rows: of ``id_field``, or of the dataset's own methods."""
+        check_range(start, stop, self.count())
+        return self._ids.of(self._dataset, start, stop, self._unlabelled)
+
+    def groups(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the groups of these rows, int64; groups that are strings are numbered by name.
+
+        Raises:
+            InputError: If ``group_field`` holds strings, which could only be numbered after reading all.
+        """
+        check_range(start, stop, self.count())
+        groups = self._groups.of(self._dataset, start, stop, self._unlabelled)
+        if groups is not None and self._named_groups is not None:
+            return np.searchsorted(self._named_groups, groups).astype(np.int64)
+        if groups is not None and groups.dtype.kind == "U":
+            raise InputError(
+                f"group_field = {self._groups.field!r} holds strings; give whole numbers, or give the "
+                f"dataset groups() or group(row) instead, which may return strings"
+            )
+        return groups
+
+    def group_name(self, group: int) -> str:
+        """Return ``dataset.group_name(group)`` where there is one, else the group itself."""
+        names = self._named_groups
+        known = names is not None and 0 <= group < len(names)
+        named = str(names[group]) if names is not None and known else group
+        own = getattr(self._dataset, "group_name", None)
+        return str(own(named)) if callable(own) else str(named)
+
     @cached_property
-    def _loaded(self) -> tuple[Any, Path | None]:
-        return load_named("dataset", self._reference, self._root)
+    def _named_groups(self) -> np.ndarray | None:
+        """The names of all groups in order, where the dataset's methods give strings."""
+        if self._groups.field is not None or not self.count():
+            return None
+        first = self._groups.of(self._dataset, 0, 1, self._unlabelled)
+        if first is None or first.dtype.kind != "U":
+            return None
+        return np.unique(self._groups.all_of(self._dataset, self._unlabelled))
+
+    def _unlabelled(self, start: int, stop: int) -> Batch:
+        return self._collated(list(range(start, stop)))
+
+    def code(self) -> dict[str, str]:
+        """Return the sha256 of every file that was loaded, the neighbours of the named ones too."""
+        return {**self._loaded[2], **self._collating[2]}
+
+    def expect_code(self, files: Mapping[str, str]) -> None:
+        """Load no code but these files with these digests."""
+        self._promised = dict(files)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Path | None, dict[str, str]]:
+        return load_named("dataset", self._reference, self._root, self._promised)
 
     @cached_property
     def _dataset(self) -> Any:
@@ -117,10 +192,10 @@ class Python(Reader):
         return made
 
     @cached_property
-    def _collating(self) -> tuple[Any, Path | None]:
+    def _collating(self) -> tuple[Any, Path | None, dict[str, str]]:
         if self._collate_reference is None:
-            return default_collate, None
-        return load_named("collate", self._collate_reference, self._root)
+            return default_collate, None, {}
+        return load_named("collate", self._collate_reference, self._root, self._promised)
 
     @property
     def _sources(self) -> list[Path]:
@@ -149,11 +224,35 @@ class Python(Reader):
                 f"items {rows[0]} to {rows[-1]} of {self._reference} do not collate into a batch: "
                 f"{one_sentence(error)}; give collate = 'file.py:name'"
             ) from error
+        lists = list_lengths(batch)
+        if lists:
+            batch = marked(batch, self._by_example(lists, rows[0]), len(rows))
         if batch_length(batch) != len(rows):
             raise InputError(
                 f"{len(rows)} items of {self._reference} collate into {batch_length(batch)} examples"
             )
         return batch
+
+    def _by_example(self, places: Iterable[str], row: int) -> dict[str, bool]:
+        """Return of every list that was seen in a batch whether it has one entry an example.
+
+        That a list is as long as the batch may be chance; that it grows with the batch is not.
+        """
+        by_example = [f"{place}/" for place, is_one in self._lists.items() if is_one]
+        new = [
+            place
+            for place in places
+            if place not in self._lists and not place.startswith(tuple(by_example))
+        ]
+        if new and self._tries < _TRIES:
+            self._tries += 1
+            try:
+                item = self._items([row])[0]
+                two, three = (list_lengths(self._collating[0]([item] * n)) for n in (2, 3))
+            except Exception:  # a collate with needs of its own; then lengths must do
+                two, three = {}, {}
+            self._lists |= {place: (two[place], three.get(place)) == (2, 3) for place in two}
+        return self._lists
 
     def _empty(self) -> Batch:
         if not self.count():
@@ -184,7 +283,12 @@ class Python(Reader):
             "sample": [self._item_digest(row) for row in self._sampled_rows()],
             "given": self._given_identity,
             "own": str(own()) if callable(own) else None,
+            **self._fields(),
         }
+
+    def _fields(self) -> dict[str, str]:
+        given = {"id_field": self._ids.field, "group_field": self._groups.field}
+        return {option: field for option, field in given.items() if field is not None}
 
     def _sampled_rows(self) -> list[int]:
         spread = np.linspace(0, self.count() - 1, min(_SAMPLED_ITEMS, self.count()))
@@ -212,4 +316,5 @@ def _first(leaf: Any) -> np.ndarray:
     if isinstance(first, Tensor):
         first = first.detach().cpu()
         return np.asarray(first.float() if first.is_floating_point() else first)
-    return np.asarray(first)
+    plain = isinstance(first, (str, bytes, int, float, np.generic, np.ndarray))
+    return np.asarray(first if plain else repr(first))

@@ -22,8 +22,8 @@ with warnings.catch_warnings():
 
 AT_ONCE = 8  # vectors pushed through the model together: their activations are held at once
 
-Forward = Callable[[torch.nn.Module, Any], tuple[Tensor, Tensor]]
-Loss = Callable[[tuple[Tensor, Tensor]], Tensor]
+Forward = Callable[[torch.nn.Module, Any], tuple]
+Loss = Callable[[tuple], Tensor]
 
 
 class Linearised:
@@ -33,8 +33,8 @@ class Linearised:
 
     Args:
         model: In eval mode.
-        forward: ``forward(model, batch)`` returns ``(outputs, targets)``.
-        loss: From ``(outputs, targets)`` to one loss an example; twice differentiable.
+        forward: ``forward(model, batch)`` returns ``(outputs, targets, ...)``.
+        loss: From what forward returned to one loss an example; twice differentiable.
         names: Parameters that move, by their first name in the model.
     """
 
@@ -59,22 +59,26 @@ class Linearised:
         ]
         return torch.stack([self._flat(row) for row in rows])
 
-    def slopes(self, batch: Any, vectors: Tensor) -> Tensor:
-        """Return each example's loss gradient times each row of ``vectors``, ``(vector, example)``."""
+    def slopes(self, batch: Any, vectors: Tensor, measure: Loss | None = None) -> Tensor:
+        """Return the gradient of each example's loss, or other measure, times each row of ``vectors``.
+
+        Returns:
+            Shape ``(vector, example)``.
+        """
 
         def losses(weights: dict[str, Tensor]) -> Tensor:
-            return self._loss(self._returned(weights, batch))
+            return (measure or self._loss)(self._returned(weights, batch))
 
         return self._each(lambda vector: self._push(losses, vector), vectors)
 
     def products(self, batch: Any, vectors: Tensor) -> Tensor:
         """Return ``sum_i J_i^T S_i J_i v`` over the batch for each row v of ``vectors``."""
         weights = self._moving()
-        outputs, targets = self._returned(weights, batch)
+        outputs, *rest = self._returned(weights, batch)
         leaves = list(weights.values())
 
         def slope(at: Tensor) -> Tensor:
-            return grad(lambda o: self._loss((o, targets)).sum())(at)
+            return grad(lambda o: self._loss((o, *rest)).sum())(at)
 
         def curved(vector: Tensor) -> Tensor:
             moved = self._push(lambda w: self._returned(w, batch)[0], vector)
@@ -105,7 +109,7 @@ class Linearised:
         }
         return jvp(function, (self._weights,), (tangents,))[1]
 
-    def _returned(self, weights: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+    def _returned(self, weights: dict[str, Tensor], batch: Any) -> tuple:
         # The fused attention kernels have no forward mode and no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             return functional_call(self._run, self._fixed | weights, (batch,))

@@ -8,8 +8,8 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -39,7 +39,7 @@ class Worker:
         self.connection, theirs = context.Pipe()
         # Daemonic, so that even an interrupt right here leaves no process that is waited for.
         self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
-        with environment(thread_environment(threads)):
+        with environment(thread_environment(threads)), _interrupts_held_back():
             self._process.start()
         theirs.close()  # else its end would never be seen
 
@@ -95,6 +95,19 @@ class Worker:
         self._process.join()
         self._process.close()
         self.connection.close()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start a process deaf to Ctrl-C, which else ends its first imports with a traceback.
+
+    A process inherits what its parent holds back. Here the signal is only late.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, threads: int) -> None:

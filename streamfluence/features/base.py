@@ -3,6 +3,7 @@
 Laws: the batch split does not change rows; a batch equals its examples taken one at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,11 @@ class Feature:
         """Number of features of a row."""
         raise NotImplementedError
 
-    def measure(self, batch: Any, measurement: str = "loss") -> Measured:
-        """Return the rows of one batch of tensors on the feature's device."""
+    def measure(self, batch: Any, measurement: str = "loss", prove: Sequence[int] = ()) -> Measured:
+        """Return the rows of one batch of tensors on the feature's device.
+
+        Args:
+            measurement: What is measured of an example.
+            prove: Positions in the batch whose rows are compared with plain autograd.
+        """
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Projected per-example gradients, of the loss or of a probe of the output Hessian."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +39,9 @@ class Gradient(Feature):
         assert self.projection is not None
         return sum(part.width for part in self.projection.parts)
 
-    def measure(self, batch: Any, measurement: str = "loss") -> Measured:
+    def measure(self, batch: Any, measurement: str = "loss", prove: Sequence[int] = ()) -> Measured:
         assert self.projection is not None
-        with self.capture.record(batch) as tape:
+        with self.capture.record(batch, prove) as tape:
             value = self.task.measure(measurement, tape.returned)
             uses = self._uses(tape, value, torch.ones_like(value), last=True)
             rows = self.projection.apply(uses)
@@ -50,7 +50,7 @@ class Gradient(Feature):
     def loss_uses(self, batch: Any) -> Iterator[tuple[Uses, float]]:
         """Yield the loss gradients of one batch, as uses, with weight 1."""
         with self.capture.record(batch) as tape:
-            value = self.task.loss(tape.returned)
+            value = self.task.training_loss(tape.returned)
             yield self._uses(tape, value, torch.ones_like(value), last=True), 1.0
 
     def probe_uses(
@@ -69,15 +69,16 @@ class Gradient(Feature):
                 f"use curvature.name = 'fisher', or define likelihood and forward()"
             )
         with self.capture.record(batch) as tape:
-            outputs, targets = tape.returned
+            outputs, targets, *more = tape.returned
+            weights = more[0] if more else None
             columns = likelihood.n_columns(outputs)
             wanted = probes(columns)
             count = columns if wanted is None else wanted
             for number in range(count):
                 if wanted is None:
-                    cotangent, weight = likelihood.column(outputs, targets, number), 1.0
+                    cotangent, weight = likelihood.column(outputs, targets, number, weights), 1.0
                 else:
-                    cotangent = likelihood.probe(outputs, targets, seed, number, ids)
+                    cotangent = likelihood.probe(outputs, targets, seed, number, ids, weights)
                     weight = 1.0 / wanted
                 yield self._uses(tape, outputs, cotangent, last=number == count - 1), weight
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from streamfluence.capture.base import Block, Outer, Use, dense_gradient
 from streamfluence.linalg import State
 from streamfluence.projections._entries import outer_entries
-from streamfluence.projections._kronecker import core, core_of_rows, thin, thin_right
+from streamfluence.projections._kronecker import core, core_of_rows, thin_left, thin_right
 from streamfluence.projections._uses import as_float, as_needed, place
 
-# A gathered pair costs this many times a pair of the whole rectangle, which is a matrix product.
-_GATHER_COST = 16
+# A gathered pair costs this many times a pair of the whole rectangle, which is a matrix product:
+# on a GPU a gather is bound by memory, and a product is far from it.
+_GATHER_COST = {"cpu": 16, "cuda": 512}
 
 
 class Directions:
@@ -38,7 +39,6 @@ class Directions:
         group, row, column = arrays["places"].T.contiguous()
         self._arrays.update(group=group, row=row, column=column)
         self._arrays["flat"] = (group * rows + row) * columns + column
-        self._gathered = _GATHER_COST * self.width < len(arrays["right"]) * rows * columns
         if "rows" in arrays:
             slot = torch.full((block.left,), rows, dtype=torch.int64, device=group.device)
             slot[arrays["rows"]] = torch.arange(rows, device=group.device)
@@ -73,12 +73,18 @@ class Directions:
         arrays = self._arrays
         if "rows" in arrays:
             rectangle = core_of_rows(use, arrays["rows"], arrays["slot"], arrays["right"])
-        elif self._gathered and isinstance(use, Outer):
-            left, right = thin(use.left, arrays["left"]), thin_right(use, arrays["right"])
+        elif isinstance(use, Outer) and self._gathered(arrays["flat"].device):
+            left, right = thin_left(use, arrays["left"]), thin_right(use, arrays["right"])
             return outer_entries(left, right, arrays["group"], arrays["row"], arrays["column"])
         else:
             rectangle = core(use, arrays["left"], arrays["right"])
         return rectangle.flatten(1).index_select(1, arrays["flat"])
+
+    def _gathered(self, device: torch.device) -> bool:
+        """Return whether the pairs are gathered, instead of taken from the whole rectangle."""
+        rows, columns = self.rectangle
+        whole = len(self._arrays["right"]) * rows * columns
+        return _GATHER_COST[device.type] * self.width < whole
 
 
 def trim(arrays: State, keep: Tensor) -> State:

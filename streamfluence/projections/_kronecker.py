@@ -38,12 +38,19 @@ def thin(side: Tensor, basis: Tensor) -> Tensor:
     return torch.einsum("ekts,ksr->ektr", side, basis)
 
 
+def thin_left(use: Outer, basis: Tensor) -> Tensor:
+    """Return ``thin(use.left, basis)``, by the layer's own product where it has one."""
+    return use.left_times(basis[0]) if len(basis) == 1 else thin(use.left, basis)
+
+
 def thin_right(use: Outer, basis: Tensor) -> Tensor:
     """Return ``thin(use.right, basis)``, without making the right side where the layer can."""
     return use.right_times(basis[0] if len(basis) == 1 else basis)
 
 
 def _outer_core(use: Outer, left_basis: Tensor, right_basis: Tensor) -> Tensor:
+    if use.half:
+        return thin_left(use, left_basis).transpose(-1, -2) @ thin_right(use, right_basis)
     left = use.left
     order = cheapest_order(left.shape[2], left_basis.shape[1:], right_basis.shape[1:])
     if order == "left":

@@ -49,6 +49,13 @@ class _OnDemand(Outer):
     def right(self) -> Tensor:
         return self._use.right.float()
 
+    @property
+    def half(self) -> bool:
+        return self._use.half
+
+    def left_times(self, matrix: Tensor) -> Tensor:
+        return self._use.left_times(matrix).float()
+
     def right_times(self, matrix: Tensor) -> Tensor:
         return self._use.right_times(matrix).float()
 

@@ -8,8 +8,11 @@ and is stored with its partition, never merged in memory.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,6 +39,26 @@ class ScoreBlock:
     group: np.ndarray | None
 
 
+class DeviceBlock(ScoreBlock):
+    """A block whose scores lie on a device; a readout that asks for ``scores`` has them copied.
+
+    Attributes:
+        tensor: ``scores`` on the device.
+        usable: ``valid`` on the device.
+    """
+
+    tensor: Tensor
+    usable: Tensor
+
+    def __init__(self, tensor: Tensor, usable: Tensor, **rest: Any) -> None:
+        for name, value in {"tensor": tensor, "usable": usable, **rest}.items():
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        return self.tensor.cpu().numpy()
+
+
 class Readout:
     """Base of every readout; options arrive as keyword arguments of ``__init__``."""
 
@@ -58,6 +81,13 @@ class Readout:
         chunk = self.chunk(block)
         return self.combine(state, chunk) if state else chunk
 
+    def settle(self, state: Arrays) -> Arrays:
+        """Return a state after the last ``fold`` of some blocks, as arrays.
+
+        A member that folds a ``DeviceBlock`` may keep its state on the device until then.
+        """
+        return state
+
     def join(self, parts: Sequence[Arrays], counts: Sequence[int]) -> Arrays:
         """Return the arrays for all queries, of those for consecutive queries of the same examples.
 
@@ -76,6 +106,21 @@ class Readout:
     def finalize(self, state: Arrays) -> Arrays:
         """Return the result."""
         return state
+
+    def named_rows(self, result: Arrays) -> np.ndarray:
+        """Return the global rows of the examples that a result names, the first of every list first.
+
+        They are what its arrays named ``rows`` or ``..._rows`` hold, whose last axis is a list, best
+        first; -1 fills.
+        """
+        rows, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for name, array in result.items():
+            if name == "rows" or name.endswith("_rows"):
+                rows.append(array.ravel().astype(np.int64))
+                ranks.append(np.indices(array.shape)[-1].ravel())
+        first = np.argsort(np.concatenate(ranks), kind="stable")
+        listed = np.concatenate(rows)[first]
+        return listed[listed >= 0]
 
     def per_example(self, block: ScoreBlock) -> Arrays:
         """Return arrays with a leading example axis, stored with the partition; {} when there are none."""

@@ -4,14 +4,19 @@ Memory is ``2 * queries * k`` entries whatever the number of examples.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from streamfluence.readouts import _device_lists
 from streamfluence.readouts._ranking import best_of, checked_length, first_best, pack
-from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
+from streamfluence.readouts.base import Arrays, DeviceBlock, Readout, ScoreBlock
 
 _SIGNS = {"positive": 1, "negative": -1}
 _FIELDS = {"scores": np.float32, "rows": np.int64, "self_influence": np.float32, "loss": np.float32}
+_MOST_HITS = 1 << 24  # scores of a block that are looked at one by one on a device: half a GiB
 _MANY = 8  # above one candidate in so many scores, selecting by blocks is faster
 
 
@@ -56,6 +61,8 @@ class TopK(Readout):
 
         A score equal to the last listed has a later row, and loses.
         """
+        if isinstance(block, DeviceBlock):
+            return self._fold_on_device(state, block)
         full = state and all(np.all(state[f"{side}_rows"][:, -1] >= 0) for side in _SIGNS)
         if not full:
             return super().fold(state, block)
@@ -64,6 +71,39 @@ class TopK(Readout):
         if len(hits) * _MANY > block.scores.size:
             return super().fold(state, block)
         return self._add(state, block, hits)
+
+    def settle(self, state: Arrays) -> Arrays:
+        return {
+            name: values.cpu().numpy() if isinstance(values, Tensor) else values
+            for name, values in state.items()
+        }
+
+    def _fold_on_device(self, state: Any, block: DeviceBlock) -> Any:
+        """Return what ``fold`` does, as tensors on the block's device; ``settle`` makes arrays of it."""
+        device, n_queries = block.tensor.device, block.tensor.shape[1]
+        lists = {
+            side: _tensors(_of_side(state, side), device)
+            if state
+            else _no_lists(n_queries, self.k, device)
+            for side in _SIGNS
+        }
+        full = all(bool((fields["rows"][:, -1] >= 0).all()) for fields in lists.values())
+        last = {side: fields["scores"][:, -1] for side, fields in lists.items()} if full else None
+        mask = _device_lists.wanted(block, last, self.k)
+        if int(mask.sum()) > _MOST_HITS:
+            return super().fold(self.settle(state), block)
+        query, example = _device_lists.places(mask)
+        known = _tensors({"self_influence": block.self_influence, "loss": block.loss}, device)
+        fields = {
+            "scores": block.tensor[example, query],
+            "rows": block.start + example,
+            **{name: column[example] for name, column in known.items()},
+        }
+        found = _device_lists.listed(query, fields, n_queries)
+        new: dict[str, Tensor] = {}
+        for side, sign in _SIGNS.items():
+            new |= _with_side(side, _device_lists.best_of(lists[side], found, sign, self.k))
+        return new
 
     def _add(self, state: Arrays, block: ScoreBlock, hits: np.ndarray) -> Arrays:
         """Return ``state`` with the scores at the flat positions ``hits`` considered."""
@@ -98,9 +138,23 @@ def _candidates(block: ScoreBlock, scores: np.ndarray, position: np.ndarray) -> 
     }
 
 
-def _of_side(state: Arrays, side: str) -> Arrays:
+def _no_lists(n_queries: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """Return lists of nothing but padding."""
+    return {
+        name: torch.full((n_queries, length), -1, device=device)
+        if dtype is np.int64
+        else torch.full((n_queries, length), torch.nan, device=device)
+        for name, dtype in _FIELDS.items()
+    }
+
+
+def _tensors(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(array, device=device) for name, array in arrays.items()}
+
+
+def _of_side(state: Mapping[str, Any], side: str) -> dict[str, Any]:
     return {name: state[f"{side}_{name}"] for name in _FIELDS}
 
 
-def _with_side(side: str, fields: Arrays) -> Arrays:
+def _with_side(side: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{side}_{name}": values for name, values in fields.items()}

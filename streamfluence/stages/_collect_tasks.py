@@ -5,7 +5,7 @@ batch goes to the device, and only finished bytes come back from it.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.codecs.base import shares
+from streamfluence.codecs.base import Codec, shares
 from streamfluence.data import input_digest, prefetch
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import Span, collect_stage, cut
+from streamfluence.stages._inputs_before import refuse_other_input
+from streamfluence.stages._rows import row_bases
 from streamfluence.stages._session import Directions, Session, directions, session
+from streamfluence.store.text import TEXT, encode_ids
 
+CODED_AT_ONCE = 4096  # rows on a GPU
+PROVED = 64  # one batch in so many is proved, and as large a share of a partition's first
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
 
@@ -32,12 +37,18 @@ def collect(
     facts = opened.table(example_set)
     stage = collect_stage(example_set, checkpoint)
     size = facts["partition_examples"]
+    opened.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
     pending: Future | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
             span = Span(partition * size, min((partition + 1) * size, facts["count"]))
             arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
+            opened.refuse_touched(example_set)
+            refuse_other_input(
+                opened.store, example_set, checkpoint, partition, notes["input_crc32c"]
+            )
+            notes |= row_bases(opened.store, example_set, checkpoint)
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
             pending = committer.submit(commit, opened, stage, partition, span, arrays, notes)
@@ -64,30 +75,62 @@ class _Columns:
         return {name: _whole(pieces) for name, pieces in self.pieces.items()}
 
 
+class _Coded:
+    """Rows on their way to columns of codes: batch by batch on a CPU, by thousands on a GPU.
+
+    There a codec is hundreds of short kernels, and its check of the rows waits for all before.
+
+    Attributes:
+        shares: What the codec did to the first rows, a sample of all; empty before.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._waiting: list[Tensor] = []
+        self.shares: dict[str, float] = {}
+
+    def add(self, rows: Tensor, columns: _Columns) -> None:
+        """Take the rows of a batch; ``columns`` get codes now or later, in the same order."""
+        self._waiting.append(rows)
+        if not rows.is_cuda or sum(map(len, self._waiting)) >= CODED_AT_ONCE:
+            self.flush(columns)
+
+    def flush(self, columns: _Columns) -> None:
+        """Encode what is waiting."""
+        if not self._waiting:
+            return
+        rows = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        encoded = self._codec.encode(rows)
+        self.shares = self.shares or shares(self._codec, rows, encoded)
+        columns.add(rows=encoded.codes, scale=encoded.scale)
+        self._waiting = []
+
+
 def partition_arrays(
     opened: Session, made: Directions, example_set: str, checkpoint: int, span: Span
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of one partition and the facts for its receipt."""
     started, columns, digest = time.monotonic(), _Columns(), 0
-    stored: dict[str, float] = {}  # what the codec did to the first batch: a sample of all rows
+    coded = _Coded(made.codec)
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
     measurement = opened.table(example_set)["measurement"]
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)
-        whitened, facts = measured_rows(made, gradient, opened.batch(host_batch), measurement)
+        batch = opened.batch(host_batch)
+        whitened, facts = measured_rows(made, gradient, batch, measurement, proved(part, span))
         if example_set == "train":
-            rows = made.factor.stored(whitened)
-            encoded = made.codec.encode(rows)
-            stored = stored or shares(made.codec, rows, encoded)
-            columns.add(rows=encoded.codes, scale=encoded.scale, **facts)
+            coded.add(made.factor.stored(whitened), columns)
+            columns.add(**facts)
         else:
             columns.add(rows=made.factor.asked(whitened), **facts)
         columns.add(**_identities(opened, example_set, part))
+    coded.flush(columns)
     arrays = columns.finish()
+    arrays["example_id"] = encode_ids(arrays["example_id"])
     notes = {
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
-        "stored": stored,
+        "stored": coded.shares,
         "seconds": round(time.monotonic() - started, 3),
     }
     return arrays, notes
@@ -100,11 +143,29 @@ def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span,
     return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
 
 
+def proved(part: Span, span: Span) -> list[int]:
+    """Return the places in a batch whose rows are compared with plain autograd.
+
+    Of the first batch of every partition as many as are 1/64 of it, and all of one batch in 64,
+    which depends on where the batch lies: together 1/32 of the examples, each at the price of
+    about one forward and backward pass.
+    """
+    random = np.random.default_rng([part.start, len(part)])
+    if part.start == span.start:
+        few = max(2, -(-len(span) // PROVED))
+        return random.permutation(len(part))[:few].tolist()
+    return random.permutation(len(part)).tolist() if random.integers(PROVED) == 0 else []
+
+
 def measured_rows(
-    made: Directions, gradient: Gradient, batch: Any, measurement: str
+    made: Directions,
+    gradient: Gradient,
+    batch: Any,
+    measurement: str,
+    prove: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the whitened rows of one batch and what is stored beside them, still on the device."""
-    measured = gradient.measure(batch, measurement)
+    measured = gradient.measure(batch, measurement, prove)
     finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
     rows = torch.where(finite[:, None], measured.rows, 0.0)
     whitened = made.factor.whiten(rows)
@@ -140,8 +201,10 @@ def commit(
 ) -> None:
     """Commit the rows of one partition."""
     compressor = opened.manifest["rows"]["compressor"]
+    # For readers that know Zarr but not runs: bytes of text look like any other numbers.
+    text = {"example_id": TEXT} if arrays["example_id"].ndim == 2 else {}
     opened.store.commit(
-        stage, partition, arrays, {"stage": stage}, notes, {"rows": compressor}, span=span
+        stage, partition, arrays, {"stage": stage, **text}, notes, {"rows": compressor}, span=span
     )
 
 

@@ -23,6 +23,9 @@ LEAST_WHITENED = 0.4
 # Same net as the widths above, 1024 directions, against joint Gauss-Newton: float32 .71; an error of
 # .23 (128 bytes) leaves .63, .48 (64 bytes) .54, .76 (32 bytes) .43.
 LARGEST_ERROR = 0.5
+MOST = 0.5  # of the examples, or of a layer's channels
+LARGE_SCORES = 0.5  # share of the queries
+LEAST_LOSS = 1e-3  # of a query; a smaller one may well change by more than itself
 
 Facts = Mapping[str, Any]
 
@@ -82,6 +85,68 @@ def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
             f"rows.bytes, and see `streamfluence evaluate fidelity` for what it buys"
         )
     return found
+
+
+def model_doubts(names: Sequence[str], facts: Sequence[Facts]) -> list[str]:
+    """Return the doubts that a model is what was trained on the data; the worst checkpoint speaks.
+
+    Args:
+        names: Of the checkpoints.
+        facts: What forward passes over a sample found at each; see ``plausibility``.
+    """
+    return [doubt for doubt in (_losses(names, facts), _statistics(names, facts)) if doubt]
+
+
+def score_doubts(largest: Sequence[float], losses: Sequence[float]) -> list[str]:
+    """Return the doubt that scores of single examples raise by their size.
+
+    Args:
+        largest: Of every query, the largest magnitude of any score.
+        losses: Of every query, its loss.
+    """
+    pairs = zip(largest, losses, strict=True)
+    told = [(score, loss) for score, loss in pairs if score >= 0 and loss >= LEAST_LOSS]
+    over = sum(score > loss for score, loss in told)
+    if not told or over <= LARGE_SCORES * len(told):
+        return []
+    return [
+        f"for {over:,} of {len(told):,} queries one training example's score is larger than the query's "
+        f"whole loss, more than one example can change; raise the damping (`score --damping X`, or "
+        f"curvature.weight_decay, learning_rate and steps as in training)"
+    ]
+
+
+def _losses(names: Sequence[str], facts: Sequence[Facts]) -> str | None:
+    worst = _worst("losses", names, facts)
+    if worst is None or worst["mean"] <= worst["guess"]:
+        return None
+    return (
+        f"{worst['share']:.0%} of {worst['examples']:,} sampled training examples have a larger loss at "
+        f"{worst['name']} than a guess without inputs (mean {worst['mean']:.3g}, guess "
+        f"{worst['guess']:.3g}), so the model is not what was trained on this data; check its weights, "
+        f"that forward prepares inputs as training did, and the numbering of the targets"
+    )
+
+
+def _statistics(names: Sequence[str], facts: Sequence[Facts]) -> str | None:
+    worst = _worst("batch_norm", names, facts)
+    if worst is None:
+        return None
+    return (
+        f"the BatchNorm statistics of {worst['layer']} at {worst['name']} are far from those of the data "
+        f"in {worst['share']:.0%} of its channels; prepare inputs as training did, and load running_mean "
+        f"and running_var with the weights"
+    )
+
+
+def _worst(what: str, names: Sequence[str], facts: Sequence[Facts]) -> dict[str, Any] | None:
+    """Return the fact of the checkpoint with the largest share, None if that is not most."""
+    found = [
+        {**one[what], "name": name}
+        for one, name in zip(facts, names, strict=True)
+        if one.get(what) and one[what]["share"] > MOST
+    ]
+    return max(found, key=lambda one: one["share"], default=None)
 
 
 def _damping(plan: Facts) -> str | None:

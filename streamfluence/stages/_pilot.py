@@ -18,15 +18,16 @@ from torch import Tensor
 from streamfluence.codecs.base import Encoded, shares
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
-from streamfluence.layout import collect_stage
+from streamfluence.layout import TRAINING_LOSS
 from streamfluence.stages import _resolve
 from streamfluence.stages._collect_tasks import measured_rows
 from streamfluence.stages._execution import Execution
 from streamfluence.stages._reuse import reuse_sketch
+from streamfluence.stages._rows import row_receipts
 from streamfluence.stages._sample import sample_of
-from streamfluence.stages._score_tasks import score_sides
 from streamfluence.stages._session import Directions, Session, session
 from streamfluence.stages._sets import named_query_set, require_complete
+from streamfluence.stages._stored_rows import score_sides
 from streamfluence.stages.sketch import sketch
 from streamfluence.store import RunStore, open_storage
 
@@ -85,6 +86,8 @@ def choose_pilot(
     """
     opened = session(run_path, device)
     name = named_query_set(opened.store, example_set)
+    for read in ("train", name):
+        opened.refresh(read)
     good = []
     for checkpoint in range(opened.checkpoint_count()):
         require_complete(opened.store, "train", checkpoint)
@@ -123,6 +126,7 @@ def pilot_run(
     train = manifest["train"]
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
     reader = open_reader(dict(train["table"]), pilot.opened.root)
+    reader.expect_code(train["code"])
     train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
     store = RunStore.create(path, manifest)
     if like is not None:
@@ -157,8 +161,7 @@ def stored_scores(pilot: Pilot) -> Scored:
         arrays = [stored_values(store, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
         total.add(codec.product(queries[pilot.queries], encoded) * weight, {})
-        receipts = store.receipts(collect_stage("train", checkpoint)).values()
-        for receipt in receipts:
+        for receipt in row_receipts(store, "train", checkpoint):
             total.add(torch.zeros(()), receipt.facts["stored"])
     return total
 
@@ -179,17 +182,15 @@ def whitened(
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
-        measurement = pilot.measurement if of_queries else "loss"
+        measurement = pilot.measurement if of_queries else TRAINING_LOSS
         yield measured_rows(made, gradient, batch, measurement)[0]
 
 
 def stored_values(store: RunStore, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
     """Return an array of training examples at sorted global rows, reading no partition twice."""
     size, pieces = store.manifest["train"]["partition_examples"], []
-    for partition in np.unique(rows // size):
-        receipt = store.receipt(collect_stage("train", checkpoint), int(partition))
-        assert receipt is not None, "the stage checks that every partition is there"
-        mine = rows[rows // size == partition] - receipt.start
+    for receipt in row_receipts(store, "train", checkpoint, np.unique(rows // size).tolist()):
+        mine = rows[rows // size == receipt.partition] - receipt.start
         part = store.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
         pieces.append(part[mine - mine[0]])
     return np.concatenate(pieces)

@@ -7,17 +7,19 @@ their contracts and rows by ``RowSource``; knows nothing of a run directory.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Codec, Encoded
+from streamfluence.data import prefetch
 from streamfluence.errors import NonFiniteError
-from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
+from streamfluence.readouts.base import Arrays, DeviceBlock, Readout, ScoreBlock
 
 BLOCK_ROWS = 8192
+GPU_BLOCK_ROWS = 1 << 16  # there a block costs some 80 kernels and a few waits
 # Matrix products of fewer rows than this, or of an odd number, round differently on a CPU:
 # padding makes a row's score the same bits wherever its partition or block ends.
 PADDING_ROWS = 64
@@ -85,16 +87,25 @@ class Reading:
     invalid: int = 0
 
 
-def rows_per_block(n_queries: int, memory: int = 64 << 20) -> int:
-    """Return how many rows to multiply at once: 8,192, or fewer when their scores exceed ``memory`` bytes.
+def rows_per_block(
+    n_queries: int, device: torch.device | str = "cpu", memory: int | None = None
+) -> int:
+    """Return how many rows to multiply at once, or fewer when their scores exceed ``memory`` bytes.
 
     Fewer rows, and not fewer queries at a time: rows are read and decoded once,
     and the scores stay smaller than the queries themselves.
+
+    Args:
+        device: Of the product: 8,192 rows and 64 MiB on a CPU, 65,536 rows and 1 GiB on a GPU.
+        memory: Another bound than these.
     """
+    on_gpu = torch.device(device).type != "cpu"
+    memory = memory or (1 << 30 if on_gpu else 64 << 20)
     affordable = memory // (
         8 * max(n_queries, 1)
     )  # float32 scores, and a second buffer to add from
-    return min(BLOCK_ROWS, max(affordable // PADDING_ROWS, 1) * PADDING_ROWS)
+    most = GPU_BLOCK_ROWS if on_gpu else BLOCK_ROWS
+    return min(most, max(affordable // PADDING_ROWS, 1) * PADDING_ROWS)
 
 
 def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
@@ -109,6 +120,9 @@ def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterato
         NonFiniteError: If a query is not finite.
     """
     queries = [_weighted(term) for term in terms]
+    if queries[0].device.type != "cpu":
+        yield from _device_blocks(terms, queries, block_rows)
+        return
     total, part = _buffers(block_rows, queries)
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
         length = _common_length(blocks)
@@ -117,6 +131,42 @@ def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterato
             if index > 0:
                 total[:length] += part[:length]
         yield _score_block(total[:length].cpu().numpy(), terms, blocks)
+
+
+def _device_blocks(
+    terms: Sequence[Term], queries: Sequence[Tensor], block_rows: int
+) -> Iterator[ScoreBlock]:
+    """Yield the scores of all rows on the device; a thread reads the next rows meanwhile."""
+    device = queries[0].device
+    for stored, known in prefetch(_pinned(terms, block_rows, device.type != "cpu")):
+        total: Tensor | None = None
+        for term, asked, arrays in zip(terms, queries, stored, strict=True):
+            encoded = Encoded(*(array.to(device, non_blocking=True) for array in arrays))
+            part = term.codec.product(asked, encoded)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        finite = torch.linalg.vector_norm(total, torch.inf, dim=1).isfinite()
+        yield _device_block(total, finite, **known)
+
+
+def _pinned(
+    terms: Sequence[Term], block_rows: int, pin: bool
+) -> Iterator[tuple[list[tuple[Tensor, ...]], dict[str, Any]]]:
+    """Yield codes and scales of every checkpoint, in memory of their own, and what else is known."""
+    for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
+        _common_length(blocks)
+        arrays = [(torch.from_numpy(b.codes), torch.from_numpy(b.scale)) for b in blocks]
+        copies = [tuple(a.pin_memory() if pin else a.clone() for a in pair) for pair in arrays]
+        yield copies, _known(terms, blocks)
+
+
+def _device_block(tensor: Tensor, usable: Tensor, valid: np.ndarray, **known: Any) -> ScoreBlock:
+    """Return a computed block, with bad rows taken out."""
+    usable &= torch.from_numpy(valid).to(usable.device)
+    valid = usable.cpu().numpy()
+    if not valid.all():
+        tensor.masked_fill_(~usable[:, None], 0.0)
+    return DeviceBlock(tensor, usable, valid=valid, **known)
 
 
 def plain_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
@@ -148,6 +198,7 @@ def read_out(
             reading.states[name] = readout.fold(reading.states[name], block)
             if arrays := readout.per_example(block):
                 keep(name, block.start, arrays)
+    reading.states = {name: readouts[name].settle(s) for name, s in reading.states.items()}
     return reading
 
 
@@ -188,18 +239,18 @@ def _common_length(blocks: Sequence[RowBlock]) -> int:
 
 def _add_product(codec: Codec, queries: Tensor, block: RowBlock, out: Tensor) -> None:
     """Write one block's scores at one checkpoint into the first rows of ``out``."""
-    encoded = Encoded(*(_on(queries.device, array) for array in (block.codes, block.scale)))
+    encoded = Encoded(*(_tensor(array) for array in (block.codes, block.scale)))
     codec.product(queries, encoded, out=out[: len(encoded.codes)])
 
 
-def _on(device: torch.device, array: np.ndarray | None) -> Tensor:
-    """Return ``array`` on ``device``, with zero rows up to a multiple of the padding."""
+def _tensor(array: np.ndarray | None) -> Tensor:
+    """Return ``array`` with zero rows up to a multiple of the padding."""
     assert array is not None, "scores need codes and scales"
     if len(array) % PADDING_ROWS:
         padded = np.zeros((_padded(len(array)), *array.shape[1:]), array.dtype)
         padded[: len(array)] = array
         array = padded
-    return torch.from_numpy(array).to(device)
+    return torch.from_numpy(array)
 
 
 def _padded(rows: int) -> int:
@@ -210,17 +261,23 @@ def _score_block(
     scores: np.ndarray, terms: Sequence[Term], blocks: Sequence[RowBlock]
 ) -> ScoreBlock:
     """Return the block, with rows that are flagged or not finite at any checkpoint taken out."""
-    valid = np.all([block.flags == 0 for block in blocks], axis=0)
-    weights = (np.float32(term.weight) for term in terms)
-    own = sum(w * block.self_influence for w, block in zip(weights, blocks, strict=True))
+    known = _known(terms, blocks)
+    valid = known["valid"]
     if not np.isfinite(scores.max(initial=0)) or not np.isfinite(scores.min(initial=0)):
         valid &= np.isfinite(scores).all(axis=1)
     scores[~valid] = 0
-    return ScoreBlock(
-        start=blocks[0].start,
-        scores=scores,
-        valid=valid,
-        self_influence=np.asarray(own, np.float32),
-        loss=np.stack([block.loss for block in blocks]).mean(axis=0, dtype=np.float32),
-        group=blocks[0].group,
-    )
+    return ScoreBlock(scores=scores, **known)
+
+
+def _known(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> dict[str, Any]:
+    """Return what a block of scores holds beside them, in new arrays; ``valid`` as the flags say."""
+    weights = (np.float32(term.weight) for term in terms)
+    own = sum(w * block.self_influence for w, block in zip(weights, blocks, strict=True))
+    group = blocks[0].group
+    return {
+        "start": blocks[0].start,
+        "valid": np.all([block.flags == 0 for block in blocks], axis=0),
+        "self_influence": np.asarray(own, np.float32),
+        "loss": np.stack([block.loss for block in blocks]).mean(axis=0, dtype=np.float32),
+        "group": None if group is None else group.copy(),
+    }

@@ -3,17 +3,32 @@
 from collections.abc import Sequence
 from typing import Any
 
-from streamfluence.layout import collect_stage
+import numpy as np
+
+from streamfluence.layout import TRAINING_LOSS, collect_stage
+from streamfluence.stages._columns import column
 from streamfluence.stages._damping import spread
-from streamfluence.stages._doubts import energy_kept, row_doubts, sketch_doubts
-from streamfluence.stages._sets import partition_count, plan_stage
-from streamfluence.store import Receipt, RunStore
+from streamfluence.stages._doubts import (
+    energy_kept,
+    model_doubts,
+    row_doubts,
+    score_doubts,
+    sketch_doubts,
+)
+from streamfluence.stages._finished import Finished, finished
+from streamfluence.stages._rests_on import only_receipt
+from streamfluence.stages._sets import partition_count, plan_stage, set_facts
+from streamfluence.store import Receipt, RunStore, array_names
 
 
-def record(store: RunStore, label: str) -> dict[str, Any]:
-    """Return the header of one result, JSON-able."""
-    spec = store.read_document(f"scores/{label}/score.json")
-    counts = store.receipts(f"scores/{label}")[0].facts
+def record(store: RunStore, label: str, scores: Finished | None = None) -> dict[str, Any]:
+    """Return the header of one result, JSON-able.
+
+    Args:
+        scores: Where they were opened, and so checked, already.
+    """
+    scores = scores or finished(store, label)
+    spec, counts = scores.spec, scores.receipt.facts
     return {
         "meaning": spec["meaning"],
         "unit": spec["unit"],
@@ -25,13 +40,33 @@ def record(store: RunStore, label: str) -> dict[str, Any]:
         "non_finite_examples": counts["invalid"],
         "partitions": partition_count(store, "train"),
         "missing_partitions": spec["missing_partitions"],
-        "warnings": warnings(store, spec["missing_partitions"]),
+        "previews": counts["previews"],
+        "warnings": warnings(store, spec["missing_partitions"], [scores]),
     }
 
 
-def warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
-    """Return what makes the scores of a run doubtful, one sentence each with the fix."""
-    return [*sketch_warnings(store), *row_warnings(store, missing_partitions)]
+def warnings(
+    store: RunStore, missing_partitions: list[int], results: Sequence[Finished]
+) -> list[str]:
+    """Return what makes scores of a run doubtful, one sentence each with the fix."""
+    of_scores = [doubt for scores in results for doubt in score_warnings(store, scores)]
+    return [
+        *sketch_warnings(store),
+        *row_warnings(store, missing_partitions),
+        *dict.fromkeys(of_scores),
+    ]
+
+
+def score_warnings(store: RunStore, scores: Finished) -> list[str]:
+    """Return the doubts that the scores themselves raise, where they keep the largest."""
+    names = [f"top_k.{side}_scores" for side in ("positive", "negative")]
+    queries = set_facts(store, scores.spec["queries"])
+    losses = queries["measurement"] in ("loss", TRAINING_LOSS)
+    if not losses or not set(names) <= set(array_names(scores.receipt)):
+        return []
+    sides = [np.abs(store.read(scores.receipt, name)[:, :1]) for name in names]
+    largest = np.nan_to_num(np.concatenate(sides, axis=1), posinf=0.0).max(axis=1, initial=0.0)
+    return score_doubts(largest.tolist(), column(store, scores.spec["queries"], "loss").tolist())
 
 
 def sketch_warnings(store: RunStore) -> list[str]:
@@ -39,7 +74,9 @@ def sketch_warnings(store: RunStore) -> list[str]:
     checkpoints = range(len(store.manifest["checkpoints"]))
     plans = [plan_facts(store, checkpoint) for checkpoint in checkpoints]
     coverages = [coverage_facts(store, checkpoint) for checkpoint in checkpoints]
-    return sketch_doubts(store.manifest, plans, coverages)
+    names = [checkpoint["path"] for checkpoint in store.manifest["checkpoints"]]
+    facts = [coverage.get("plausibility") or {} for coverage in coverages]
+    return [*model_doubts(names, facts), *sketch_doubts(store.manifest, plans, coverages)]
 
 
 def row_warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
@@ -97,7 +134,7 @@ def _effective_dimension(store: RunStore, plan: dict[str, Any], damping: float |
     """Return the sum of value / (value + damping) over all directions."""
     if damping is None or not plan["blocks"]:
         return sum(block["effective_dimension"] for block in plan["blocks"])
-    values = store.read(store.receipts(plan_stage(0))[0], "values")
+    values = store.read(only_receipt(store, plan_stage(0)), "values")
     return float((values / (values + damping)).sum())
 
 
@@ -139,13 +176,13 @@ def note(manifest: dict[str, Any], facts: dict[str, Any]) -> str | None:
 
 def coverage_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
     """Return what the coverage check of one checkpoint found."""
-    receipt = store.receipts(f"sketch/{checkpoint}/coverage")[0]
+    receipt = only_receipt(store, f"sketch/{checkpoint}/coverage")
     return store.read_attributes(receipt)["facts"]
 
 
 def plan_facts(store: RunStore, checkpoint: int) -> dict[str, Any]:
     """Return what the sketch of one checkpoint decided."""
-    receipt = store.receipts(plan_stage(checkpoint))[0]
+    receipt = only_receipt(store, plan_stage(checkpoint))
     return store.read_attributes(receipt)["facts"]
 
 

@@ -122,7 +122,9 @@ class _Net:
             for part in right.split(step)
         ]
         solved = torch.cat([system.solution for system in systems])
-        scores = torch.cat([linear.slopes(batch, solved) for batch in self._batches], dim=1)
+        training = self._task.training_loss
+        slopes = [linear.slopes(batch, solved, training) for batch in self._batches]
+        scores = torch.cat(slopes, dim=1)
         return scores.T.double().cpu().numpy(), systems
 
     def _measure(self, returned: Any) -> Tensor:
@@ -143,7 +145,7 @@ def _precise(
     if double:
         model = model.double()
         with torch.no_grad(), suppress(InputError):
-            outputs, _ = task.forward(model, _cast(pilot.batches[0], torch.float64))
+            outputs, *_ = task.forward(model, _cast(pilot.batches[0], torch.float64))
             if outputs.dtype == torch.float64:
                 return model, torch.float64
     return model.float(), torch.float32

@@ -1,38 +1,37 @@
-"""Turn a job into the manifest of a run: look everything up once, and pin it by digest.
-
-Digesting a large data set is slow, so an identity is kept under the run by the
-cheap signature (sizes and times) it was taken at; only a changed signature is
-digested again.
-"""
+"""Turn a job into the manifest of a run: look everything up once, and pin it by digest."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from streamfluence.codecs._compressors import zarr_compressors
 from streamfluence.data import open_reader
-from streamfluence.data.base import Reader
+from streamfluence.data._files import file_signatures
 from streamfluence.defaults import decisive, projection_of
-from streamfluence.errors import DamageError, InputError, StorageError
-from streamfluence.layout import FORMAT_VERSION, default_partition_examples
+from streamfluence.errors import InputError
+from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples
 from streamfluence.manifest import Job
 from streamfluence.registry import member
+from streamfluence.stages._identity import identity
+from streamfluence.stages._identity import plain as _plain
+from streamfluence.stages._rehearsal import rehearse
 from streamfluence.store import RunStore, open_storage
-from streamfluence.store.documents import seal, unseal
+from streamfluence.store.vacate import vacate
 from streamfluence.task import load_task
 
 _QUERY_KEYS = ("measurement",)
 
 
-def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
+def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = None) -> RunStore:
     """Create the run of a job, or open it when it exists and agrees.
+
+    A run of another job in which nothing was ever made is no run yet, and gives way.
 
     Args:
         digest: False pins the data by its cheap signature only, for a run that is thrown away.
+        device: Where to try the task on a few examples before a run is made; None leaves that out.
 
     Raises:
         InputError: If an input is missing, or the run was made from another job or other data.
@@ -53,10 +52,13 @@ def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
             f"{len(weights)} checkpoint_weights for {len(paths)} checkpoints ({', '.join(paths)}); "
             "give each its weight, or leave checkpoint_weights out for the mean"
         )
+    if device is not None and not storage.exists(MANIFEST):
+        rehearse(job, task, paths[0], reader, device)
     manifest = {
         "format_version": FORMAT_VERSION,
         **decisive(job),
         "task_digest": task.digest,
+        "task_files": dict(task.files),
         "checkpoints": [checkpoint_facts(job.root, path) for path in paths],
         "checkpoint_weights": list(weights),
         "train": {
@@ -64,8 +66,10 @@ def open_run(job: Job, run_path: str, digest: bool = True) -> RunStore:
             "count": count,
             "partition_examples": _partition_examples(job, count),
             "identity": identity(storage, reader, job.train, digest),
+            "code": reader.code(),
         },
     }
+    vacate(storage, manifest)
     store = RunStore.create(run_path, manifest)
     for name, table in job.queries.items():
         add_query_set(store, job, name, table)
@@ -85,6 +89,7 @@ def add_query_set(store: RunStore, job: Job, name: str, table: Mapping[str, Any]
         "count": count,
         "partition_examples": _partition_examples(job, count),
         "identity": identity(store.storage, reader, data),
+        "code": reader.code(),
     }
     path = f"queries/{name}.json"
     if not store.has(path):
@@ -94,21 +99,6 @@ def add_query_set(store: RunStore, job: Job, name: str, table: Mapping[str, Any]
             f"query set {name!r} of {store.url} was made from other data or another measurement; give "
             f"the new set another name, or use a new run folder"
         )
-
-
-def identity(
-    storage: Any, reader: Reader, table: Mapping[str, Any], digest: bool = True
-) -> dict[str, Any]:
-    """Return the reader's identity, from the run's cache when its files are untouched since."""
-    signature = json.dumps([_plain(table), reader.stat_signature()], sort_keys=True)
-    path = f"identities/{hashlib.sha256(signature.encode()).hexdigest()[:32]}.json"
-    with suppress(FileNotFoundError, DamageError):
-        return unseal(storage.read(path), path)
-    found = _plain(reader.identity()) if digest else {"signature": signature}
-    # Only a cache: in a run that cannot be written to, or where a damaged one lies, it is done without.
-    with suppress(StorageError):
-        storage.create(path, seal(found))
-    return found
 
 
 def expand(job: Job) -> list[str]:
@@ -128,15 +118,23 @@ def expand(job: Job) -> list[str]:
 def checkpoint_facts(root: Path, name: str) -> dict[str, Any]:
     """Return path and sha256 of a checkpoint file, or of every file of a checkpoint folder."""
     path = root / name
-    if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist; check `checkpoints` in the job")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    for file in files:
+    for file in _checkpoint_files(path):
         digest.update(os.fsencode(file.relative_to(path.parent)))
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return {"path": name, "sha256": digest.hexdigest()}
+
+
+def checkpoint_signature(path: Path) -> Any:
+    """Return sizes and times of the files of a checkpoint."""
+    return file_signatures(_checkpoint_files(path))
+
+
+def _checkpoint_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"checkpoint {path} does not exist; check `checkpoints` in the job")
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _check_names(job: Job) -> None:
@@ -154,7 +152,3 @@ def _partition_examples(job: Job, count: int) -> int:
     if wanted == "auto":
         return default_partition_examples(count, job.compute.batch_size)
     return wanted
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

@@ -23,8 +23,9 @@ def reuse_sketch(source: RunStore, target: RunStore) -> bool:
     plans = {plan_stage(number) for number in range(len(source.manifest["checkpoints"]))}
     for stage in source.stages():
         if stage.startswith("sketch/") and stage not in plans:
-            for part in source.receipts(stage):
-                save_state(target, stage, part, *load_state(source, stage, part))
+            for part, receipt in source.receipts(stage).items():
+                state, facts = load_state(source, stage, part)
+                save_state(target, stage, part, state, facts, dict(receipt.facts))
     return True
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.data import batch_length, map_batch, prefetch
+from streamfluence.data import batch_length, prefetch, select_batch
 from streamfluence.errors import NonFiniteError
 from streamfluence.stages._session import Session
 
@@ -64,15 +64,15 @@ def sample_batches(
         if bool(wanted.all()):
             yield ids, batch
         elif bool(wanted.any()):
-            yield ids[wanted], _selected(batch, wanted.nonzero().squeeze(1))
+            yield ids[wanted], select_batch(batch, wanted.nonzero().squeeze(1))
 
 
 def finite_examples(
     session: Session, checkpoint: int, ids: Tensor, batch: Any
 ) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
-    with torch.no_grad():
-        loss = session.task.loss(session.forward(session.model(checkpoint), batch))
+    returned = session.forward(session.model(checkpoint), batch)
+    loss = session.task.training_loss(returned).detach()
     finite = torch.isfinite(loss)
     if bool(finite.all()):
         return ids, batch
@@ -82,11 +82,7 @@ def finite_examples(
             f"have a NaN or infinite loss; check the data and the model's precision"
         )
     keep = finite.nonzero().squeeze(1)
-    return ids[keep.cpu()], _selected(batch, keep)
-
-
-def _selected(batch: Any, places: Tensor) -> Any:
-    return map_batch(lambda leaf: leaf[places.to(leaf.device)], batch)
+    return ids[keep.cpu()], select_batch(batch, keep)
 
 
 def _evenly(rows: np.ndarray, count: int) -> np.ndarray:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamfluence.capture import Capture, Scales, Uses, by_block
+from streamfluence.capture import Capture, Scales, Uses, by_block, eager
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Curvature, Factor
-from streamfluence.data import batch_length, map_batch, open_reader, to_tensors
+from streamfluence.data import batch_length, map_batch, to_tensors
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
 from streamfluence.features.gradient import Gradient
@@ -23,6 +23,7 @@ from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping, _resolve
+from streamfluence.stages._identity import pinned_reader, plain
 from streamfluence.stages._sets import plan_stage, scales_stage, set_facts
 from streamfluence.store import RunStore
 from streamfluence.task import Task, load_task
@@ -43,7 +44,7 @@ class Session:
         self.root = Path(self.manifest["root"])
         self.device = torch.device(device)
         self.task = self._task()
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, tuple[Reader, Any]] = {}
         self._models: dict[int, nn.Module] = {}
         self._captures: dict[int, Capture] = {}
 
@@ -54,23 +55,46 @@ class Session:
     def reader(self, example_set: str) -> Reader:
         """Return the reader of an example set, after checking that its data is what the run pinned."""
         if example_set not in self._readers:
-            facts = self.table(example_set)
-            reader = open_reader(dict(facts["table"]), self.root)
-            found = _resolve.identity(self.store.storage, reader, facts["table"])
-            if found != facts["identity"]:
-                raise InputError(
-                    f"the data of {example_set!r} changed since {self.store.url} was made: "
-                    f"{_difference(facts['identity'], found)}; restore it, or use a new run folder"
-                )
-            self._readers[example_set] = reader
-        return self._readers[example_set]
+            self._readers[example_set] = pinned_reader(self.store, example_set)
+        return self._readers[example_set][0]
+
+    def refresh(self, example_set: str) -> None:
+        """Check the data of an example set again if its files were touched since that was done.
+
+        A worker lives long; every work unit that reads begins with this.
+        """
+        if self._touched(example_set):
+            del self._readers[example_set]
+            self.reader(example_set)
+
+    def refuse_touched(self, example_set: str) -> None:
+        """Raise InputError if the files of an example set were touched since they were checked.
+
+        What was read since may be anything; every work unit that reads ends with this.
+        """
+        if self._touched(example_set):
+            raise InputError(
+                f"the data of {example_set!r} was written to while it was read, and what was made of it "
+                f"was thrown away; wait until nothing writes to it, then run the same command again"
+            )
+
+    def _touched(self, example_set: str) -> bool:
+        self.reader(example_set)
+        reader, signature = self._readers[example_set]
+        return plain(reader.stat_signature()) != signature
 
     def batch(self, host_batch: Any) -> Any:
         """Return a batch as tensors on the device; pinned and copied without waiting on CUDA."""
         tensors = to_tensors(host_batch)
         if self.device.type == "cpu":
             return tensors
-        return map_batch(lambda t: t.pin_memory().to(self.device, non_blocking=True), tensors)
+        return map_batch(self._sent, tensors)
+
+    def _sent(self, array: Any) -> Any:
+        """Return a tensor on its way to the device; an array that torch cannot hold stays."""
+        if not isinstance(array, Tensor):
+            return array
+        return array.pin_memory().to(self.device, non_blocking=True)
 
     @property
     def half(self) -> bool:
@@ -83,7 +107,9 @@ class Session:
 
     def forward_at(self, half: bool, model: nn.Module, batch: Any) -> Any:
         """Run the task's forward in bfloat16 or float32, and check what it returns."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        # With gradients also where none is asked for: a model may differentiate itself in forward.
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        with eager(), torch.enable_grad(), autocast:
             returned = self.task.forward(model, batch)
         self.task.check(returned, batch_length(batch))
         return returned
@@ -155,23 +181,29 @@ class Session:
 
     def _load_model(self, checkpoint: int) -> nn.Module:
         pinned = self.manifest["checkpoints"][checkpoint]
-        found = _resolve.checkpoint_facts(self.root, pinned["path"])
-        if found != pinned:
+        path = self.root / pinned["path"]
+        before = _resolve.checkpoint_signature(path)
+        if _resolve.checkpoint_facts(self.root, pinned["path"]) != pinned:
             raise InputError(
-                f"checkpoint {self.root / pinned['path']} changed since {self.store.url} was made; "
+                f"checkpoint {path} changed since {self.store.url} was made; "
                 f"restore it, or use a new run folder"
             )
-        model = self.task.model(self.root / pinned["path"]).to(self.device)
+        model = self.task.model(path).to(self.device)
+        if _resolve.checkpoint_signature(path) != before:
+            raise InputError(
+                f"checkpoint {path} was written to while it was loaded; wait until nothing writes to it, "
+                f"then run the same command again"
+            )
         # Only pilot runs of `evaluate sanity` name a seed here; a job cannot.
         seed = self.manifest["model"].get("shuffle")
         return model if seed is None else shuffled(model, seed)
 
     def _task(self) -> Task:
-        task = load_task(self.manifest["task"], self.root)
+        task = load_task(self.manifest["task"], self.root, self.manifest["task_files"])
         if task.digest != self.manifest["task_digest"]:
             raise InputError(
-                f"task {self.manifest['task']} changed since {self.store.url} was made; its rows would "
-                f"not match those already stored, so restore it or use a new run folder"
+                f"the manifest of {self.store.url} names files of task {self.manifest['task']} that its own "
+                f"task_digest is not of; it was edited, so use a new run folder"
             )
         return task
 
@@ -256,11 +288,20 @@ def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:
 
 
 def save_state(
-    store: RunStore, stage: str, partition: int, state: State, facts: dict[str, Any]
+    store: RunStore,
+    stage: str,
+    partition: int,
+    state: State,
+    facts: dict[str, Any],
+    rests_on: dict[str, str] | None = None,
 ) -> None:
-    """Commit a state with its facts as attributes."""
+    """Commit a state with its facts as attributes.
+
+    Args:
+        rests_on: Digests of what it was made from, for its receipt.
+    """
     arrays = {key: value.cpu().numpy() for key, value in state.items()}
-    store.commit(stage, partition, arrays, {"facts": facts})
+    store.commit(stage, partition, arrays, {"facts": facts}, rests_on)
 
 
 def load_state(store: RunStore, stage: str, partition: int) -> tuple[State, dict[str, Any]]:
@@ -275,18 +316,3 @@ def select(state: State, prefix: str) -> State:
     """Return the entries under ``prefix/``, without it."""
     cut = len(prefix) + 1
     return {key[cut:]: value for key, value in state.items() if key.startswith(prefix + "/")}
-
-
-def _difference(pinned: Any, found: Any) -> str:
-    """Return one short line on the first thing that differs between two identities."""
-    if isinstance(pinned, dict) and isinstance(found, dict):
-        for key in sorted({*pinned, *found}):
-            if pinned.get(key) != found.get(key):
-                inner = _difference(pinned.get(key), found.get(key))
-                return inner if isinstance(pinned.get(key), (dict, list)) else f"{key}: {inner}"
-    if isinstance(pinned, list) and isinstance(found, list):
-        for one, other in zip(pinned, found, strict=False):
-            if one != other:
-                return _difference(one, other)
-        return f"{len(pinned)} entries then, {len(found)} now"
-    return f"{pinned!r} then, {found!r} now"

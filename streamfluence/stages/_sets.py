@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from streamfluence.errors import IncompleteError, InputError
-from streamfluence.layout import collect_stage
+from streamfluence.errors import DamageError, IncompleteError, InputError
+from streamfluence.layout import TRAINING_LOSS, collect_stage
 from streamfluence.store import RunStore
 
 
 def set_facts(store: RunStore, example_set: str) -> dict[str, Any]:
     """Return the pinned facts of a set: table, count, partition_examples, measurement, identity."""
     if example_set == "train":
-        return {**store.manifest["train"], "measurement": "loss"}
+        return {**store.manifest["train"], "measurement": TRAINING_LOSS}
     known = query_sets(store)
     if example_set not in known:
         raise InputError(
@@ -24,9 +24,26 @@ def query_sets(store: RunStore) -> list[str]:
     return [name.removesuffix(".json") for name in store.storage.children("queries")[1]]
 
 
+def pinned_query_sets(store: RunStore) -> list[str]:
+    """Return the names of the query sets, sorted; a listing that lost one is no answer.
+
+    Raises:
+        DamageError: If rows of a query set are there, but not what pins it.
+    """
+    known = query_sets(store)
+    collected = store.storage.children("receipts/collect")[0]
+    lost = sorted(set(collected) - {"train", *known})
+    if lost:
+        raise DamageError(
+            f"{store.url} has rows of the query set {lost[0]!r}, but its document queries/{lost[0]}.json "
+            f"is gone; repeat `streamfluence run` with the same job, which writes it again"
+        )
+    return known
+
+
 def named_query_set(store: RunStore, name: str | None) -> str:
     """Return the query set of this name, or the only one; InputError if that is none."""
-    known = query_sets(store)
+    known = pinned_query_sets(store)
     if name in known:
         return str(name)
     if name is not None or not known:
@@ -42,7 +59,31 @@ def named_query_set(store: RunStore, name: str | None) -> str:
 def score_names(store: RunStore) -> list[str]:
     """Return the names of the scores that were asked for, sorted."""
     folders = store.storage.children("scores")[0]
-    return [name for name in folders if store.has(f"scores/{name}/score.json")]
+    return [name for name in folders if store.has(score_path(name))]
+
+
+def pinned_score_names(store: RunStore) -> list[str]:
+    """Return the names of the scores that were asked for, sorted; a listing that lost one is no answer.
+
+    Raises:
+        DamageError: If results are there, but not what says what they are of.
+    """
+    known = score_names(store)
+    made = {
+        name for top in ("score", "scores") for name in store.storage.children(f"receipts/{top}")[0]
+    }
+    lost = sorted(made - set(known))
+    if lost:
+        raise DamageError(
+            f"{store.url} has results of the scores {lost[0]!r}, but their document {score_path(lost[0])} "
+            f"is gone; repeat `streamfluence score` with the same settings, which writes it again"
+        )
+    return known
+
+
+def score_path(label: str) -> str:
+    """Return the path of the document that says what scores are of and how they are made."""
+    return f"scores/{label}/score.json"
 
 
 def partition_count(store: RunStore, example_set: str) -> int:

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 
 from streamfluence.capture import Scales, Uses
-from streamfluence.errors import NonFiniteError
+from streamfluence.errors import DamageError, NonFiniteError
 from streamfluence.linalg import State
+from streamfluence.registry import member
+from streamfluence.stages import _damping
+from streamfluence.stages._rests_on import only_receipt
 from streamfluence.stages._sample import sample_batches, sample_rows, sample_tasks
 from streamfluence.stages._session import Session, load_state, save_state
+from streamfluence.stages._sets import scales_stage
+from streamfluence.store.digests import content_digest
 
 EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum
 PROBES_PER_DIRECTION = 20  # examples x probes a direction; fewer leave noise in small eigenvalues
@@ -39,6 +44,8 @@ def accumulate(
     gradient = opened.gradient(checkpoint, None, scales)
     examples = number = 0
     vectors = "loss gradients"
+    base = pass_base(opened, checkpoint, stage)
+    opened.refresh("train")
     for ids, batch in sample_batches(opened, checkpoint, task, at_most):
         examples += len(ids)
         number = 0
@@ -59,12 +66,14 @@ def accumulate(
                 f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
                 f"{task} of its sample, though the losses are finite; check the model's precision"
             )
+    opened.refuse_touched("train")
     save_state(
         opened.store,
         f"sketch/{checkpoint}/{stage}",
         task,
         state,
         {"examples": examples, "vectors": vectors, "vectors_an_example": number},
+        {"states": base},
     )
 
 
@@ -100,10 +109,39 @@ def probe_count(opened: Session, columns: int) -> int | None:
 
 
 def merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:
-    """Return the parts of one pass merged in their fixed order, and the examples they hold."""
+    """Return the parts of one pass merged in their fixed order, and the examples they hold.
+
+    The state is on the device, where eigenvectors are found faster.
+    """
+    _refuse_other_base(opened, checkpoint, stage)
     state, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)
     examples = facts["examples"]
     for task in range(1, sample_tasks(opened)):
         part, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", task)
         state, examples = merge(state, part), examples + facts["examples"]
-    return state, examples
+    return {key: value.to(opened.device) for key, value in state.items()}, examples
+
+
+def pass_base(opened: Session, checkpoint: int, stage: str) -> str:
+    """Return a digest of the states that a pass over the sample was given: coordinates and directions."""
+    kind = member("projections", opened.manifest["projection"]["name"])
+    given = []
+    if stage != "squares" and _damping.by_weight(opened.manifest["curvature"]):
+        given.append(scales_stage(checkpoint))
+    fitted = f"sketch/{checkpoint}/fitted"
+    if stage.startswith("refine-"):
+        given.append(f"{fitted}-{int(stage.removeprefix('refine-')) - 1}")
+    elif stage == "gram" and kind.fitted:
+        given.append(f"{fitted}-{len(kind.passes) - 1}")
+    return content_digest(only_receipt(opened.store, each) for each in given)
+
+
+def _refuse_other_base(opened: Session, checkpoint: int, stage: str) -> None:
+    """Raise DamageError unless every part of a pass was given the states that are there now."""
+    base = pass_base(opened, checkpoint, stage)
+    for task, receipt in opened.store.receipts(f"sketch/{checkpoint}/{stage}").items():
+        if receipt.facts.get("states") != base:
+            raise DamageError(
+                f"part {task} of stage {receipt.stage} of {opened.store.url} was made with other states of "
+                f"the sketch than are there now; put back what was there, or use a new run folder"
+            )

@@ -17,6 +17,8 @@ from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.stages import _damping
+from streamfluence.stages._plausible import plausibility
+from streamfluence.stages._rests_on import scales_digest
 from streamfluence.stages._sample import finite_examples
 from streamfluence.stages._session import (
     Session,
@@ -40,11 +42,12 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     model = opened.model(checkpoint)
     # Coverage is proved in float32: bfloat16 rounds by more than a missed use would show.
     exact = opened.planned(model, partial(opened.forward_at, False)) if opened.half else capture
-    exact.check(batch, opened.task.loss)
+    exact.check(batch, opened.task.training_loss)
     facts = {
         "precision_cosine": _precision_cosine(opened, model, batch) if opened.half else None,
         "announcements": list(capture.announcements),
         **_covered(model, capture),
+        "plausibility": plausibility(opened, checkpoint),
         "blocks": [
             {"name": b.name, "parameters": list(b.parameters), "size": b.size}
             for b in capture.blocks
@@ -69,7 +72,7 @@ def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
     parameters = [p for p in model.parameters() if p.requires_grad]
     flat = []
     for half in (True, False):
-        loss = opened.task.loss(opened.forward_at(half, model, batch)).sum()
+        loss = opened.task.training_loss(opened.forward_at(half, model, batch)).sum()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
@@ -203,7 +206,8 @@ def plan(run_path: str, device: str, checkpoint: int) -> None:
         "codec": codec_kind(codec_arrays).facts(),
         "blocks": _block_facts(opened, projection, factor),
     }
-    save_state(opened.store, plan_stage(checkpoint), 0, arrays, facts)
+    rests_on = {"scales": scales_digest(opened.store, checkpoint)}
+    save_state(opened.store, plan_stage(checkpoint), 0, arrays, facts, rests_on)
 
 
 def ready_projection(opened: Session, checkpoint: int) -> Projection:

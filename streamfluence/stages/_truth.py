@@ -110,7 +110,7 @@ def open_truth(
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: everything is trained with at least one seed")
     for name in ("train", example_set):
-        opened.reader(name)  # checks that the data is still what the run pinned
+        opened.refresh(name)  # checks that the data is still what the run pinned
     manifest = _manifest(opened, example_set)
     path = path or _beside(run_path, example_set, manifest)
     if open_storage(path).exists(MANIFEST):

@@ -7,13 +7,14 @@ import numpy as np
 
 from streamfluence.errors import InputError
 from streamfluence.evaluation.retraining import Subset
-from streamfluence.layout import Span, collect_stage, cut
+from streamfluence.layout import Span, cut
 from streamfluence.stages._execution import Execution, Progress
-from streamfluence.stages._score_tasks import partition_scores
-from streamfluence.stages._sets import partition_count, query_sets, score_names
+from streamfluence.stages._finished import finished, read_spec
+from streamfluence.stages._rows import row_receipts, spans
+from streamfluence.stages._sets import pinned_query_sets, pinned_score_names
+from streamfluence.stages._stored_rows import partition_scores
 from streamfluence.stages._truth import Truth
 from streamfluence.stages.score import score
-from streamfluence.stages.top import finished
 from streamfluence.store import RunStore
 
 _BLOCK_ROWS = 8192
@@ -26,14 +27,14 @@ def judged_query_set(store: RunStore, queries: str | None, scores: str | None) -
         InputError: If there is none, or the names contradict each other.
     """
     if scores is not None:
-        if scores not in score_names(store):
-            known = ", ".join(score_names(store)) or "none"
+        if scores not in pinned_score_names(store):
+            known = ", ".join(pinned_score_names(store)) or "none"
             raise InputError(f"{store.url} has no scores {scores!r}; there are: {known}")
-        of_scores = store.read_document(f"scores/{scores}/score.json")["queries"]
+        of_scores = read_spec(store, scores)["queries"]
         if queries not in (None, of_scores):
             raise InputError(f"scores {scores!r} are of the queries {of_scores!r}, not {queries!r}")
         return of_scores
-    names = query_sets(store)
+    names = pinned_query_sets(store)
     chosen = queries or (names[0] if len(names) == 1 else None)
     if chosen not in names:
         raise InputError(
@@ -62,8 +63,7 @@ def judged_scores(
         made = score(run_path, [example_set], damping, execution=execution, progress=progress)
         scores = made["scores"][0]["name"]
     store = RunStore.open(run_path)
-    finished(store, scores)
-    if store.read_document(f"scores/{scores}/score.json")["missing_partitions"]:
+    if finished(store, scores).spec["missing_partitions"]:
         raise InputError(
             f"scores {scores!r} leave out partitions of the training set, so their sums over subsets mean "
             f"nothing; run `streamfluence collect` and score under another --name"
@@ -81,7 +81,7 @@ class Scores:
 
     def __init__(self, run_path: str, label: str) -> None:
         self.run_path, self.store = run_path, RunStore.open(run_path)
-        self.spec = self.store.read_document(f"scores/{label}/score.json")
+        self.spec = finished(self.store, label).spec
         self.count = self.store.manifest["train"]["count"]
         self.without_score: set[int] = set()
 
@@ -92,7 +92,7 @@ class Scores:
             rows: Only partitions that hold one of these.
         """
         size = self.store.manifest["train"]["partition_examples"]
-        wanted = range(partition_count(self.store, "train"))
+        wanted = range(len(spans(self.store, "train")))
         if rows is not None:
             wanted = np.unique(np.asarray(rows) // size).tolist()
         for partition in wanted:
@@ -145,7 +145,7 @@ class Scores:
             else np.full(len(weights), 1 / len(weights))
         )
         for checkpoint, factor in enumerate(scale):
-            receipts = self.store.receipts(collect_stage("train", checkpoint))
+            receipts = row_receipts(self.store, "train", checkpoint)
             for partition in np.unique(rows // size):
                 values = self.store.read(receipts[int(partition)], name)
                 inside = rows // size == partition

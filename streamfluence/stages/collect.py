@@ -7,6 +7,8 @@ from streamfluence.errors import IncompleteError, InputError, NonFiniteError
 from streamfluence.layout import Span, collect_stage
 from streamfluence.stages import _collect_tasks as work
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._rests_on import refuse_other_scales
+from streamfluence.stages._rows import refuse_strangers
 from streamfluence.stages._session import Session, session
 from streamfluence.stages._sets import partition_count, plan_stage, query_sets
 
@@ -42,6 +44,9 @@ def collect(
         raise InputError(
             f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}"
         )
+    for example_set in chosen:
+        for checkpoint in range(opened.checkpoint_count()):
+            refuse_strangers(opened.store, example_set, checkpoint)
     missing = [
         (example_set, checkpoint, number)
         for example_set in chosen
@@ -105,11 +110,12 @@ def _tasks(missing: list[tuple[str, int, int]], group: int) -> Iterator[tuple[st
 
 def _require_sketch(opened: Session) -> None:
     for checkpoint in range(opened.checkpoint_count()):
-        if not opened.store.receipts(plan_stage(checkpoint)):
+        if opened.store.receipt(plan_stage(checkpoint), 0) is None:
             raise IncompleteError(
                 f"{opened.store.url}: checkpoint {checkpoint} has no sketch yet, and rows are stored in "
                 f"the directions it chooses; run `streamfluence sketch` first"
             )
+        refuse_other_scales(opened.store, checkpoint)
 
 
 def _check(opened: Session, example_set: str) -> dict[str, Any]:

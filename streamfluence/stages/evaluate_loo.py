@@ -167,7 +167,9 @@ def _outputs(opened: Session) -> int | None:
         return None
     batch = opened.batch(opened.reader("train").read(0, 1))
     with torch.no_grad():
-        outputs, targets = opened.forward_at(False, opened.model(0), batch)
+        outputs, targets, *more = opened.forward_at(False, opened.model(0), batch)
+    if more or opened.task.has_training_loss:  # then leverage is not a function of the loss
+        return None
     several = targets.numel() > 1 and type(opened.task.likelihood).__name__ == "Categorical"
     return None if several else outputs.numel()
 

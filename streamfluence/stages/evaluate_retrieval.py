@@ -12,16 +12,22 @@ import numpy as np
 
 from streamfluence.errors import InputError
 from streamfluence.evaluation.retrieval import FirstPass, SecondPass, chance_reciprocal_rank
-from streamfluence.stages import _product
+from streamfluence.readouts.base import ScoreBlock
 from streamfluence.stages._columns import column, has_column
-from streamfluence.stages._lists import checked_rows, read_json, rows_of_ids, whole_numbers
-from streamfluence.stages._score_tasks import StoredRows, score_sides
+from streamfluence.stages._lists import (
+    checked_rows,
+    distinct_ids,
+    read_json,
+    rows_of_ids,
+    whole_numbers,
+)
 from streamfluence.stages._sets import named_query_set, partition_count, require_complete, set_facts
+from streamfluence.stages._stored_rows import query_tiles, tile_blocks
 from streamfluence.store import RunStore
 
 DEFAULT_KS = (1, 10, 100)
-# Whether each example of a block is relevant, (query, example).
-Relevance = Callable[[_product.ScoreBlock], np.ndarray]
+# Whether each example of a block is relevant for some of the queries, (query, example).
+Relevance = Callable[[ScoreBlock, np.ndarray], np.ndarray]
 
 
 def evaluate_retrieval(
@@ -64,17 +70,18 @@ def evaluate_retrieval(
     else:
         chosen, relevance = _by_list(store, example_set, Path(relevant), by_id)
     count = store.manifest["train"]["count"]
-    longest = min(max(ks), count)
-    first = FirstPass(len(chosen), longest)
-    for scores, hits in _blocks(run_path, store, example_set, chosen, relevance):
-        first.add(scores, hits)
-    judged = first.relevant > 0
+    lengths = sorted({min(k, count) for k in ks})
+    found = [
+        _judge(run_path, store, example_set, tile, chosen, relevance, lengths)
+        for tile in query_tiles(store, example_set)
+    ]
+    n_relevant, recalls, ranks = (
+        np.concatenate(part, axis=-1) for part in zip(*found, strict=True)
+    )
+    judged = n_relevant > 0
     if not judged.any():
         raise InputError(f"no query of {example_set!r} shares its group with a training example")
-    second = SecondPass(first.best)
-    for scores, hits in _blocks(run_path, store, example_set, chosen, relevance):
-        second.add(scores, hits)
-    numbers = first.relevant[judged]
+    numbers = n_relevant[judged]
     return {
         "queries": example_set,
         "judged_queries": int(judged.sum()),
@@ -82,10 +89,13 @@ def evaluate_retrieval(
         "examples": count,
         "mean_relevant": float(numbers.mean()),
         "figures": [
-            *(_recall(first, judged, k, count) for k in sorted({min(k, count) for k in ks})),
+            *(
+                _recall(k, count, recall[judged], numbers)
+                for k, recall in zip(lengths, recalls, strict=True)
+            ),
             {
                 "figure": "mean reciprocal rank",
-                "value": float(second.reciprocal_rank()[judged].mean()),
+                "value": float(ranks[judged].mean()),
                 "chance": chance_reciprocal_rank(count, numbers),
                 "best": 1.0,
             },
@@ -93,27 +103,49 @@ def evaluate_retrieval(
     }
 
 
-def _recall(first: FirstPass, judged: np.ndarray, k: int, count: int) -> dict[str, Any]:
-    best = np.minimum(k, first.relevant[judged]) / first.relevant[judged]
+def _recall(k: int, count: int, recall: np.ndarray, relevant: np.ndarray) -> dict[str, Any]:
+    best = np.minimum(k, relevant) / relevant
     return {
         "figure": f"recall@{k}",
-        "value": float(first.recall(k)[judged].mean()),
+        "value": float(recall.mean()),
         "chance": k / count,
         "best": float(best.mean()),
     }
 
 
-def _blocks(
-    run_path: str, store: RunStore, example_set: str, chosen: np.ndarray, relevance: Relevance
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield scores and relevance of every block of examples, both ``(query, example)``."""
+def _judge(
+    run_path: str,
+    store: RunStore,
+    example_set: str,
+    tile: tuple[int, int],
+    chosen: np.ndarray,
+    relevance: Relevance,
+    lengths: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of the chosen queries of one tile how many examples are relevant, recall and reciprocal rank.
+
+    Shapes ``(query,)``, ``(length, query)`` and ``(query,)``. Reads the training rows twice.
+    """
+    mine = np.flatnonzero((chosen >= tile[0]) & (chosen < tile[1]))
+    if not len(mine):
+        return np.zeros(0, np.int64), np.zeros((len(lengths), 0)), np.zeros(0)
     partitions = list(range(partition_count(store, "train")))
-    terms = [
-        _product.Term(StoredRows(store, c, partitions, True), codec, rows[chosen], weight)
-        for c, (codec, rows, weight) in enumerate(score_sides(run_path, "cpu", example_set, None))
-    ]
-    for block in _product.score_blocks(terms, _product.rows_per_block(len(chosen))):
-        yield np.where(block.valid[:, None], block.scores, -np.inf).T, relevance(block)
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for block in tile_blocks(
+            run_path, store, example_set, None, partitions, tile, chosen[mine] - tile[0]
+        ):
+            scores = np.where(block.valid[:, None], block.scores, -np.inf).T
+            yield scores, relevance(block, mine)
+
+    first = FirstPass(len(mine), max(lengths))
+    for scores, hits in blocks():
+        first.add(scores, hits)
+    second = SecondPass(first.best)
+    for scores, hits in blocks():
+        second.add(scores, hits)
+    recalls = np.stack([first.recall(k) for k in lengths])
+    return first.relevant, recalls, second.reciprocal_rank()
 
 
 def _by_group(store: RunStore, example_set: str) -> tuple[np.ndarray, Relevance]:
@@ -125,9 +157,9 @@ def _by_group(store: RunStore, example_set: str) -> tuple[np.ndarray, Relevance]
             )
     groups = column(store, example_set, "group")
 
-    def relevance(block: _product.ScoreBlock) -> np.ndarray:
+    def relevance(block: ScoreBlock, mine: np.ndarray) -> np.ndarray:
         assert block.group is not None
-        return groups[:, None] == block.group
+        return groups[mine, None] == block.group
 
     return np.arange(len(groups)), relevance
 
@@ -141,11 +173,14 @@ def _by_list(
     order = np.argsort(rows, kind="stable")
     place, rows = place[order], rows[order]
 
-    def relevance(block: _product.ScoreBlock) -> np.ndarray:
+    def relevance(block: ScoreBlock, mine: np.ndarray) -> np.ndarray:
         stop = block.start + len(block.valid)
         low, high = np.searchsorted(rows, [block.start, stop])
-        hits = np.zeros((len(lists), len(block.valid)), bool)
-        hits[place[low:high], rows[low:high] - block.start] = True
+        line = np.full(len(lists), -1)
+        line[mine] = np.arange(len(mine))
+        lines = line[place[low:high]]
+        hits = np.zeros((len(mine), len(block.valid)), bool)
+        hits[lines[lines >= 0], rows[low:high][lines >= 0] - block.start] = True
         return hits
 
     return np.array(list(lists), np.int64), relevance
@@ -167,7 +202,7 @@ def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[i
                 f"{path}: {example_set!r} has queries 0 to {n_queries - 1}, not {query!r}"
             )
         where = f"{path}, query {query}"
-        numbers = whole_numbers(values, where)
+        numbers = distinct_ids(values, where) if by_id else whole_numbers(values, where)
         if not len(numbers):
             raise InputError(f"{where} lists no relevant example; leave the query out")
         lists[int(query)] = numbers if by_id else checked_rows(numbers, count, where)
@@ -176,6 +211,8 @@ def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[i
 
 def _mapped(store: RunStore, lists: dict[int, np.ndarray], path: Path) -> dict[int, np.ndarray]:
     """Return the rows of lists of ids, from one pass over the stored ids."""
+    texts = any(listed.dtype.kind == "U" for listed in lists.values())
+    lists = {q: listed.astype(str) if texts else listed for q, listed in lists.items()}
     wanted = np.unique(np.concatenate(list(lists.values())))
     rows, ids = rows_of_ids(store, wanted, str(path))
     return {query: rows[np.isin(ids, listed)] for query, listed in lists.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Encoded
-from streamfluence.data import concatenate, map_batch, slice_batch
+from streamfluence.data import concatenate, select_batch, slice_batch
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lds import spearman
 from streamfluence.stages._columns import columns
@@ -187,7 +187,7 @@ def _sums(pilot: Pilot) -> list[Check]:
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     for batch in pilot.batches:
-        loss = opened.task.loss(opened.forward(model, batch)).sum()
+        loss = opened.task.training_loss(opened.forward(model, batch)).sum()
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for name, part in zip(weights, found, strict=True):
             if part is not None:
@@ -250,7 +250,7 @@ def _reordered(pilot: Pilot, order: np.ndarray) -> list[Any]:
     """Return batches of the pilot's examples at these places."""
     whole = concatenate(pilot.batches)
     places = torch.from_numpy(order).to(pilot.opened.device)
-    moved = map_batch(lambda leaf: leaf[places] if isinstance(leaf, Tensor) else leaf, whole)
+    moved = select_batch(whole, places)
     size = pilot.opened.manifest["compute"]["batch_size"]
     return [slice_batch(moved, i, min(i + size, len(order))) for i in range(0, len(order), size)]
 

@@ -2,21 +2,36 @@
 
 import csv
 import json
+import re
+import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamfluence.errors import InputError, StorageError
-from streamfluence.layout import collect_stage
+from streamfluence.errors import InputError
+from streamfluence.stages._finished import Finished, finished, parse_query
+from streamfluence.stages._listed import lists
+from streamfluence.stages._named import named
+from streamfluence.stages._new_file import new_file
 from streamfluence.stages._record import record
-from streamfluence.stages._sets import partition_count, set_facts
-from streamfluence.stages.top import finished, parse_query
-from streamfluence.store import RunStore, array_names
+from streamfluence.store import RunStore
 
-FIELDS = ("query", "query_id", "side", "rank", "row", "id", "score", "loss", "self_influence")
+FIELDS = (
+    "query",
+    "query_id",
+    "query_group",
+    "side",
+    "rank",
+    "row",
+    "id",
+    "group",
+    "score",
+    "loss",
+    "self_influence",
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formula begins
 
 
 def export(
@@ -30,80 +45,74 @@ def export(
         name: Of the scores, when the run has several.
 
     The record (meaning, sign, unit, method, damping, coverage) is the comment lines ahead of a CSV,
-    the first line of JSON lines, and the schema metadata of Parquet.
+    the first line of JSON lines, and the schema metadata of Parquet. In a CSV a text that a
+    spreadsheet would run as a formula begins with an apostrophe; the other formats keep it as it is.
+
+    Raises:
+        IncompleteError: If the scores are not finished, or something they rest on is missing.
+        DamageError: If something they rest on is not what it was.
+        InputError: If the file exists, or the scores have no top_k.
     """
     store, path = RunStore.open(run_path), Path(output)
     kind = format or path.suffix.lstrip(".")
     if kind not in _WRITERS:
         raise InputError(f"format {kind!r} is none of {', '.join(_WRITERS)}; give --format")
-    if path.exists():
-        raise InputError(f"{path} exists already; remove it or name another file")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"the folder of {path} does not exist; make it, or name another file")
+    if kind == "parquet":
+        _pyarrow()  # refused before anything is written
     label, _ = parse_query(store, "0", name)
-    header = record(store, label) if finished(store, label) else {}
-    lines = list(_lines(store, label))
-    partial = path.with_name(path.name + ".partial")
-    try:
-        _WRITERS[kind](partial, header, lines)
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    scores = finished(store, label)
+    header, lines = record(store, label, scores), list(_lines(store, scores))
+    with new_file(path) as temporary:
+        _WRITERS[kind](temporary, header, lines)
     return {"output": str(path), "format": kind, "lines": len(lines), "record": header}
 
 
-def _lines(store: RunStore, label: str) -> Iterator[dict[str, Any]]:
+def _lines(store: RunStore, scores: Finished) -> Iterator[dict[str, Any]]:
     """Yield one dictionary a listed example."""
-    receipt = finished(store, label)
-    spec = store.read_document(f"scores/{label}/score.json")
-    if "top_k.positive_rows" not in array_names(receipt):
-        raise InputError(f"scores {label!r} have no top_k to export; add it to score.readouts")
-    query_ids = _ids(store, spec["queries"], np.arange(set_facts(store, spec["queries"])["count"]))
-    for side in ("positive", "negative"):
-        arrays = {
-            key: store.read(receipt, f"top_k.{side}_{key}")
-            for key in ("rows", "scores", "loss", "self_influence")
-        }
-        rows = arrays["rows"]
-        listed = np.unique(rows[rows >= 0])
-        ids = dict(zip(listed, _ids(store, "train", listed), strict=True))
-        for query, rank in zip(*np.nonzero(rows >= 0), strict=True):
-            row = rows[query, rank]
+    examples, queries = (named(store, scores.receipt, role) for role in ("train", "queries"))
+    for side, arrays in lists(store, scores).items():
+        for query, rank in zip(*np.nonzero(arrays["rows"] >= 0), strict=True):
+            row = int(arrays["rows"][query, rank])
             yield {
                 "query": int(query),
-                "query_id": int(query_ids[query]),
-                "side": "helps" if side == "positive" else "hurts",
+                "query_id": queries.of(int(query), "id"),
+                "query_group": queries.of(int(query), "group"),
+                "side": side,
                 "rank": int(rank) + 1,
-                "row": int(row),
-                "id": int(ids[row]),
+                "row": row,
+                "id": examples.of(row, "id"),
+                "group": examples.of(row, "group"),
                 "score": float(arrays["scores"][query, rank]),
                 "loss": float(arrays["loss"][query, rank]),
                 "self_influence": float(arrays["self_influence"][query, rank]),
             }
 
 
-def _ids(store: RunStore, example_set: str, rows: np.ndarray) -> np.ndarray:
-    """Return the stored ids of sorted rows, reading each partition once."""
-    size = set_facts(store, example_set)["partition_examples"]
-    ids = np.full(len(rows), -1, np.int64)
-    for partition in range(partition_count(store, example_set)):
-        low, high = np.searchsorted(rows, [partition * size, (partition + 1) * size])
-        receipt = store.receipt(collect_stage(example_set, 0), partition) if low < high else None
-        if receipt is not None:
-            ids[low:high] = store.read(receipt, "example_id")[rows[low:high] - partition * size]
-    return ids
-
-
 def _write_csv(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         for key, value in header.items():
-            stream.write(f"# {key}: {json.dumps(value)}\n")
+            stream.write(f"# {key}: {_inert_json(value)}\n")
         writer = csv.DictWriter(stream, FIELDS)
         writer.writeheader()
-        writer.writerows(lines)
+        for line in lines:
+            writer.writerow({field: _inert(value) for field, value in line.items()})
+
+
+def _inert(value: Any) -> Any:
+    """Return a cell that no spreadsheet runs; numbers are written as they are."""
+    if isinstance(value, str):
+        seen = unicodedata.normalize("NFKC", value).lstrip(" \0'")
+        return f"'{value}" if seen.startswith(_FORMULA) else value
+    return value
+
+
+def _inert_json(value: Any) -> str:
+    """Return JSON in which no comma makes a spreadsheet see a cell that is a formula.
+
+    Between values JSON has a space after a comma; without one it lies inside a text.
+    """
+    escaped = r"[,;]([=+@-])"
+    return re.sub(escaped, lambda m: f"{m[0][0]}\\u{ord(m[1]):04x}", json.dumps(value))
 
 
 def _write_jsonl(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
@@ -113,14 +122,26 @@ def _write_jsonl(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]
 
 
 def _write_parquet(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    pa, parquet = _pyarrow()
+    columns = {field: [_utf8(line[field]) for line in lines] for field in FIELDS}
+    table = pa.table(columns).replace_schema_metadata({"streamfluence": json.dumps(header)})
+    parquet.write_table(table, path)
+
+
+def _utf8(value: Any) -> Any:
+    """Return a text as UTF-8 can hold it; a lone half of a character is written out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
+
+
+def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise InputError("Parquet needs pyarrow: pip install 'streamfluence[parquet]'") from error
-    columns = {field: [line[field] for line in lines] for field in FIELDS}
-    table = pa.table(columns).replace_schema_metadata({"streamfluence": json.dumps(header)})
-    parquet.write_table(table, path)
+    return pa, parquet
 
 
 _WRITERS = {"csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet}

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from streamfluence.errors import IncompleteError
-from streamfluence.layout import collect_stage
-from streamfluence.stages._sets import partition_count
+from streamfluence.stages._rows import row_receipts, spans
 from streamfluence.store import RunStore
 
 
@@ -13,14 +11,11 @@ def finalise(run_path: str, example_set: str = "train") -> dict[str, Any]:
 
     Raises:
         IncompleteError: If partitions are missing.
+        DamageError: If bytes differ from their receipts, or rows do not belong together.
     """
     store = RunStore.open(run_path)
-    checkpoints, count = len(store.manifest["checkpoints"]), partition_count(store, example_set)
+    checkpoints = len(store.manifest["checkpoints"])
     for checkpoint in range(checkpoints):
-        missing = store.missing(collect_stage(example_set, checkpoint), count)
-        if missing:
-            raise IncompleteError(
-                f"{example_set!r} lacks {len(missing)} partitions at checkpoint {checkpoint} "
-                f"({missing[:20]}); run `streamfluence collect` first"
-            )
+        row_receipts(store, example_set, checkpoint)
+    count = len(spans(store, example_set))
     return {"path": str(store.finalise(example_set, checkpoints, count))}

@@ -1,41 +1,157 @@
-"""Recompute exactly what is damaged: set the damaged partitions aside, then do what is missing."""
+"""Make again exactly what is damaged or lost: set it aside, then do what is missing.
 
-from dataclasses import asdict
+A receipt that was set aside stays in the run as the record of it, so a repair that was
+killed is taken up by the next one.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from streamfluence.errors import DamageError, Interrupted, StorageError, StreamfluenceError
 from streamfluence.stages._execution import Execution, Progress
-from streamfluence.stages._sets import plan_stage
+from streamfluence.stages._rows import spans
+from streamfluence.stages._sets import plan_stage, score_names
+from streamfluence.stages._survey import survey
 from streamfluence.stages.collect import collect
-from streamfluence.stages.score import rescore
-from streamfluence.stages.sketch import sketch
-from streamfluence.stages.verify import check_documents
-from streamfluence.store import ANYTHING, RunStore
+from streamfluence.stages.finalise import finalise
+from streamfluence.stages.score import rescore, stale_scores
+from streamfluence.stages.sketch import LASTING, sketch
+from streamfluence.stages.verify import described
+from streamfluence.store import ANYTHING, Problem, RunStore
+from streamfluence.store.verify_rest import set_of
+
+Place = tuple[str, int]
 
 
 def repair(
     run_path: str, execution: Execution | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Verify every byte, recompute the partitions that are damaged, and remove what nothing refers to.
+    """Verify every byte, make again what is damaged or lost, and remove what nothing refers to.
 
-    Partitions that are merely missing stay missing, unless a stage that had finished lost them.
+    Partitions that are merely missing stay missing, unless something was made from them or an
+    earlier repair set them aside.
+
+    Returns:
+        ``set_aside`` (what was damaged, and how), ``repaired`` (what was made again),
+        ``sets`` published again, and ``removed``: damaged shortcuts and leftovers.
+
+    Raises:
+        DamageError: If the manifest itself is in doubt, and then nothing was changed; or if
+            something remains that cannot be made again here, after all else was.
     """
     store = RunStore.open(run_path, ANYTHING)
-    check_documents(store)
-    problems = [asdict(problem) for problem in store.verify()]
-    damaged = sorted({(p["stage"], p["partition"]) for p in problems})
-    for stage, partition in damaged:
-        store.discard(stage, partition)
-    stages = {stage.split("/")[0] for stage, _ in damaged}
-    if "sketch" in stages:
-        sketch(run_path, execution, progress)
-    for stage, partition in damaged:
-        if stage.startswith("collect/") and store.receipts(
-            plan_stage(int(stage.rsplit("/", 1)[1]))
-        ):
-            collect(run_path, [stage.split("/")[1]], execution, progress, partition=partition)
-    if stages & {"score", "scores"}:
-        rescore(
-            run_path, sorted({stage.split("/")[1] for stage, _ in damaged if stage[:5] == "score"})
+    store.refuse_doubtful_manifest()
+    problems = [*store.verify(), *survey(store).problems]
+    aside = _set_aside(store, problems)
+    wanted = {(p.stage, p.partition) for p in problems if p.partition >= 0} | {*store.unfinished()}
+    removed = _remove_shortcuts(store, problems)
+    failed: list[str] = []
+    if (
+        store.manifest.get("holds") is None
+    ):  # else whoever made it goes on where something is missing
+        for step in _steps(store, run_path, wanted, execution, progress):
+            _attempt(step, failed)
+    sets = sorted({name for p in problems if (name := set_of(p.object)) is not None})
+    for name in sets:
+        _attempt(partial(finalise, run_path, name), failed)
+    removed += [leftover.path for leftover in store.collect_garbage()]
+    made = sorted(place for place in wanted if store.receipt_there(*place))
+    remaining = [*store.verify(fraction=0.0), *survey(store).problems]
+    if remaining or failed:
+        raise DamageError(
+            f"{run_path}: {len(aside)} receipts were set aside and {len(made)} partitions made again, but "
+            f"not all could be: {'; '.join([*failed, *([described(remaining)] if remaining else [])])}"
         )
-    store.collect_garbage()
-    return {"run": run_path, "repaired": [{"stage": s, "partition": p} for s, p in damaged]}
+    return {
+        "run": run_path,
+        "set_aside": aside,
+        "repaired": [{"stage": stage, "partition": partition} for stage, partition in made],
+        "sets": sets,
+        "removed": removed,
+    }
+
+
+def _set_aside(store: RunStore, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Set the receipts of damaged partitions aside; return which, and what was wrong with them."""
+    aside = []
+    first = {(p.stage, p.partition): p for p in reversed(problems) if p.partition >= 0}
+    for (stage, partition), problem in sorted(first.items()):
+        if store.discard(stage, partition):
+            what = problem.what.partition("; ")[0]
+            aside.append(
+                {"stage": stage, "partition": partition, "object": problem.object, "what": what}
+            )
+    return aside
+
+
+def _remove_shortcuts(store: RunStore, problems: list[Problem]) -> list[str]:
+    """Remove damaged identities: each is made again by whoever needs it."""
+    paths = sorted({p.object for p in problems if p.object.startswith("identities/")})
+    for path in paths:
+        store.storage.remove(path)
+    return paths
+
+
+def _steps(
+    store: RunStore,
+    run_path: str,
+    wanted: set[Place],
+    execution: Execution | None,
+    progress: Progress | None,
+) -> list[Callable[[], Any]]:
+    """Return what makes the wanted partitions, in the order in which one rests on the other."""
+
+    def sketches() -> None:
+        if any(_is_needed(store, place) for place in _lacking(store, wanted)):
+            sketch(run_path, execution, progress)
+
+    def rows() -> None:
+        lacking = [place for place in _lacking(store, wanted) if _has_examples(store, place)]
+        for example_set in sorted({stage.split("/")[1] for stage, _ in lacking}):
+            numbers = sorted({n for stage, n in lacking if stage.split("/")[1] == example_set})
+            for number in numbers:
+                collect(run_path, [example_set], execution, progress, partition=number)
+
+    def scores() -> None:
+        lacking = {
+            stage.split("/")[1] for stage, _ in _lacking(store, wanted) if stage[:5] == "score"
+        }
+        labels = sorted(lacking & set(score_names(store)) | set(stale_scores(store)))
+        if labels:
+            rescore(run_path, labels, execution, progress)
+
+    return [sketches, rows, scores]
+
+
+def _lacking(store: RunStore, wanted: set[Place]) -> list[Place]:
+    return sorted(place for place in wanted if not store.receipt_there(*place))
+
+
+def _is_needed(store: RunStore, place: Place) -> bool:
+    """Return whether a part of a sketch is: all of it before there is a plan, then what outlasts it."""
+    top, checkpoint, *step = [*place[0].split("/"), ""]
+    if top != "sketch" or not checkpoint.isdecimal():
+        return False
+    return step[0] in LASTING or not store.receipt_there(plan_stage(int(checkpoint)), 0)
+
+
+def _has_examples(store: RunStore, place: Place) -> bool:
+    """Return whether a place is one of rows that the run can have, as far as that can be known."""
+    top, example_set, *checkpoint = [*place[0].split("/"), ""]
+    if top != "collect" or checkpoint[0] not in map(str, range(len(store.manifest["checkpoints"]))):
+        return False
+    with suppress(StreamfluenceError):  # the document that says how many there are is damaged
+        return place[1] < len(spans(store, example_set))
+    return False
+
+
+def _attempt(step: Callable[[], Any], failed: list[str]) -> None:
+    """Do one step; what hinders it hinders no other."""
+    try:
+        step()
+    except (Interrupted, StorageError):
+        raise
+    except StreamfluenceError as error:
+        failed.append(str(error))

@@ -9,10 +9,13 @@ from streamfluence.manifest import Job, load_job
 from streamfluence.stages._execution import Execution, Progress, Silent
 from streamfluence.stages._record import row_warnings, sketch_warnings
 from streamfluence.stages._resolve import open_run
+from streamfluence.stages._session import load_codec
+from streamfluence.stages._sets import plan_stage, set_facts
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import score
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.status import status
+from streamfluence.store import RunStore
 
 
 def run(
@@ -30,11 +33,10 @@ def run(
     job = load_job(Path(job_path), overrides)
     execution = execution_of(job)
     execution.check()
-    store = open_run(job, run_path)
-    if not status(run_path)["complete"]:
-        needed = disk_bytes(store.manifest["train"]["count"], job.rows.bytes, len(job.checkpoints))
-        refuse_what_does_not_fit(Cost(needed, 0, 0, 0, 0.0), run_path, None)
+    store = open_run(job, run_path, device=execution.resolved_device())
+    _refuse_full_disk(store, run_path)
     sketched = sketch(run_path, execution, progress)
+    _refuse_full_disk(store, run_path)
     for facts in sketched["checkpoints"]:
         for announcement in facts["coverage"]["announcements"]:
             progress.message(announcement)
@@ -56,12 +58,36 @@ def run(
             progress=progress,
         )
         scores = made["scores"]
+        said = {*doubts, *found}
+        late = [doubt for doubt in made["warnings"] if doubt not in said]
+        _say(progress, late)
+        found += late
     return {
         "run": run_path,
         "sets": collected["sets"],
         "scores": scores,
         "warnings": [*doubts, *found],
     }
+
+
+def _refuse_full_disk(store: RunStore, run_path: str) -> None:
+    """Raise BudgetError when the rows still missing exceed the free disk space.
+
+    Before the sketch a row is what was asked for, or as much as nothing; after it, what it is.
+    """
+    total = 0
+    for part in status(run_path)["sets"]:
+        size = set_facts(store, part["set"])["partition_examples"]
+        rows = min(len(part["missing"]) * size, part["examples"])
+        total += disk_bytes(rows, _row_bytes(store, part["set"], part["checkpoint"]), 1)
+    refuse_what_does_not_fit(Cost(total, 0, 0, 0, 0.0), run_path, None)
+
+
+def _row_bytes(store: RunStore, example_set: str, checkpoint: int) -> int:
+    if store.receipt(plan_stage(checkpoint), 0) is None:
+        return store.manifest["rows"]["bytes"] if example_set == "train" else 0
+    codec, factor = load_codec(store, checkpoint)
+    return codec.stored_bytes if example_set == "train" else 4 * len(factor.values)
 
 
 def _say(progress: Progress, doubts: list[str]) -> None:

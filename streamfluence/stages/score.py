@@ -3,28 +3,41 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 from dask import delayed
 
-from streamfluence.errors import InputError
+from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import collect_stage
 from streamfluence.manifest import Score
 from streamfluence.stages import _score_tasks as work
+from streamfluence.stages import _stored_rows as stored
 from streamfluence.stages._execution import Execution, Progress, Silent, run_all
+from streamfluence.stages._finished import (
+    Bases,
+    finished,
+    parse_query,
+    read_spec,
+    refuse_changed,
+    spec_bases,
+)
+from streamfluence.stages._named import PREFIX, named
 from streamfluence.stages._record import warnings
+from streamfluence.stages._rests_on import differing
+from streamfluence.stages._rows import row_receipts, spans
 from streamfluence.stages._sets import (
     named_query_set,
     partition_count,
-    query_sets,
+    pinned_query_sets,
     refuse_missing,
-    require_complete,
-    set_facts,
+    score_names,
+    score_path,
 )
-from streamfluence.stages.top import finished, parse_query
 from streamfluence.store import Receipt, RunStore
+from streamfluence.store.digests import content_digest, document_digest
 from streamfluence.store.documents import differences
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
@@ -71,7 +84,7 @@ def score(
     )
     given = bool(readouts or top_k or subsets)
     store = RunStore.open(run_path)
-    chosen = queries or query_sets(store)
+    chosen = queries or pinned_query_sets(store)
     if not chosen:
         raise InputError(
             f"{run_path} has no query set; add [queries.NAME] to the job and run it again"
@@ -86,24 +99,66 @@ def score(
     for example_set in chosen:
         label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
         spec = _spec(store, example_set, options, damping, allow_incomplete)
-        if not given and store.has(_path(label)):
-            spec["readouts"] = store.read_document(_path(label))["readouts"]
+        if not given and store.has(score_path(label)):
+            spec["readouts"] = store.read_document(score_path(label))["readouts"]
         _pin(store, label, spec)
         _execute(store, run_path, label, spec, execution, progress)
+        _merge(store, run_path, label)
         done.append({"name": label, **_facts(store, label, spec)})
     missing = sorted({partition for facts in done for partition in facts["missing_partitions"]})
-    return {"scores": done, "warnings": warnings(store, missing)}
+    results = [finished(store, facts["name"]) for facts in done]
+    return {"scores": done, "warnings": warnings(store, missing, results)}
 
 
-def rescore(run_path: str, labels: list[str]) -> None:
-    """Do what is missing of scores that were asked for before."""
+def rescore(
+    run_path: str,
+    labels: list[str],
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
     store = RunStore.open(run_path)
     for label in labels:
-        _execute(store, run_path, label, store.read_document(_path(label)), Execution(), Silent())
+        spec = read_spec(store, label)
+        _discard_stale(store, label, spec)
+        _execute(store, run_path, label, spec, execution or Execution(), progress or Silent())
+        _discard_stale(store, label, spec)  # parts made on another machine may have other last bits
+        _merge(store, run_path, label)
 
 
-def _path(label: str) -> str:
-    return f"scores/{label}/score.json"
+def _discard_stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    for stage, part in stale(store, label, spec):
+        store.discard(stage, part)
+
+
+def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return stage and partition of every part of a score that was made from something else than is there."""
+    tasks, count = store.receipts(f"score/{label}"), len(spec["tasks"])
+    bases = Bases(store, spec, range(count))
+    wrong = [
+        (f"score/{label}", task)
+        for task, receipt in sorted(tasks.items())
+        if task >= count or differing(receipt.facts, bases.of(task))
+    ]
+    result = store.receipt(f"scores/{label}", 0)
+    if result is not None:
+        parts = [tasks[task] for task in range(count) if task in tasks]
+        found = {"score": document_digest(spec), "tasks": content_digest(parts)}
+        if wrong or (len(parts) == count and differing(result.facts, found)):
+            wrong.append((f"scores/{label}", 0))
+    return wrong
+
+
+def stale_scores(store: RunStore) -> list[str]:
+    """Return the names of scores of which something no longer rests on what is there.
+
+    Scores of which that cannot be said, because something is missing or damaged, are not among them.
+    """
+    found = []
+    for name in score_names(store):
+        with suppress(StreamfluenceError):
+            found += [name] if stale(store, name, read_spec(store, name)) else []
+    return found
 
 
 def _spec(
@@ -113,7 +168,7 @@ def _spec(
     named_query_set(store, example_set)
     _check_damping(store, damping)
     for checkpoint in range(len(store.manifest["checkpoints"])):
-        require_complete(store, example_set, checkpoint)
+        row_receipts(store, example_set, checkpoint)
     missing = sorted(
         {
             partition
@@ -133,6 +188,7 @@ def _spec(
     root = Path(store.manifest["root"])
     return {
         "queries": example_set,
+        "rests_on": spec_bases(store, example_set),
         "measurement": facts["measurement"],
         "damping": damping,
         "readouts": {
@@ -177,14 +233,14 @@ def readout_options(readout: str, options: Score, root: Path) -> dict[str, Any]:
 def _pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
     """Fix what a result of that name is, once everything in it was seen to be possible."""
     work.build_readouts(spec, Path(store.manifest["root"]))
-    if not store.has(_path(label)):
-        store.create_document(_path(label), dict(spec))
+    if not store.has(score_path(label)):
+        store.create_document(score_path(label), dict(spec))
         return
-    stored = store.read_document(_path(label))
-    if stored != spec:
+    there = store.read_document(score_path(label))
+    if there != spec:
         raise InputError(
             f"scores {label!r} of {store.url} were made with other settings: "
-            f"{differences(stored, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
+            f"{differences(there, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
         )
 
 
@@ -197,51 +253,80 @@ def _execute(
     progress: Progress,
 ) -> None:
     missing = store.missing(f"score/{label}", len(spec["tasks"]))
+    there = sorted(set(range(len(spec["tasks"]))) - set(missing))
+    bases = Bases(store, spec, there)
+    for task in there:
+        receipt = store.receipt(f"score/{label}", task)
+        if receipt is not None:
+            refuse_changed(store, label, receipt, bases)
     if missing:
         with execution.open(len(missing), store.manifest["compute"]["threads"]) as executor:
             progress.start(f"score {label}", len(missing), "tasks")
             tasks = [(run_path, execution.resolved_device(), label, task) for task in missing]
             run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
             progress.finish()
-    if not store.receipts(f"scores/{label}"):
+
+
+def _merge(store: RunStore, run_path: str, label: str) -> None:
+    if store.receipt(f"scores/{label}", 0) is None:
         work.merge(run_path, label)
+    finished(store, label)
 
 
 def _facts(store: RunStore, label: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    counts = store.receipts(f"scores/{label}")[0].facts
+    counts = finished(store, label).receipt.facts
     said = ("queries", "measurement", "damping", "missing_partitions", "unit")
-    return {**{key: spec[key] for key in said}, **counts}
+    return {key: spec[key] for key in said} | {key: counts[key] for key in ("examples", "invalid")}
 
 
 def lazy_scores(run_path: str, queries: str | None, damping: float | None) -> da.Array:
-    """Return scores as a lazy Dask array, one block a partition of rows; see ``Run.scores``."""
+    """Return scores as a lazy Dask array, a block for each partition of rows and tile of queries.
+
+    See ``Run.scores``.
+    """
     store = RunStore.open(run_path)
     example_set = named_query_set(store, queries)
     _spec(store, example_set, Score(), damping, allow_incomplete=False)
-    width = store.read_document(f"queries/{example_set}.json")["count"]
-    return _lazy(store, (width,), work.partition_scores, run_path, example_set, damping)
+    known = (run_path, example_set, damping)
+    columns = [
+        _lazy(store, tile[1] - tile[0], stored.partition_scores, known, tile)
+        for tile in stored.query_tiles(store, example_set)
+    ]
+    return da.concatenate(columns, axis=1)
 
 
 def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
-    """Return decoded rows as a lazy Dask array, one block a partition; see ``Run.rows``."""
+    """Return rows in stored coordinates as a lazy Dask array, one block a partition; see ``Run.rows``."""
     store = RunStore.open(run_path)
-    width = work.row_width(store, example_set, checkpoint)
-    return _lazy(
-        store, (width,), work.partition_rows, run_path, example_set, checkpoint, of=example_set
-    )
+    checkpoints = len(store.manifest["checkpoints"])
+    if not 0 <= checkpoint < checkpoints:
+        raise InputError(f"checkpoint {checkpoint}: {store.url} has 0 to {checkpoints - 1}")
+    row_receipts(store, example_set, checkpoint)
+    width = stored.row_width(store, checkpoint)
+    known = (run_path, example_set, checkpoint)
+    return _lazy(store, width, stored.partition_rows, known, of=example_set)
 
 
 def results(run_path: str, name: str | None) -> dict[str, Any]:
     """Return what the readouts of finished scores kept, by ``readout.array``; see ``Run.results``."""
     store = RunStore.open(run_path)
     label, _ = parse_query(store, "0", name)
-    found: dict[str, Any] = store.read_all(finished(store, label))
-    parts = store.receipts(f"score/{label}")
-    for key in store.array_names(parts[0]) if parts else []:
+    scores = finished(store, label)
+    found: dict[str, Any] = {
+        key: store.read(scores.receipt, key)
+        for key in store.array_names(scores.receipt)
+        if not key.startswith(PREFIX)
+    }
+    for role in ("train", "queries"):
+        examples = named(store, scores.receipt, role)
+        found |= {f"{PREFIX}{role}.{key}": array for key, array in examples.columns.items()}
+        found[f"{PREFIX}{role}.row"] = examples.rows
+    for key in store.array_names(scores.tasks[0]) if scores.tasks else []:
         kind, _, array = key.partition(".")
         if kind == "example":
-            blocks = [_stored_block(store, parts[part], key) for part in sorted(parts)]
-            found[array] = da.concatenate(blocks)
+            found[array] = da.concatenate(
+                [_stored_block(store, part, key) for part in scores.tasks]
+            )
     return found
 
 
@@ -252,16 +337,17 @@ def _stored_block(store: RunStore, receipt: Receipt, key: str) -> da.Array:
 
 
 def _lazy(
-    store: RunStore, trailing: tuple[int, ...], function: Any, *arguments: Any, of: str = "train"
-):
-    facts = set_facts(store, of)
-    size, count = facts["partition_examples"], facts["count"]
+    store: RunStore,
+    width: int,
+    function: Any,
+    known: tuple[Any, ...],
+    *last: Any,
+    of: str = "train",
+) -> da.Array:
     blocks = [
         da.from_delayed(
-            delayed(function)(*arguments, partition),
-            shape=(min(size, count - partition * size), *trailing),
-            dtype="float32",
+            delayed(function)(*known, partition, *last), shape=(len(span), width), dtype="float32"
         )
-        for partition in range(partition_count(store, of))
+        for partition, span in enumerate(spans(store, of))
     ]
     return da.concatenate(blocks)

@@ -4,10 +4,11 @@ Plain arrays are read without Zarr: an object is inner chunks in row order, each
 followed by its checksum, so a row's place is arithmetic, and the checksum is taken
 from the receipt instead of from the object. That finds a swapped object at its
 first chunk, costs no pass over the rest, and needs no memory but the caller's.
-Compressed arrays are decoded by Zarr from verified bytes.
+Compressed arrays are decoded from verified bytes, into memory of the size they must have.
 """
 
-import json
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -15,22 +16,22 @@ from urllib.parse import unquote
 
 import google_crc32c
 import numpy as np
-import zarr
-from zarr.core.buffer.cpu import NDBuffer
 
-from streamfluence.errors import InputError
+from streamfluence.errors import BudgetError, InputError
 from streamfluence.store.attempt import array_key
 from streamfluence.store.grid import Grid, parse_grid
 from streamfluence.store.integrity import (
     open_object,
     promised,
     raise_checksum,
+    raise_damage,
     raise_length,
     verified_bytes,
+    verified_json,
 )
+from streamfluence.store.packed import decode, inner_frame
 from streamfluence.store.receipts import Receipt
 from streamfluence.store.storage import ObjectReader, Storage
-from streamfluence.store.zarr_stores import VerifiedStore
 
 
 class ArrayReader(ABC):
@@ -80,7 +81,8 @@ class ArrayReader(ABC):
         Every block is a view of ``out`` (one buffer of ``block_rows`` rows), valid until the next.
         """
         if out is None:
-            out = np.empty((min(block_rows, self.grid.rows), *self.shape[1:]), self.dtype)
+            shape = (min(block_rows, self.grid.rows), *self.shape[1:])
+            out = memory_for(shape, self.dtype, f"{self._receipt.path}/{self.key}")
         for start in range(0, self.grid.rows, block_rows):
             stop = min(start + block_rows, self.grid.rows)
             yield self.read(start, stop, out[: stop - start])
@@ -116,7 +118,7 @@ class ArrayReader(ABC):
     def _read_inner(self, inner: int, target: np.ndarray) -> None:
         """Fill ``target``, the bytes of one inner chunk, with verified rows."""
 
-    def close(self) -> None:  # noqa: B027 - the reader of decoded arrays holds nothing open
+    def close(self) -> None:  # noqa: B027 - nothing to release is a fine answer
         """Close the open object."""
 
     def __enter__(self) -> "ArrayReader":
@@ -139,14 +141,37 @@ def open_array(storage: Storage, receipt: Receipt, name: str) -> ArrayReader:
             f"{storage.url}: partition {receipt.partition} of stage {receipt.stage} has no array {name!r}; "
             f"it has {', '.join(array_names(receipt))}"
         )
-    metadata = json.loads(verified_bytes(storage, receipt, f"{key}/zarr.json"))
+    metadata = verified_json(storage, receipt, f"{key}/zarr.json")
     grid = parse_grid(metadata, f"{storage.url}/{receipt.path}/{key}/zarr.json")
+    _check_rows(storage, receipt, key, metadata, grid)
     objects = [promised(storage, receipt, f"{key}/{grid.key(i)}") for i in range(grid.n_objects)]
     plain = grid.plain and all(
         len(item.blocks) == 8 * grid.inner_of(i) and item.length == grid.plain_object_bytes(i)
         for i, item in enumerate(objects)
     )
-    return (_PlainReader if plain else _ZarrReader)(storage, receipt, key, metadata, grid)
+    return (_PlainReader if plain else _PackedReader)(storage, receipt, key, metadata, grid)
+
+
+def memory_for(shape: tuple[int, ...], dtype: np.dtype, what: str) -> np.ndarray:
+    """Return memory for rows; ``BudgetError`` where the machine has less, however lazily it gives it."""
+    if dtype.itemsize * math.prod(shape) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise BudgetError(
+            f"{what} has rows of shape {shape} and type {dtype}, more than the memory of this machine; "
+            "read fewer rows at a time, or use a larger machine"
+        )
+    return np.empty(shape, dtype)
+
+
+def _check_rows(
+    storage: Storage, receipt: Receipt, key: str, metadata: dict[str, Any], grid: Grid
+) -> None:
+    """Raise DamageError for an array with a row an example that has not as many as its partition."""
+    axes = metadata.get("dimension_names")
+    by_example = isinstance(axes, list) and axes[:1] == ["example"]
+    wanted = len(receipt.span) if receipt.stage.startswith("collect/") else 0
+    if by_example and wanted and grid.rows != wanted:
+        what = f"it has {grid.rows:,} rows, its partition {wanted:,}"
+        raise_damage(storage, receipt, f"{key}/zarr.json", what)
 
 
 def array_names(receipt: Receipt) -> list[str]:
@@ -183,25 +208,32 @@ class _PlainReader(ArrayReader):
             self._open = None
 
 
-class _ZarrReader(ArrayReader):
-    """Lets Zarr decode objects that were verified as a whole."""
+class _PackedReader(ArrayReader):
+    """Decodes inner chunks of an object that was verified, and is kept, as a whole."""
 
-    def __init__(
-        self, storage: Storage, receipt: Receipt, key: str, metadata: dict[str, Any], grid: Grid
-    ) -> None:
-        super().__init__(storage, receipt, key, metadata, grid)
-        self._array = zarr.open_array(VerifiedStore(self._load), path=key, mode="r", zarr_format=3)
+    _kept_object: tuple[int, bytes] | None = None
 
     def _read_inner(self, inner: int, target: np.ndarray) -> None:
-        start = inner * self.grid.inner_rows
-        stop = min(start + self.grid.inner_rows, self.grid.rows)
-        rows = target[: (stop - start) * self.grid.row_bytes].view(self.dtype)
-        shape = (stop - start, *self.shape[1:]) if self.shape else ()
-        selection = (slice(start, stop),) if self.shape else ()
-        self._array.get_basic_selection(
-            selection, out=NDBuffer.from_numpy_array(rows.reshape(shape))
-        )
+        index, place = divmod(inner, self.grid.inner_per_object)
+        data = self._object(index)
+        whole = target
+        if len(target) != self.grid.inner_bytes:  # the last rows: the stored chunk is filled up
+            whole = np.empty(self.grid.inner_bytes, np.uint8)
+        try:
+            decode(self.grid, inner_frame(self.grid, data, place), whole)
+        except ValueError as error:
+            key = f"{self.key}/{self.grid.key(index)}"
+            raise_damage(self._storage, self._receipt, key, str(error))
+        if whole is not target:
+            target[:] = whole[: len(target)]
 
-    def _load(self, key: str) -> bytes | None:
-        known = key in self._receipt.objects
-        return verified_bytes(self._storage, self._receipt, key) if known else None
+    def _object(self, index: int) -> bytes:
+        if self._kept_object is None or self._kept_object[0] != index:
+            self._kept_object = None
+            key, limit = f"{self.key}/{self.grid.key(index)}", self.grid.most_object_bytes()
+            data = verified_bytes(self._storage, self._receipt, key, limit)
+            self._kept_object = (index, data)
+        return self._kept_object[1]
+
+    def close(self) -> None:
+        self._kept_object = None

@@ -14,7 +14,10 @@ import google_crc32c
 import numpy as np
 
 from streamfluence.errors import DamageError, InputError
+from streamfluence.store.storage import DOCUMENT_BYTES
 
+_DEEPEST = 64  # levels of nesting; every document of a run has fewer than ten
+_LARGEST = 2**64
 _HEAD = re.compile(rb'\A\{(?:\n  )?"crc32c": "([0-9a-f]{8})",')
 
 
@@ -48,6 +51,11 @@ def seal(content: Mapping[str, Any], indent: int | None = None) -> bytes:
     assert content and "crc32c" not in content
     canonical(content)
     body = json.dumps(content, indent=indent, allow_nan=False).encode()[1:]
+    if len(body) > DOCUMENT_BYTES:
+        raise InputError(
+            f"a document of {len(body):,} bytes is larger than any of a run may be "
+            f"({DOCUMENT_BYTES:,}); name fewer or larger files in the job"
+        )
     start = b'{\n  "crc32c": "' if indent else b'{"crc32c": "'
     return start + b"%08x" % google_crc32c.value(body) + b'",' + body
 
@@ -58,13 +66,70 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         DamageError: If it is not a sealed document or its checksum differs; names ``where``.
     """
+    _check_length(data, where)
     head = _HEAD.match(data)
     if head is None:
         raise DamageError(f"{where} is not a document of a run ({len(data)} bytes); {_CHANGED}")
     body = data[head.end() :]
     if google_crc32c.value(body) != int(head[1], 16):
         raise DamageError(f"{where} differs from its checksum; {_CHANGED}")
-    return json.loads(b"{" + body)
+    return parse(b"{" + body, where)
+
+
+def parse(data: bytes, where: str) -> Any:
+    """Return the value of a JSON text that somebody else may have written, within bounds.
+
+    Raises:
+        DamageError: If it is longer than a document may be, is no JSON of UTF-8, names a key
+            twice, is nested too deeply, or holds a number that no document of a run has.
+    """
+    _check_length(data, where)
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_once_each, parse_constant=_no_number)
+        _check_bounds(value)
+    except RecursionError:
+        raise DamageError(f"{where} is nested too deeply; {_CHANGED}") from None
+    except ValueError as error:
+        raise DamageError(f"{where} is no document of a run: {error}; {_CHANGED}") from error
+    return value
+
+
+def _check_length(data: bytes, where: str) -> None:
+    if len(data) > DOCUMENT_BYTES:
+        raise DamageError(
+            f"{where} is longer than a document of a run may be ({DOCUMENT_BYTES:,} bytes); {_CHANGED}"
+        )
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it names a key twice")
+    return found
+
+
+def _no_number(token: str) -> None:
+    raise ValueError(f"{token} is no number of JSON")
+
+
+def _check_bounds(value: Any) -> None:
+    """Raise ValueError for what no document needs, and what would trip whoever handles it."""
+    layer = [value]
+    for _ in range(_DEEPEST):
+        nested: list[Any] = []
+        for item in layer:
+            if isinstance(item, dict):
+                nested.extend(item.values())
+            elif isinstance(item, list):
+                nested.extend(item)
+            elif isinstance(item, int) and abs(item) >= _LARGEST:
+                raise ValueError("it holds a whole number of more than 64 bits")
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("it holds a number beyond all floats")
+        layer = nested
+        if not layer:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} deep")
 
 
 def is_sealed(data: bytes) -> bool:

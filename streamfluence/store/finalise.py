@@ -2,8 +2,9 @@
 
 Its arrays have the axes ``(checkpoint, example, ...)``. Where a committed object is
 exactly one object of the long array it becomes that object by a hard link (a copy
-inside the store where there are no links); the rest is read, verified and written
-again. What is built can be deleted and built again at any time.
+inside the store where there are no links), whose bytes are then compared with the
+receipt; the rest is read, verified and written again. A sealed listing beside the tree
+says what every object of it must be. What is built can be deleted and built again at any time.
 """
 
 import copy
@@ -11,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -20,10 +21,21 @@ from streamfluence.errors import DamageError, IncompleteError, InputError
 from streamfluence.layout import collect_stage
 from streamfluence.store.array_reader import ArrayReader, array_names, open_array
 from streamfluence.store.attempt import array_key
-from streamfluence.store.documents import canonical, plain
+from streamfluence.store.digests import content_digest
+from streamfluence.store.documents import canonical, plain, seal
+from streamfluence.store.grid import Grid
+from streamfluence.store.integrity import (
+    checksum,
+    promised,
+    raise_checksum,
+    raise_length,
+    raise_missing,
+)
 from streamfluence.store.receipts import Receipt, read_receipts
 from streamfluence.store.storage import Storage
 from streamfluence.store.zarr_stores import RecordingStore
+
+_TEXT = "example_id"
 
 
 @dataclass(frozen=True)
@@ -40,13 +52,27 @@ class _Source:
 
     @property
     def kind(self) -> bytes:
-        """What must agree for parts to be one array."""
-        return canonical([self.reader.metadata["data_type"], self.reader.metadata["shape"][1:]])
+        """What must agree for parts to be one array; strings may have any width."""
+        shape = self.reader.metadata["shape"][1:]
+        return canonical([self.reader.metadata["data_type"], len(shape) if self.text else shape])
+
+    @property
+    def text(self) -> bool:
+        """Whether it holds strings, whose width is that of the longest in the partition."""
+        grid = self.reader.grid
+        return self.reader.key == _TEXT and len(grid.shape) == 2 and grid.dtype == np.uint8
 
     @property
     def encoding(self) -> bytes:
         """What must agree for an object of one array to be an object of another."""
         return canonical([self.reader.metadata["chunk_grid"], self.reader.metadata["codecs"]])
+
+
+class Link(NamedTuple):
+    """An object that becomes an object of the long array: its partition's receipt, and its key there."""
+
+    receipt: Receipt
+    key: str
 
 
 def finalise(
@@ -63,7 +89,7 @@ def finalise(
 
     Raises:
         IncompleteError: If a partition is missing.
-        DamageError: If a receipt, or rows that had to be copied, are damaged.
+        DamageError: If a receipt is damaged, or an object is not what its receipt says.
     """
     stages = [collect_stage(set_name, checkpoint) for checkpoint in range(n_checkpoints)]
     receipts = [_complete(storage, stage, n_partitions, fingerprint) for stage in stages]
@@ -71,12 +97,50 @@ def finalise(
     staged = storage.stage_tree(target)
     store = RecordingStore(storage, staged)
     group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
+    links: dict[str, Link] = {}
     for name in _common_names(receipts):
-        _build(storage, store, group, name, receipts)
+        _build(storage, store, group, name, receipts, links)
     store.finish()
-    storage.sync(staged, [*store.objects, *store.linked])
+    storage.sync(staged, [*store.objects, *links])
+    objects = {key: [item.length, item.crc32] for key, item in store.objects.items()}
+    objects |= {key: _compared(storage, staged, key, link) for key, link in links.items()}
+    listing = {
+        "objects": dict(sorted(objects.items())),
+        "rests_on": {
+            stage: content_digest(found) for stage, found in zip(stages, receipts, strict=True)
+        },
+    }
+    # Without a listing the tree vouches for nothing, so none is there while the two may differ.
+    storage.remove(listing_path(set_name))
     storage.publish_tree(staged, target)
+    _publish_listing(storage, listing_path(set_name), seal(listing))
     return target
+
+
+def listing_path(set_name: str) -> str:
+    """Return the path of the list of a set's objects, each with length and CRC-32."""
+    return f"sets/{set_name}.objects.json"
+
+
+def _publish_listing(storage: Storage, path: str, data: bytes) -> None:
+    """Create the listing; one that another finalise made meanwhile stays if it says the same."""
+    if not storage.create(path, data) and storage.read(path) != data:
+        storage.remove(path)
+        storage.create(path, data)
+
+
+def _compared(storage: Storage, staged: str, key: str, link: Link) -> list[int]:
+    """Return length and CRC-32 of a linked object, read and found to be what its receipt says."""
+    promise = promised(storage, link.receipt, link.key)
+    reader = storage.open(f"{staged}/{key}")
+    try:
+        if reader.size != promise.length:
+            raise_length(storage, link.receipt, link.key, reader.size)
+        if checksum(reader, promise.length) != promise.crc32:
+            raise_checksum(storage, link.receipt, link.key)
+    finally:
+        reader.close()
+    return [promise.length, promise.crc32]
 
 
 def _complete(storage: Storage, stage: str, n_partitions: int, fingerprint: str) -> list[Receipt]:
@@ -112,16 +176,18 @@ def _build(
     group: zarr.Group,
     name: str,
     receipts: Sequence[Sequence[Receipt]],
+    links: dict[str, Link],
 ) -> None:
     """Build one array, or one a checkpoint where checkpoints do not fit together."""
     checkpoints = [_sources(storage, name, stage) for stage in receipts]
     kinds = {source.kind for sources in checkpoints for source in sources}
     ends = {sources[-1].end for sources in checkpoints}
     if len(kinds) == 1 and len(ends) == 1:
-        _build_array(store, group, array_key(name), checkpoints)
+        links |= _build_array(storage, store, group, array_key(name), checkpoints)
         return
     for checkpoint, sources in enumerate(checkpoints):
-        _build_array(store, group, array_key(f"{name}.{checkpoint}"), [sources], f"_{checkpoint}")
+        key = array_key(f"{name}.{checkpoint}")
+        links |= _build_array(storage, store, group, key, [sources], f"_{checkpoint}")
 
 
 def _sources(storage: Storage, name: str, receipts: Sequence[Receipt]) -> list[_Source]:
@@ -138,13 +204,19 @@ def _sources(storage: Storage, name: str, receipts: Sequence[Receipt]) -> list[_
 
 
 def _build_array(
+    storage: Storage,
     store: RecordingStore,
     group: zarr.Group,
     key: str,
     checkpoints: list[list[_Source]],
     axis_suffix: str = "",
-) -> None:
-    first, length = checkpoints[0][0], checkpoints[0][-1].end
+) -> dict[str, Link]:
+    """Write or link every object of one long array; return those that are linked, by their key in it."""
+    links: dict[str, Link] = {}
+    length = checkpoints[0][-1].end
+    first = max(
+        (s for sources in checkpoints for s in sources), key=lambda s: s.reader.grid.row_bytes
+    )
     metadata = _canonical_metadata(first.reader.metadata, len(checkpoints), length, axis_suffix)
     store.put(f"{key}/zarr.json", json.dumps(metadata).encode())
     opened: Any = group[key]
@@ -155,9 +227,15 @@ def _build_array(
             start, stop = index * step, min((index + 1) * step, length)
             found = _as_object(sources, start, stop, first)
             if found is None:
-                array[checkpoint, start:stop] = _gather(sources, start, stop)
+                array[checkpoint, start:stop] = _gather(sources, start, stop, first.reader.grid)
             else:
-                store.link(found, f"{key}/c.{checkpoint}{first.reader.grid.key(index)[1:]}")
+                place = f"{key}/c.{checkpoint}{first.reader.grid.key(index)[1:]}"
+                links[place] = found
+                try:
+                    store.link(f"{found.receipt.path}/{found.key}", place)
+                except FileNotFoundError:
+                    raise_missing(storage, found.receipt, found.key)
+    return links
 
 
 def _canonical_metadata(
@@ -180,25 +258,28 @@ def _canonical_metadata(
     return whole
 
 
-def _as_object(sources: list[_Source], start: int, stop: int, first: _Source) -> str | None:
+def _as_object(sources: list[_Source], start: int, stop: int, first: _Source) -> Link | None:
     """Return the committed object that holds exactly these rows in the same encoding, if there is one."""
     for source in sources:
         if source.offset <= start and stop <= source.end:
             grid, inside = source.reader.grid, start - source.offset
             if inside % grid.object_rows == 0 and source.encoding == first.encoding:
-                return f"{source.receipt.path}/{source.reader.key}/{grid.key(inside // grid.object_rows)}"
+                key = f"{source.reader.key}/{grid.key(inside // grid.object_rows)}"
+                return Link(source.receipt, key)
     return None
 
 
-def _gather(sources: list[_Source], start: int, stop: int) -> np.ndarray:
-    """Return verified rows of the long array, from as many partitions as they lie in."""
-    grid = sources[0].reader.grid
-    out = np.empty((stop - start, *grid.shape[1:]), grid.dtype)
+def _gather(sources: list[_Source], start: int, stop: int, grid: Grid) -> np.ndarray:
+    """Return verified rows of the long array, from as many partitions as they lie in.
+
+    Strings of a partition that needs less width are filled up with zeros.
+    """
+    out = np.zeros((stop - start, *grid.shape[1:]), grid.dtype)
     for source in sources:
         low, high = max(start, source.offset), min(stop, source.end)
         if low < high:
+            rows = np.empty((high - low, *source.reader.shape[1:]), grid.dtype)
             with source.reader as reader:
-                reader.read(
-                    low - source.offset, high - source.offset, out[low - start : high - start]
-                )
+                reader.read(low - source.offset, high - source.offset, rows)
+            out[(slice(low - start, high - start), *map(slice, rows.shape[1:]))] = rows
     return out

@@ -7,13 +7,15 @@ another one: an attempt without a receipt may still be at work.
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamfluence.errors import DamageError
-from streamfluence.store.receipts import read_receipt
+from streamfluence.store.receipts import DEEPEST, read_receipt
 from streamfluence.store.storage import PARTIAL, Storage
 
-_ATTEMPT = re.compile(r"\A(\d{8,})\.(.+)\Z")
+_ATTEMPT = re.compile(r"\A([0-9]{8}|[1-9][0-9]{8,17})\.([^\\]+)\Z")  # as ``attempt_path`` writes it
 _TOPS = ("parts", "sets")
 
 
@@ -51,35 +53,44 @@ def leftovers(storage: Storage, fingerprint: str, older_than_s: float) -> Iterat
     yield from _unpublished(storage, before)
 
 
-def _attempts(storage: Storage, folder: str, fingerprint: str) -> Iterator[Leftover]:
+def _attempts(
+    storage: Storage, folder: str, fingerprint: str, depth: int = DEEPEST
+) -> Iterator[Leftover]:
+    """Yield the attempts below a folder that no receipt names; a link in an attempt's place is one."""
     stage = folder.partition("/")[2]
-    by_partition: dict[int, list[str]] = {}
-    for name in storage.children(folder)[0]:
-        match = _ATTEMPT.match(name)
-        if match is None:
-            yield from _attempts(storage, f"{folder}/{name}", fingerprint)
-        else:
-            by_partition.setdefault(int(match[1]), []).append(match[2])
+    by_partition: dict[int, list[_Found]] = {}
+    folders, others = storage.children(folder)
+    for name in [*folders, *others]:
+        match, is_tree = _ATTEMPT.match(name), name in folders
+        if match is not None:
+            by_partition.setdefault(int(match[1]), []).append(_Found(match[2], is_tree))
+        elif is_tree and depth and "\\" not in name:
+            yield from _attempts(storage, f"{folder}/{name}", fingerprint, depth - 1)
     for partition, attempts in by_partition.items():
         yield from _lost(storage, stage, partition, attempts, fingerprint)
 
 
+class _Found(NamedTuple):
+    attempt: str
+    is_tree: bool
+
+
 def _lost(
-    storage: Storage, stage: str, partition: int, attempts: list[str], fingerprint: str
+    storage: Storage, stage: str, partition: int, attempts: list[_Found], fingerprint: str
 ) -> Iterator[Leftover]:
     """Yield the attempts of one partition that its receipt does not name."""
     try:
         receipt = read_receipt(storage, stage, partition, fingerprint)
     except DamageError:
         return
-    for attempt in attempts:
+    for attempt, is_tree in attempts:
         path = f"parts/{stage}/{partition:08d}.{attempt}"
         if receipt is None:
-            yield Leftover(path, True, False, "unfinished attempt; may still be at work")
+            why = "unfinished attempt; may still be at work"
+            yield Leftover(path, is_tree, False, why)
         elif receipt.attempt != attempt:
-            yield Leftover(
-                path, True, True, "attempt of a partition that another attempt committed"
-            )
+            why = "attempt of a partition that another attempt committed"
+            yield Leftover(path, is_tree, True, why)
 
 
 def _temporaries(storage: Storage, folder: str, before: float) -> Iterator[Leftover]:
@@ -93,9 +104,10 @@ def _temporaries(storage: Storage, folder: str, before: float) -> Iterator[Lefto
 def _temporary(storage: Storage, name: str, before: float) -> Iterator[Leftover]:
     """Yield a temporary file of the manifest; only a file system has any."""
     path = storage.local_path(name) if name.endswith(PARTIAL) else None
-    if path is not None and path.exists():
-        old = path.stat().st_mtime < before
-        yield Leftover(name, False, old, "temporary file of a killed writer")
+    if path is not None:
+        with suppress(FileNotFoundError):
+            old = path.lstat().st_mtime < before
+            yield Leftover(name, False, old, "temporary file of a killed writer")
 
 
 def _unpublished(storage: Storage, before: float) -> Iterator[Leftover]:
@@ -104,3 +116,6 @@ def _unpublished(storage: Storage, before: float) -> Iterator[Leftover]:
         if name.endswith(PARTIAL):
             newest = max((entry.modified for entry in storage.entries(f"sets/{name}")), default=0.0)
             yield Leftover(f"sets/{name}", True, newest < before, "half built by a killed finalise")
+    for name in storage.children("sets")[1]:
+        if name.endswith(PARTIAL):
+            yield from _temporary(storage, f"sets/{name}", before)

@@ -26,6 +26,9 @@ _DTYPES = frozenset(
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 _PLAIN = ["bytes", "crc32c"]
+_AXES = 32  # numpy allows 64; no array of a run has more than four
+_LARGEST = 2**53
+_MOST_INNER, _MOST_ROW = 64 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Grid:
         object_rows: Rows of an object, a multiple of ``inner_rows``.
         sharded: Whether an object is a Zarr shard; else it is one inner chunk.
         plain: Whether inner chunks are uncompressed, each followed by its crc32c.
+        compressor: Codec before that crc32c, where they are not.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +49,7 @@ class Grid:
     object_rows: int
     sharded: bool
     plain: bool
+    compressor: str | None = None
 
     @property
     def rows(self) -> int:
@@ -85,6 +90,11 @@ class Grid:
         """Return the name of object ``index`` in the array's folder."""
         return "c" + f".{index}" * bool(self.shape) + ".0" * (len(self.shape) - 1)
 
+    def most_object_bytes(self) -> int:
+        """Return how long an object can be at most; a compressor may add a little to each chunk."""
+        index_bytes = self.inner_per_object * INDEX_BYTES + CHECKSUM_BYTES if self.sharded else 0
+        return self.inner_per_object * (self.stride + self.inner_bytes // 64 + 4096) + index_bytes
+
     def plain_object_bytes(self, index: int) -> int:
         """Return the length of object ``index`` of a plain grid."""
         index_bytes = self.inner_per_object * INDEX_BYTES + CHECKSUM_BYTES if self.sharded else 0
@@ -112,33 +122,49 @@ def plan_grid(shape: tuple[int, ...], dtype: np.dtype, plain: bool = True) -> Gr
 
 
 def parse_grid(metadata: Mapping[str, Any], where: str) -> Grid:
-    """Return the cut that a ``zarr.json`` describes, after checking what it would make Zarr load.
+    """Return the cut that a ``zarr.json`` describes, after checking what it would make us load.
 
     Raises:
-        DamageError: If it names a codec or a data type that no run has, or cuts another axis.
+        DamageError: If it names a codec or a data type that no run has, cuts another axis, or
+            gives a chunk another size than its rows have.
     """
     try:
         return _parse(metadata)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DamageError(f"{where} does not describe an array of a run: {error}") from error
 
 
 def _parse(metadata: Mapping[str, Any]) -> Grid:
-    shape = tuple(metadata["shape"])
-    outer = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-    if metadata["data_type"] not in _DTYPES:
-        raise ValueError(f"data type {metadata['data_type']!r}")
+    shape = _lengths("shape", metadata["shape"])
+    outer = _lengths("chunk_shape", metadata["chunk_grid"]["configuration"]["chunk_shape"])
+    kind = metadata["data_type"]
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise ValueError(f"data type {kind!r}")
+    if math.prod(shape) * np.dtype(kind).itemsize >= _LARGEST:
+        raise ValueError(f"shape {shape} is larger than any array")
     names, inner, sharded = _codecs(metadata["codecs"], outer)
-    if any(
-        part < whole
-        for cut in (outer, inner)
-        for part, whole in zip(cut[1:], shape[1:], strict=True)
-    ):
-        raise ValueError(f"chunks {inner} cut more than the rows of {shape}")
+    for cut in (outer, inner):
+        if len(cut) != len(shape) or cut[1:] != tuple(max(length, 1) for length in shape[1:]):
+            raise ValueError(f"chunks {cut} cut more than the rows of {shape}")
     inner_rows, object_rows = (inner[0], outer[0]) if shape else (1, 1)
-    return Grid(
-        shape, np.dtype(metadata["data_type"]), inner_rows, object_rows, sharded, names == _PLAIN
+    if inner_rows < 1 or object_rows % inner_rows or inner_rows > max((*shape[:1], 1)):
+        raise ValueError(f"chunks of {inner_rows} in objects of {object_rows} rows, of {shape}")
+    compressor = names[1] if len(names) == 3 else None
+    grid = Grid(
+        shape, np.dtype(kind), inner_rows, object_rows, sharded, compressor is None, compressor
     )
+    # What is compressed may be far smaller in its file, so the file's length bounds nothing.
+    if compressor and grid.inner_bytes > (_MOST_INNER if inner_rows > 1 else _MOST_ROW):
+        raise ValueError(f"a compressed chunk of {grid.inner_bytes:,} bytes")
+    return grid
+
+
+def _lengths(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > _AXES:
+        raise ValueError(f"{name} {str(value)[:60]}")
+    if any(type(length) is not int or not 0 <= length < _LARGEST for length in value):
+        raise ValueError(f"{name} {str(value)[:60]}")
+    return tuple(value)
 
 
 def _codecs(codecs: Any, outer: tuple[int, ...]) -> tuple[list[str], tuple[int, ...], bool]:
@@ -148,12 +174,23 @@ def _codecs(codecs: Any, outer: tuple[int, ...]) -> tuple[list[str], tuple[int, 
         raise ValueError(f"codecs {sorted(set(names) - CODECS)} are not among {sorted(CODECS)}")
     if any(codec.get("configuration", {}).get("endian", "little") != "little" for codec in codecs):
         raise ValueError("bytes are not little-endian")
-    if names != ["sharding_indexed"]:
-        return names, outer, False
-    inner = codecs[0]["configuration"]
-    _codecs(inner["index_codecs"], outer)
-    names, shape, _ = _codecs(inner["codecs"], tuple(inner["chunk_shape"]))
-    return names, shape, True
+    if names == ["sharding_indexed"]:
+        inner = codecs[0]["configuration"]
+        names, shape, nested = _codecs(
+            inner["codecs"], _lengths("chunk_shape", inner["chunk_shape"])
+        )
+        index, _, _ = _codecs(inner["index_codecs"], outer)
+        if nested or index != _PLAIN or inner.get("index_location", "end") != "end":
+            raise ValueError("a shard is in a shard, or its index not plain at its end")
+        return names, shape, True
+    if (
+        names[:1] != _PLAIN[:1]
+        or names[-1:] != _PLAIN[1:]
+        or len(names) > 3
+        or names[1:2] == _PLAIN[:1]
+    ):
+        raise ValueError(f"codecs {names} are not bytes, at most one compressor, and crc32c")
+    return names, outer, False
 
 
 def _even_part(rows: int, limit: int) -> int | None:

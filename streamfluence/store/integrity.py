@@ -5,12 +5,15 @@ manifest has gone too, the storage is what failed.
 """
 
 import zlib
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from streamfluence.errors import DamageError, StorageError
 from streamfluence.layout import MANIFEST
+from streamfluence.store.documents import parse
 from streamfluence.store.receipts import Receipt, StoredObject
-from streamfluence.store.storage import ObjectReader, Storage
+from streamfluence.store.storage import DOCUMENT_BYTES, ObjectReader, Storage
+
+_PIECE_BYTES = 4 << 20
 
 
 def promised(storage: Storage, receipt: Receipt, key: str) -> StoredObject:
@@ -33,11 +36,20 @@ def open_object(storage: Storage, receipt: Receipt, key: str) -> ObjectReader:
     return reader
 
 
-def verified_bytes(storage: Storage, receipt: Receipt, key: str) -> bytes:
-    """Return a whole object, compared with the receipt in length and checksum."""
+def verified_bytes(
+    storage: Storage, receipt: Receipt, key: str, limit: int = DOCUMENT_BYTES
+) -> bytes:
+    """Return a whole object, compared with the receipt in length and checksum.
+
+    Args:
+        limit: More bytes than any such object of a run has; longer ones are not read.
+    """
     expected = promised(storage, receipt, key)
+    if expected.length > limit:
+        what = f"its receipt says {expected.length:,} bytes, but it can have at most {limit:,}"
+        raise_damage(storage, receipt, key, what)
     try:
-        data = storage.read(f"{receipt.path}/{key}")
+        data = storage.read(f"{receipt.path}/{key}", expected.length)
     except FileNotFoundError:
         raise_missing(storage, receipt, key)
     if len(data) != expected.length:
@@ -45,6 +57,24 @@ def verified_bytes(storage: Storage, receipt: Receipt, key: str) -> bytes:
     if zlib.crc32(data) != expected.crc32:
         raise_checksum(storage, receipt, key)
     return data
+
+
+def verified_json(storage: Storage, receipt: Receipt, key: str) -> dict[str, Any]:
+    """Return a ``zarr.json`` of an attempt, compared with the receipt."""
+    data = verified_bytes(storage, receipt, key)
+    found = parse(data, f"{storage.url}/{receipt.path}/{key}")
+    if not isinstance(found, dict):
+        raise_damage(storage, receipt, key, "it does not describe an array or a group")
+    return found
+
+
+def checksum(reader: ObjectReader, length: int) -> int:
+    """Return the CRC-32 of an open object, read in pieces."""
+    found, buffer = 0, bytearray(min(_PIECE_BYTES, length))
+    for offset in range(0, length, _PIECE_BYTES):
+        got = reader.read_into(offset, buffer)
+        found = zlib.crc32(memoryview(buffer)[:got], found)
+    return found
 
 
 def raise_missing(storage: Storage, receipt: Receipt, key: str) -> NoReturn:

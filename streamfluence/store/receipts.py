@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import Span, attempt_path, receipt_path
 from streamfluence.store.documents import plain, seal, unseal
-from streamfluence.store.storage import Storage, checked_path
+from streamfluence.store.storage import DOCUMENT_BYTES, Storage, checked_path
 
-_FILE = re.compile(r"\A\d{8,}\.json\Z")
+_FILE = re.compile(r"\A([0-9]{8}|[1-9][0-9]{8,17})\.json\Z")  # as ``receipt_path`` writes it
+_ATTEMPT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+_BLOCKS = re.compile(r"\A(?:[0-9a-f]{8})*\Z")
+DEEPEST = 8  # folders of a stage's name; a run has three
+_LARGEST = 2**53  # bytes and rows; every JSON reader tells such numbers apart
 
 
 class StoredObject(NamedTuple):
@@ -32,6 +36,15 @@ class StoredObject(NamedTuple):
     length: int
     crc32: int
     blocks: str = ""
+
+
+class Facts(dict[str, Any]):
+    """What a stage recorded of a partition; asking for what it did not record is damage."""
+
+    def __missing__(self, key: str) -> Any:
+        raise DamageError(
+            f"a receipt does not say {key!r}, which every receipt of its stage says; {_REPAIR}"
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Receipt:
     attempt: str
     fingerprint: str
     objects: Mapping[str, StoredObject]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=Facts)
     version: str = ""
 
     @property
@@ -92,17 +105,11 @@ def parse_receipt(data: bytes, stage: str, partition: int, fingerprint: str, url
     """
     where = f"receipt {url}/{receipt_path(stage, partition)}"
     try:
-        content = unseal(data, where)
-        receipt = _from_content(content)
-        checked_path(receipt.attempt)
-        for name in receipt.objects:
-            checked_path(name)
-    except (KeyError, TypeError, ValueError, InputError) as error:
+        receipt = _from_content(unseal(data, where))
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise DamageError(f"{where} is malformed ({error}); {_REPAIR}") from error
     except DamageError as error:
         raise DamageError(f"{error}; {_REPAIR}") from error
-    if "/" in receipt.attempt:
-        raise DamageError(f"{where} is malformed (attempt {receipt.attempt!r}); {_REPAIR}")
     if receipt.fingerprint != fingerprint:
         raise DamageError(
             f"{where} belongs to another run: its fingerprint is {receipt.fingerprint[:12]}, this run's is "
@@ -118,7 +125,7 @@ def parse_receipt(data: bytes, stage: str, partition: int, fingerprint: str, url
 def read_receipt(storage: Storage, stage: str, partition: int, fingerprint: str) -> Receipt | None:
     """Return one receipt, None if the partition is missing; raises like ``parse_receipt``."""
     try:
-        data = storage.read(receipt_path(stage, partition))
+        data = storage.read(receipt_path(stage, partition), DOCUMENT_BYTES)
     except FileNotFoundError:
         return None
     return parse_receipt(data, stage, partition, fingerprint, storage.url)
@@ -133,6 +140,9 @@ def read_receipts(
     for partition, data in zip(partitions, contents, strict=True):
         if data is None:
             continue
+        if isinstance(data, DamageError):
+            yield partition, data
+            continue
         try:
             yield partition, parse_receipt(data, stage, partition, fingerprint, storage.url)
         except DamageError as error:
@@ -141,29 +151,56 @@ def read_receipts(
 
 def committed(storage: Storage, stage: str) -> list[int]:
     """Return the partitions of a stage that have a receipt, without reading any."""
-    _, files = storage.children(f"receipts/{checked_path(stage)}")
-    return sorted(int(name.removesuffix(".json")) for name in files if _FILE.match(name))
+    folders, files = storage.children(f"receipts/{checked_path(stage)}")
+    names = [*folders, *files]  # a folder with the name of a receipt is a damaged one
+    return sorted(int(name.removesuffix(".json")) for name in names if _FILE.match(name))
 
 
-def stages(storage: Storage, top: str = "receipts") -> list[str]:
+def stages(storage: Storage, top: str = "receipts", depth: int = DEEPEST) -> list[str]:
     """Return the stages that have at least one receipt, sorted."""
     folders, files = storage.children(top)
-    own = [top.partition("/")[2]] if any(_FILE.match(name) for name in files) else []
-    return own + [stage for folder in folders for stage in stages(storage, f"{top}/{folder}")]
+    own = [top.partition("/")[2]] if any(map(_FILE.match, [*folders, *files])) else []
+    below = [name for name in folders if depth and not _FILE.match(name) and "\\" not in name]
+    return own + [s for name in below for s in stages(storage, f"{top}/{name}", depth - 1)]
 
 
 def _from_content(content: dict[str, Any]) -> Receipt:
-    objects = {name: StoredObject(*item) for name, item in content.pop("objects").items()}
-    receipt = Receipt(objects=objects, **content)
-    for value in (
-        receipt.partition,
-        receipt.start,
-        receipt.stop,
-        *(o.length for o in objects.values()),
-    ):
-        if not isinstance(value, int) or value < 0:
-            raise ValueError(f"{value!r} is not a count")
+    """Return the receipt of a document; ValueError and its like if anything is not what it must be."""
+    objects = {name: _object(name, item) for name, item in content.pop("objects").items()}
+    facts = Facts(content.pop("facts", {}).items())
+    receipt = Receipt(objects=objects, facts=facts, **content)
+    for name in ("stage", "attempt", "fingerprint", "version"):
+        if not isinstance(getattr(receipt, name), str):
+            raise ValueError(f"{name} is no text")
+    if not _ATTEMPT.match(receipt.attempt):
+        raise ValueError(f"{receipt.attempt[:60]!r} is no name of an attempt")
+    _count("partition", receipt.partition, 2**63)  # a number made of a digest may be one
+    for name in ("start", "stop"):
+        _count(name, getattr(receipt, name))
+    if receipt.start > receipt.stop:
+        raise ValueError(f"rows {receipt.start} to {receipt.stop}")
+    for name in facts.keys() & _COUNTED:
+        _count(name, facts[name])
+    seconds = facts.get("seconds", 0)
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
+        raise ValueError(f"seconds is {seconds!r}")
     return receipt
 
 
+def _object(name: str, item: Any) -> StoredObject:
+    checked_path(name)
+    found = StoredObject(*item) if isinstance(item, list) else None
+    if found is None or not isinstance(found.blocks, str) or not _BLOCKS.match(found.blocks):
+        raise ValueError(f"object {name!r} is not length, checksum and blocks")
+    _count(f"length of {name!r}", found.length)
+    _count(f"checksum of {name!r}", found.crc32, 2**32)
+    return found
+
+
+def _count(name: str, value: Any, below: int = _LARGEST) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
+        raise ValueError(f"{name} is {value!r}, not a count")
+
+
+_COUNTED = frozenset({"non_finite", "examples", "invalid"})  # facts that are added up
 _REPAIR = "`streamfluence repair` sets it aside and computes the partition again"

@@ -10,9 +10,18 @@ from typing import Any
 from streamfluence import __version__
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import FORMAT_VERSION, MANIFEST
-from streamfluence.store.documents import canonical, differences, is_sealed, plain, seal, unseal
+from streamfluence.store.documents import (
+    canonical,
+    differences,
+    is_sealed,
+    parse,
+    plain,
+    seal,
+    unseal,
+)
 from streamfluence.store.receipts import stages
-from streamfluence.store.storage import Storage
+from streamfluence.store.shapes import Document, checked_document, checked_manifest
+from streamfluence.store.storage import DOCUMENT_BYTES, Storage
 
 _WRITER = "streamfluence_version"
 
@@ -25,9 +34,10 @@ def create_manifest(storage: Storage, manifest: Mapping[str, Any]) -> tuple[dict
     """
     wanted = json.loads(canonical({"format_version": FORMAT_VERSION, **manifest}))
     if storage.create(MANIFEST, seal({_WRITER: __version__, **wanted}, indent=2)):
-        return wanted, __version__
+        return Document(wanted, f"{storage.url}/{MANIFEST}"), __version__
     stored, written_by = read_manifest(storage)
-    empty = "" if stages(storage) else " of which nothing is committed yet, so it can be removed"
+    rows = any(stage.startswith("collect/") for stage in stages(storage))
+    empty = "" if rows else f" (no rows are committed yet; to start anew, remove {storage.url})"
     _refuse_other(f"{storage.url} holds another run{empty}", stored, wanted)
     return stored, written_by
 
@@ -40,7 +50,7 @@ def read_manifest(storage: Storage) -> tuple[dict[str, Any], str]:
         DamageError: If it is damaged.
     """
     try:
-        data = storage.read(MANIFEST)
+        data = storage.read(MANIFEST, DOCUMENT_BYTES)
     except FileNotFoundError:
         raise InputError(
             f"{storage.url} is not a run: it has no {MANIFEST}; check the path, or start one with "
@@ -50,7 +60,8 @@ def read_manifest(storage: Storage) -> tuple[dict[str, Any], str]:
         _refuse_other_format(_parsed(data), storage.url)
     content = _unseal(data, f"{storage.url}/{MANIFEST}")
     _refuse_other_format(content, storage.url)
-    return content, content.pop(_WRITER, "unknown")
+    written_by = str(content.pop(_WRITER, "unknown"))
+    return checked_manifest(content, f"{storage.url}/{MANIFEST}"), written_by
 
 
 def create_document(storage: Storage, path: str, content: Mapping[str, Any]) -> bool:
@@ -63,12 +74,20 @@ def create_document(storage: Storage, path: str, content: Mapping[str, Any]) -> 
     return False
 
 
-def read_document(storage: Storage, path: str) -> dict[str, Any]:
-    """Return a document; ``InputError`` if there is none, ``DamageError`` if it is damaged."""
+def read_document(
+    storage: Storage, path: str, manifest: Mapping[str, Any] | None = None
+) -> Document:
+    """Return a document; ``InputError`` if there is none, ``DamageError`` if it is damaged.
+
+    Args:
+        manifest: Of the run it must fit.
+    """
+    where = f"{storage.url}/{path}"
     try:
-        return _unseal(storage.read(path), f"{storage.url}/{path}")
+        content = _unseal(storage.read(path, DOCUMENT_BYTES), where)
     except FileNotFoundError:
         raise InputError(f"{storage.url} has no {path}") from None
+    return checked_document(content, path, where, manifest or {})
 
 
 def _unseal(data: bytes, where: str) -> dict[str, Any]:
@@ -92,19 +111,19 @@ def _refuse_other(what: str, stored: Mapping[str, Any], wanted: Mapping[str, Any
 def _parsed(data: bytes) -> Any:
     """Return what another format may have written as JSON, None if it is not JSON."""
     try:
-        return json.loads(data)
-    except ValueError:
+        return parse(data, MANIFEST)
+    except DamageError:
         return None
 
 
 def _refuse_other_format(content: Any, url: str) -> None:
     """Refuse a run of another format before anything else of it is interpreted."""
     found = content.get("format_version") if isinstance(content, dict) else None
-    if found in (None, FORMAT_VERSION):
+    if found is None or (type(found) is int and found == FORMAT_VERSION):
         return
-    version = content.get(_WRITER, "unknown")
+    version = str(content.get(_WRITER, "unknown"))[:40]
     raise InputError(
-        f"{url} has format {found}, written by streamfluence {version}; this is streamfluence "
+        f"{url} has format {str(found)[:40]}, written by streamfluence {version}; this is streamfluence "
         f"{__version__}, which reads format {FORMAT_VERSION} and has no conversion; read it with "
         f"pip install 'streamfluence=={version}', or collect again into another place"
     )

@@ -5,7 +5,6 @@ receipt does. Any number of writers may work on the same partition without knowi
 of each other: the first receipt wins, and every writer returns that one.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
@@ -15,12 +14,13 @@ import numpy as np
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import Span, receipt_path
 from streamfluence.store import finalise as _finalise
-from streamfluence.store.array_reader import ArrayReader, array_names, open_array
+from streamfluence.store.array_reader import ArrayReader, array_names, memory_for, open_array
+from streamfluence.store.aside import set_aside, unfinished
 from streamfluence.store.commit import commit_partition
 from streamfluence.store.connect import open_storage
 from streamfluence.store.documents import canonical
 from streamfluence.store.garbage import Leftover, leftovers
-from streamfluence.store.integrity import verified_bytes
+from streamfluence.store.integrity import raise_damage, verified_json
 from streamfluence.store.receipts import (
     Receipt,
     committed,
@@ -35,8 +35,13 @@ from streamfluence.store.run_documents import (
     read_manifest,
 )
 from streamfluence.store.storage import Storage
-from streamfluence.store.unique import unique_name
-from streamfluence.store.verify import Problem, verify_stage
+from streamfluence.store.verify import Problem, Reading, verify_stage
+from streamfluence.store.verify_rest import (
+    refuse_doubtful_manifest,
+    verify_documents,
+    verify_kinds,
+    verify_sets,
+)
 
 DAY_S = 86_400.0
 ANYTHING = "anything"
@@ -104,7 +109,7 @@ class RunStore:
 
     def read_document(self, path: str) -> dict[str, Any]:
         """Return a document; ``InputError`` if there is none, ``DamageError`` if it is damaged."""
-        return read_document(self.storage, path)
+        return read_document(self.storage, path, self.manifest)
 
     def has(self, path: str) -> bool:
         """Return whether a document exists, without reading its content."""
@@ -119,13 +124,21 @@ class RunStore:
         """Return the stages of which at least one partition is committed, sorted."""
         return stages(self.storage)
 
+    def committed(self, stage: str) -> list[int]:
+        """Return the partitions of a stage that have a receipt, sound or not; reads only a listing."""
+        return committed(self.storage, stage)
+
+    def all_receipts(self, stage: str) -> dict[int, Receipt | DamageError]:
+        """Return the receipts of a stage by partition, or what is wrong with one."""
+        return dict(read_receipts(self.storage, stage, self.fingerprint))
+
     def receipts(self, stage: str) -> dict[int, Receipt]:
         """Return the receipts of a stage by partition.
 
         Raises:
             DamageError: If one is damaged or belongs to another run; names it.
         """
-        found = dict(read_receipts(self.storage, stage, self.fingerprint))
+        found = self.all_receipts(stage)
         for receipt in found.values():
             if isinstance(receipt, DamageError):
                 raise receipt
@@ -138,6 +151,10 @@ class RunStore:
     def receipt(self, stage: str, partition: int) -> Receipt | None:
         """Return one partition's receipt, None if it is missing; ``DamageError`` as in ``receipts``."""
         return read_receipt(self.storage, stage, partition, self.fingerprint)
+
+    def receipt_there(self, stage: str, partition: int) -> bool:
+        """Return whether a partition has a receipt, without reading it."""
+        return self.storage.exists(receipt_path(stage, partition))
 
     def missing(self, stage: str, n_partitions: int) -> list[int]:
         """Return the partitions below ``n_partitions`` that have no receipt; reads only a listing."""
@@ -205,7 +222,7 @@ class RunStore:
                 raise ValueError(f"rows must be consecutive, got {rows}")
             if out is None:
                 shape = (max(stop - start, 0), *reader.shape[1:]) if reader.shape else ()
-                out = np.empty(shape, reader.dtype)
+                out = memory_for(shape, reader.dtype, f"{self.url}/{receipt.path}/{reader.key}")
             return reader.read(start, max(start, stop), out)
 
     def read_all(self, receipt: Receipt) -> dict[str, np.ndarray]:
@@ -234,7 +251,10 @@ class RunStore:
 
     def read_attributes(self, receipt: Receipt) -> dict[str, Any]:
         """Return the attributes of a partition's group, verified."""
-        return json.loads(verified_bytes(self.storage, receipt, "zarr.json"))["attributes"]
+        attributes = verified_json(self.storage, receipt, "zarr.json").get("attributes")
+        if not isinstance(attributes, dict):
+            raise_damage(self.storage, receipt, "zarr.json", "it has no attributes")
+        return attributes
 
     def verify(
         self,
@@ -242,22 +262,34 @@ class RunStore:
         fraction: float = 1.0,
         seed: int = 0,
         checked: Callable[[str, int], None] = lambda path, length: None,
+        there: Callable[[str, int], None] = lambda path, length: None,
     ) -> list[Problem]:
-        """Return everything that differs from the receipts; see ``verify_stage``.
+        """Return everything that differs from the receipts, without stopping at the first.
 
         Args:
-            stages: None for all.
+            stages: None for all, and with them documents, published sets, and what is no file.
             fraction: Share of objects whose bytes are read.
+            seed: Which share; so many in a row as the share goes into one read everything.
             checked: Called with path and length after each of them.
+            there: Called with path and length of every object, read or not.
         """
-        chosen = self.stages() if stages is None else stages
-        return [
-            problem
-            for stage in chosen
-            for problem in verify_stage(
-                self.storage, stage, self.fingerprint, fraction, seed, checked
-            )
-        ]
+        reading = Reading(fraction, seed, there, checked)
+        problems: list[Problem] = []
+        try:
+            for stage in self.stages() if stages is None else stages:
+                problems += verify_stage(self.storage, stage, self.fingerprint, reading)
+        except DamageError as error:  # not even a listing, as of a link in a folder's place
+            problems.append(Problem("", -1, "receipts", str(error)))
+        if stages is None:
+            problems += verify_documents(self.storage, self.manifest)
+            problems += verify_sets(self.storage, reading)
+            known = {problem.object for problem in problems}
+            problems += (p for p in verify_kinds(self.storage) if p.object not in known)
+        return problems
+
+    def refuse_doubtful_manifest(self) -> None:
+        """Raise DamageError where most receipts belong to another manifest than the one there."""
+        refuse_doubtful_manifest(self.storage, self.fingerprint)
 
     def discard(self, stage: str, partition: int) -> bool:
         """Set a receipt aside, so that the partition is missing and can be computed again.
@@ -265,12 +297,11 @@ class RunStore:
         Returns:
             False if there was none. The receipt is kept under ``receipts-damaged/``.
         """
-        aside = f"receipts-damaged/{stage}/{partition:08d}.{unique_name()}.json"
-        try:
-            self.storage.move(receipt_path(stage, partition), aside)
-        except FileNotFoundError:
-            return False
-        return True
+        return set_aside(self.storage, stage, partition)
+
+    def unfinished(self) -> list[tuple[str, int]]:
+        """Return stage and partition of what was set aside and has not been computed again."""
+        return sorted(unfinished(self.storage))
 
     def leftovers(self, older_than_s: float = DAY_S) -> list[Leftover]:
         """Return what no receipt names: lost or unfinished attempts and temporary files. Not damage."""

@@ -6,6 +6,7 @@ Everything else is plain reading, writing and listing below one root.
 """
 
 import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamfluence.errors import InputError, StorageError
+from streamfluence.errors import DamageError, InputError, StorageError
 
 PARTIAL = ".partial"
+DOCUMENT_BYTES = 16 << 20  # no document of a run is larger: 100,000 files' digests are 10 MiB
+
+_NAME_BYTES = 255  # of one part of a path, in every file system in use
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free space there, then run the same command again",
@@ -59,6 +63,9 @@ class Storage(ABC):
 
     Every failure of the place itself is a ``StorageError`` with the path and what to
     do. Reading what is not there is ``FileNotFoundError``, for the caller to judge.
+    What is there but is no plain file or folder (a link, a pipe, a device) is never
+    followed or opened: it is a ``DamageError``, and only removing or moving touch it,
+    as the thing it is.
 
     Attributes:
         url: The root, as an error message names it.
@@ -67,12 +74,14 @@ class Storage(ABC):
     url: str
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
-        """Return a whole object."""
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """Return a whole object, or of one larger than ``limit`` only ``limit + 1`` bytes."""
 
     @abstractmethod
-    def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
-        """Return many small objects in order, None for one that is gone."""
+    def read_many(
+        self, paths: Iterable[str], limit: int = DOCUMENT_BYTES
+    ) -> list[bytes | DamageError | None]:
+        """Return many small objects in order, None for one that is gone, or why it cannot be read."""
 
     @abstractmethod
     def open(self, path: str) -> ObjectReader:
@@ -99,20 +108,24 @@ class Storage(ABC):
         """Yield every object below a folder; nothing if the folder is not there."""
 
     @abstractmethod
+    def strange(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yield path and kind of all below a folder that is neither a plain file nor a folder."""
+
+    @abstractmethod
     def children(self, prefix: str) -> tuple[list[str], list[str]]:
-        """Return the sorted names of the folders and of the files directly in a folder."""
+        """Return the sorted names of the folders, and of all else, directly in a folder."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
-        """Remove one object; silent if it is not there."""
+        """Remove one object, a link as a link; silent if it is not there."""
 
     @abstractmethod
     def remove_tree(self, prefix: str) -> None:
-        """Remove everything below a folder; silent if it is not there."""
+        """Remove a folder and everything below, through no link; silent if it is not there."""
 
     @abstractmethod
     def move(self, source: str, target: str) -> None:
-        """Move one object, durably."""
+        """Move one object, a link as a link, durably."""
 
     @abstractmethod
     def link(self, source: str, target: str) -> None:
@@ -135,13 +148,19 @@ def checked_path(path: str) -> str:
     """Return ``path`` if it stays below the root.
 
     Raises:
-        InputError: If it is absolute, empty, or climbs with ``..``.
+        InputError: If it is absolute, empty, climbs with ``..``, or is no name of a file.
     """
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
         raise InputError(
             f"path {path!r} leaves the run; it must be relative, without '..' or empty parts"
         )
+    try:
+        too_long = max(len(os.fsencode(part)) for part in parts) > _NAME_BYTES
+    except UnicodeEncodeError:
+        too_long = True
+    if too_long:
+        raise InputError(f"path {path[:100]!r} cannot be the name of a file of a run")
     return path
 
 

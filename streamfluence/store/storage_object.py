@@ -16,8 +16,16 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 from obstore.store import ObjectStore, from_url
 
-from streamfluence.errors import InputError, StorageError
-from streamfluence.store.storage import Entry, ObjectReader, Storage, checked_path
+from streamfluence.errors import DamageError, InputError, StorageError
+from streamfluence.store.storage import (
+    DOCUMENT_BYTES,
+    PARTIAL,
+    Entry,
+    ObjectReader,
+    Storage,
+    checked_path,
+)
+from streamfluence.store.unique import unique_name
 
 _PARALLEL_REQUESTS = 16
 _REQUEST_BYTES = 8 << 20
@@ -46,13 +54,18 @@ class ObjectStorage(Storage):
                 f"cannot use {url} as a run: {error}; see obstore for what a URL needs"
             ) from error
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int | None = None) -> bytes:
         with self._errors("read", path):
-            return bytes(obstore.get(self.store, checked_path(path)).bytes())
+            found = obstore.get(self.store, checked_path(path))
+            if limit is None or found.meta["size"] <= limit:
+                return bytes(found.bytes())
+            return bytes(obstore.get_range(self.store, path, start=0, end=limit + 1))
 
-    def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
+    def read_many(
+        self, paths: Iterable[str], limit: int = DOCUMENT_BYTES
+    ) -> list[bytes | DamageError | None]:
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
-            return list(pool.map(self._read_if_there, paths))
+            return list(pool.map(lambda path: self._read_if_there(path, limit), paths))
 
     def open(self, path: str) -> ObjectReader:
         return _RangeReader(self, checked_path(path))
@@ -101,6 +114,9 @@ class ObjectStorage(Storage):
         folders = [path.rsplit("/", 1)[-1] for path in found["common_prefixes"]]
         return sorted(folders), sorted(item["path"].rsplit("/", 1)[-1] for item in found["objects"])
 
+    def strange(self, prefix: str) -> Iterator[tuple[str, str]]:
+        yield from ()  # an object store has neither links nor devices
+
     def remove(self, path: str) -> None:
         with self._errors("remove", path), suppress(FileNotFoundError):
             obstore.delete(self.store, checked_path(path))
@@ -120,19 +136,24 @@ class ObjectStorage(Storage):
             obstore.copy(self.store, checked_path(source), checked_path(target))
 
     def stage_tree(self, target: str) -> str:
-        """Return ``target`` itself, emptied: objects cannot be renamed."""
-        self.remove_tree(target)
-        return target
+        return f"{target}.{unique_name()}{PARTIAL}"
 
     def publish_tree(self, staged: str, target: str) -> None:
-        assert staged == target
+        """Copy object by object over what is there, the group's metadata last; then remove the rest."""
+        names = [entry.path.removeprefix(f"{staged}/") for entry in self.entries(staged)]
+        for name in sorted(names, key=lambda name: name == "zarr.json"):
+            self.link(f"{staged}/{name}", f"{target}/{name}")
+        for entry in list(self.entries(target)):
+            if entry.path.removeprefix(f"{target}/") not in names:
+                self.remove(entry.path)
+        self.remove_tree(staged)
 
     def local_path(self, path: str) -> Path | None:
         return None
 
-    def _read_if_there(self, path: str) -> bytes | None:
+    def _read_if_there(self, path: str, limit: int) -> bytes | None:
         try:
-            return self.read(path)
+            return self.read(path, limit)
         except FileNotFoundError:
             return None
 

@@ -4,18 +4,35 @@ A document appears with its whole content or not at all: it is written under a
 temporary name, flushed, and hard-linked to its final name, which fails if that
 name exists. On NFS a link may succeed and still report an error, so the link
 count decides who won.
+
+The run's folder itself may be reached through symbolic links; below it none is
+followed, neither to read nor to remove, and nothing but a plain file is opened.
 """
 
-import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from streamfluence.errors import InputError
+from streamfluence.errors import DamageError
+from streamfluence.store.exchange import put_in_place
+from streamfluence.store.posix_files import (
+    check_file,
+    folders_below,
+    kind,
+    link_exclusively,
+    open_file,
+    refuse,
+    remove_tree,
+    sync_file,
+    sync_folder,
+    write_file,
+)
 from streamfluence.store.storage import (
+    DOCUMENT_BYTES,
     PARTIAL,
     Entry,
     ObjectReader,
@@ -25,7 +42,7 @@ from streamfluence.store.storage import (
 )
 from streamfluence.store.unique import unique_name
 
-_FOLDER_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+_DEEPEST = 16
 
 
 class PosixStorage(Storage):
@@ -39,13 +56,19 @@ class PosixStorage(Storage):
         self.root = Path(os.path.realpath(root))
         self.url = str(self.root)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int | None = None) -> bytes:
         target = self._resolve(path)
         with operating_system_errors("read", target):
-            return target.read_bytes()
+            file = open_file(target)
+            with open(file, "rb", buffering=0) as stream:
+                if limit is None or os.fstat(file).st_size <= limit:
+                    return stream.readall()
+                return stream.read(limit + 1)
 
-    def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
-        return [self._read_if_there(path) for path in paths]
+    def read_many(
+        self, paths: Iterable[str], limit: int = DOCUMENT_BYTES
+    ) -> list[bytes | DamageError | None]:
+        return [self._read_if_there(path, limit) for path in paths]
 
     def open(self, path: str) -> ObjectReader:
         return _FileReader(self._resolve(path))
@@ -54,7 +77,7 @@ class PosixStorage(Storage):
         target = self._resolve(path)
         with operating_system_errors("write", target, missing=False):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_file(target, data, flush=False)
+            write_file(target, data, flush=False)
 
     def create(self, path: str, data: bytes) -> bool:
         target = self._resolve(path)
@@ -64,8 +87,8 @@ class PosixStorage(Storage):
         with operating_system_errors("write", target, missing=False):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _write_file(temporary, data, flush=True)
-                won = _link_exclusively(temporary, target)
+                write_file(temporary, data, flush=True)
+                won = link_exclusively(temporary, target)
             finally:
                 with suppress(OSError):
                     os.unlink(temporary)
@@ -77,40 +100,47 @@ class PosixStorage(Storage):
         files = [top / checked_path(name) for name in names]
         with operating_system_errors("flush", top, missing=False):
             for file in files:
-                _sync_file(file)
-            for folder in _folders_below(top, files):
-                _sync_folder(folder)
+                sync_file(file)
+            for folder in folders_below(top, files):
+                sync_folder(folder)
             self._sync_upward(top.parent)
 
     def exists(self, path: str) -> bool:
         target = self._resolve(path)
         with operating_system_errors("look for", target):
             try:
-                target.stat()
+                target.lstat()
             except (FileNotFoundError, NotADirectoryError):
                 return False
         return True
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        top = self._resolve(prefix)
-        with operating_system_errors("list", top):
-            for folder, _, files in os.walk(top, onerror=_raise_unless_missing):
-                for name in sorted(files):
-                    with suppress(FileNotFoundError):
-                        yield self._entry(Path(folder, name))
+        for path in self._walk(prefix):
+            with suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    relative = path.relative_to(self.root).as_posix()
+                    yield Entry(relative, found.st_size, found.st_mtime)
+
+    def strange(self, prefix: str) -> Iterator[tuple[str, str]]:
+        for path in self._walk(prefix):
+            with suppress(FileNotFoundError):
+                found = path.lstat()
+                if not stat.S_ISREG(found.st_mode):
+                    yield path.relative_to(self.root).as_posix(), kind(path, found.st_mode)
 
     def children(self, prefix: str) -> tuple[list[str], list[str]]:
-        top = self._resolve(prefix) if prefix else self.root
+        top = self._folder(prefix)
         folders: list[str] = []
-        files: list[str] = []
+        others: list[str] = []
         with (
             operating_system_errors("list", top),
             suppress(FileNotFoundError),
             os.scandir(top) as found,
         ):
             for item in found:
-                (folders if item.is_dir() else files).append(item.name)
-        return sorted(folders), sorted(files)
+                (folders if item.is_dir(follow_symlinks=False) else others).append(item.name)
+        return sorted(folders), sorted(others)
 
     def remove(self, path: str) -> None:
         target = self._resolve(path)
@@ -120,7 +150,7 @@ class PosixStorage(Storage):
     def remove_tree(self, prefix: str) -> None:
         top = self._resolve(prefix)
         with operating_system_errors("remove", top), suppress(FileNotFoundError):
-            shutil.rmtree(top)
+            remove_tree(top)
 
     def move(self, source: str, target: str) -> None:
         old, new = self._resolve(source), self._resolve(target)
@@ -133,6 +163,7 @@ class PosixStorage(Storage):
     def link(self, source: str, target: str) -> None:
         old, new = self._resolve(source), self._resolve(target)
         with operating_system_errors("link", new):
+            check_file(old)
             new.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(old, new)
@@ -145,53 +176,80 @@ class PosixStorage(Storage):
         return f"{target}.{unique_name()}{PARTIAL}"
 
     def publish_tree(self, staged: str, target: str) -> None:
-        """Swap two names; for an instant between two renames ``target`` is not there."""
+        """Swap two names in one step where the system can; what was there goes last."""
         new, final = self._resolve(staged), self._resolve(target)
-        old = final.with_name(f"{final.name}.{unique_name()}{PARTIAL}")
+        aside = final.with_name(f"{final.name}.{unique_name()}{PARTIAL}")
         with operating_system_errors("replace", final):
-            with suppress(FileNotFoundError):
-                os.rename(final, old)
-            os.rename(new, final)
+            old = put_in_place(new, final, aside)
             self._sync_upward(final.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            if old is not None:
+                with suppress(OSError):
+                    remove_tree(old)
 
     def local_path(self, path: str) -> Path | None:
         return self._resolve(path)
 
     def _resolve(self, path: str) -> Path:
-        """Return the file behind ``path``; a symbolic link must not lead out of the run."""
-        target = Path(os.path.realpath(self.root / checked_path(path)))
-        if not target.is_relative_to(self.root):
-            raise InputError(
-                f"{self.root / path} is a link to {target}, outside the run {self.root}; "
-                "move the whole run there instead of linking a part of it"
-            )
-        return target
+        """Return the place of ``path``, after a look that no link is on the way; itself it may be one."""
+        *folders, _ = checked_path(path).split("/")
+        place = str(self.root)
+        for folder in folders:
+            place = f"{place}/{folder}"
+            with operating_system_errors("look for", place):
+                try:
+                    mode = os.lstat(place).st_mode
+                except (FileNotFoundError, NotADirectoryError):
+                    break
+            if not stat.S_ISDIR(mode):
+                refuse(Path(place), mode, "a folder")
+        return self.root / path
 
-    def _read_if_there(self, path: str) -> bytes | None:
+    def _folder(self, prefix: str) -> Path:
+        """Return the place of a folder; one that is not there is as good as empty."""
+        if not prefix:
+            return self.root
+        top = self._resolve(prefix)
+        with operating_system_errors("look for", top), suppress(FileNotFoundError):
+            mode = top.lstat().st_mode
+            if not stat.S_ISDIR(mode):
+                refuse(top, mode, "a folder")
+        return top
+
+    def _walk(self, prefix: str) -> Iterator[Path]:
+        """Yield all below a folder but folders; links are not entered, and come like files."""
+        waiting = [(self._folder(prefix), 0)]
+        while waiting:
+            folder, depth = waiting.pop()
+            with operating_system_errors("list", folder), suppress(FileNotFoundError):
+                with os.scandir(folder) as listed:
+                    found = sorted(listed, key=lambda item: item.name)
+                below = [item for item in found if item.is_dir(follow_symlinks=False)]
+                if depth < _DEEPEST:  # nothing of a run lies deeper
+                    waiting += [(Path(item.path), depth + 1) for item in reversed(below)]
+                yield from (Path(item.path) for item in found if item not in below)
+
+    def _read_if_there(self, path: str, limit: int) -> bytes | DamageError | None:
         try:
-            return self.read(path)
+            return self.read(path, limit)
         except FileNotFoundError:
             return None
-
-    def _entry(self, path: Path) -> Entry:
-        found = path.stat()
-        return Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
+        except DamageError as error:
+            return error
 
     def _sync_upward(self, folder: Path) -> None:
         """Flush a folder and those above it, up to the one that holds the root."""
         while folder.is_relative_to(self.root):
-            _sync_folder(folder)
+            sync_folder(folder)
             folder = folder.parent
         with suppress(PermissionError):
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 class _FileReader(ObjectReader):
     def __init__(self, path: Path) -> None:
         self._path = path
         with operating_system_errors("open", path):
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open_file(path)
             self.size = os.fstat(self._file).st_size
 
     def read_into(self, offset: int, target: Any) -> int:
@@ -208,59 +266,3 @@ class _FileReader(ObjectReader):
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-def _link_exclusively(temporary: Path, target: Path) -> bool:
-    try:
-        os.link(temporary, target)
-    except OSError as error:
-        if os.stat(temporary).st_nlink == 2:
-            return True
-        if isinstance(error, FileExistsError):
-            return False
-        raise
-    return True
-
-
-def _write_file(path: Path, data: Any, flush: bool) -> None:
-    view, done = memoryview(data).cast("B"), 0
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        while done < len(view):
-            done += os.write(file, view[done:])
-        if flush:
-            os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _sync_file(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in _FOLDER_CANNOT_SYNC:
-            raise
-    finally:
-        os.close(folder)
-
-
-def _folders_below(top: Path, files: Iterable[Path]) -> list[Path]:
-    """Return ``top`` and every folder between it and the files, the deepest first."""
-    found = {top}
-    for file in files:
-        found.update(folder for folder in file.parents if folder.is_relative_to(top))
-    return sorted(found, key=lambda folder: -len(folder.parts))
-
-
-def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

@@ -1,12 +1,12 @@
 """Compare a whole run with its receipts and list what differs, without stopping at the first.
 
 Structure (receipts, objects, lengths, row ranges) is always compared; bytes for all
-objects or for a sample that depends only on the seed and the object's path.
+objects, or for a share of them that is another one at every turn: so many turns in a
+row as the share goes into one read every object once, however the run grows meanwhile.
 """
 
-import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ _PIECE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as its receipt says.
+    """One thing that is not as its receipt or its own checksum says.
 
     Attributes:
+        stage, partition: Empty and -1 for what belongs to no partition.
         object: Path in the run of what is damaged.
         what: What is wrong with it.
     """
@@ -35,55 +36,85 @@ class Problem:
     what: str
 
 
-def verify_stage(
-    storage: Storage,
-    stage: str,
-    fingerprint: str,
-    fraction: float,
-    seed: int,
-    checked: Callable[[str, int], None],
-) -> Iterator[Problem]:
-    """Yield the problems of one stage.
+@dataclass(frozen=True)
+class Reading:
+    """Which share of the stored bytes is read, and who is told of it.
 
-    Args:
-        fraction: Share of objects whose bytes are read, 0 to 1.
-        checked: Called with the path and length of every object whose bytes were read.
+    Attributes:
+        fraction: Share of objects whose bytes are read, 0 to 1; one over a whole number below.
+        turn: Which share of that size.
+        there: Called with path and length of every object that is looked at.
+        read: Called with path and length of every object whose bytes were read.
     """
+
+    fraction: float = 1.0
+    turn: int = 0
+    there: Callable[[str, int], None] = lambda path, length: None
+    read: Callable[[str, int], None] = lambda path, length: None
+
+    @property
+    def turns(self) -> int:
+        """After how many turns everything was read."""
+        return max(1, int(1 / self.fraction)) if self.fraction > 0 else 0
+
+    def chooses(self, path: str) -> bool:
+        """Return whether it is this object's turn."""
+        return bool(self.turns) and zlib.crc32(path.encode()) % self.turns == self.turn % self.turns
+
+
+def verify_stage(
+    storage: Storage, stage: str, fingerprint: str, reading: Reading
+) -> Iterator[Problem]:
+    """Yield the problems of one stage."""
     good = []
     for partition, receipt in read_receipts(storage, stage, fingerprint):
         if isinstance(receipt, DamageError):
             yield Problem(stage, partition, receipt_path(stage, partition), str(receipt))
             continue
         good.append(receipt)
-        yield from _verify_partition(storage, receipt, fraction, seed, checked)
+        yield from _verify_partition(storage, receipt, reading)
     if stage.startswith("collect/"):
         yield from _overlaps(good)
 
 
-def _verify_partition(
-    storage: Storage,
-    receipt: Receipt,
-    fraction: float,
-    seed: int,
-    checked: Callable[[str, int], None],
-) -> Iterator[Problem]:
-    found = {
-        entry.path.removeprefix(f"{receipt.path}/"): entry.size
-        for entry in storage.entries(receipt.path)
-    }
-    for name, promised in receipt.objects.items():
-        path = f"{receipt.path}/{name}"
-        what = _structure_problem(found.get(name), promised)
-        if what is None and random.Random(f"{seed} {path}").random() < fraction:
+def _verify_partition(storage: Storage, receipt: Receipt, reading: Reading) -> Iterator[Problem]:
+    for path, what in verify_objects(storage, receipt.path, receipt.objects, reading):
+        yield Problem(receipt.stage, receipt.partition, path, what)
+
+
+def verify_objects(
+    storage: Storage, folder: str, objects: Mapping[str, StoredObject], reading: Reading
+) -> Iterator[tuple[str, str]]:
+    """Yield path and what is wrong of every object below a folder that is not as promised."""
+    try:
+        found = {
+            entry.path.removeprefix(f"{folder}/"): entry.size for entry in storage.entries(folder)
+        }
+    except DamageError as error:
+        yield folder, str(error)
+        return
+    for name, promised in objects.items():
+        path = f"{folder}/{name}"
+        reading.there(path, promised.length)
+        what = _structure_problem(storage, path, found.get(name), promised)
+        if what is None and reading.chooses(path):
             what = _content_problem(storage, path, promised)
-            checked(path, promised.length)
+            reading.read(path, promised.length)
         if what is not None:
-            yield Problem(receipt.stage, receipt.partition, path, what)
+            yield path, what
 
 
-def _structure_problem(size: int | None, promised: StoredObject) -> str | None:
+def _structure_problem(
+    storage: Storage, path: str, size: int | None, promised: StoredObject
+) -> str | None:
     if size is None:
-        return "is missing"
+        try:
+            storage.open(path).close()
+        except FileNotFoundError:
+            return "is missing"
+        except DamageError as error:  # e.g. a link in its place
+            return str(error)
+        return None  # it came since
     if size != promised.length:
         return f"has {size:,} bytes, its receipt says {promised.length:,}"
     return None
@@ -94,6 +125,8 @@ def _content_problem(storage: Storage, path: str, promised: StoredObject) -> str
         found = _checksum(storage, path, promised.length)
     except FileNotFoundError:
         return "is missing"
+    except DamageError as error:
+        return str(error)
     return None if found == promised.crc32 else "differs from the checksum in its receipt"
 
 

@@ -1,4 +1,4 @@
-"""The two Zarr stores through which Zarr touches a run: one records, one verifies.
+"""The Zarr store through which Zarr writes into a run; it records what it wrote.
 
 Zarr's own stores neither keep checksums nor look at them, and create groups above
 an attempt as they go; here a key is an object of one attempt and nothing else.
@@ -6,17 +6,11 @@ an attempt as they go; here a key is an object of one attempt and nothing else.
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import numpy as np
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from streamfluence.store.grid import CHECKSUM_BYTES, INDEX_BYTES, Grid
@@ -24,41 +18,7 @@ from streamfluence.store.receipts import StoredObject
 from streamfluence.store.storage import Storage
 
 
-class _AttemptStore(Store):
-    """What both have in common: no listing, no deleting, ranges cut from whole objects."""
-
-    supports_deletes = False
-    supports_listing = False
-    supports_writes = True
-
-    def __eq__(self, value: object) -> bool:
-        return self is value
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
-
-    async def exists(self, key: str) -> bool:
-        raise NotImplementedError
-
-    async def set(self, key: str, value: Buffer) -> None:
-        raise NotImplementedError
-
-    async def delete(self, key: str) -> None:
-        raise NotImplementedError
-
-    def list(self) -> AsyncIterator[str]:
-        raise NotImplementedError
-
-    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        raise NotImplementedError
-
-    def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        raise NotImplementedError
-
-
-class RecordingStore(_AttemptStore):
+class RecordingStore(Store):
     """Writes one new tree below ``prefix`` and keeps length and checksum of all it wrote.
 
     The group's own ``zarr.json`` is held back until ``finish``, so that a tree that is
@@ -69,6 +29,13 @@ class RecordingStore(_AttemptStore):
         grids: Fill in an array's grid before its rows are written, to have inner checksums kept.
         linked: Keys that ``link`` made.
     """
+
+    supports_deletes = False
+    supports_listing = False
+    supports_writes = True
+
+    def __eq__(self, value: object) -> bool:
+        return self is value
 
     def __init__(self, storage: Storage, prefix: str) -> None:
         super().__init__(read_only=False)
@@ -85,8 +52,25 @@ class RecordingStore(_AttemptStore):
         found = self._metadata.get(key)
         return None if found is None else prototype.buffer.from_bytes(found)
 
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
     async def exists(self, key: str) -> bool:
         return key in self.objects
+
+    async def delete(self, key: str) -> None:
+        raise NotImplementedError
+
+    def list(self) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        raise NotImplementedError
 
     async def set(self, key: str, value: Buffer) -> None:
         data: Any = value.as_numpy_array()
@@ -126,29 +110,6 @@ class RecordingStore(_AttemptStore):
         return "".join(f"{value:08x}" for value in stored.view("<u4").ravel())
 
 
-class VerifiedStore(_AttemptStore):
-    """Gives Zarr only bytes that were compared with a receipt.
-
-    Args:
-        load: Returns the verified bytes of an object, None if the receipt has none of that name.
-    """
-
-    supports_writes = False
-
-    def __init__(self, load: Callable[[str], bytes | None]) -> None:
-        super().__init__(read_only=True)
-        self._load = load
-        self._last: tuple[str, bytes | None] = ("", None)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        if key != self._last[0]:
-            self._last = (key, await asyncio.to_thread(self._load, key))
-        data = self._last[1]
-        return None if data is None else prototype.buffer.from_bytes(_cut(data, byte_range))
-
-
 def _in_order(grid: Grid, index: int, data: np.ndarray) -> bool:
     """Return whether a shard's index says that its inner chunks follow each other in row order."""
     if not grid.sharded:
@@ -160,15 +121,3 @@ def _in_order(grid: Grid, index: int, data: np.ndarray) -> bool:
     return bool(
         (offsets == np.arange(count) * grid.stride).all() and (lengths == grid.stride).all()
     )
-
-
-def _cut(data: bytes, byte_range: ByteRequest | None) -> Any:
-    view = memoryview(data)
-    match byte_range:
-        case RangeByteRequest(start, end):
-            return view[start:end]
-        case OffsetByteRequest(offset):
-            return view[offset:]
-        case SuffixByteRequest(suffix):
-            return view[-suffix:]
-    return view

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 # What the outputs mean:
-#   "categorical"  logits (example, ..., class) and class numbers (example, ...); the loss is
-#                  cross-entropy. `ignore_index = -100` marks targets that do not count.
-#   "bernoulli"    logits and targets in [0, 1] of the same shape
+#   "categorical"  logits (example, ..., class) and class numbers (example, ...), or soft labels
+#                  of the logits' shape; the loss is cross-entropy
+#   "bernoulli"    logits and targets in [0, 1] of the same shape, (example,) or (example, ...)
 #   "gaussian"     predictions and targets of the same shape; `variance = 1.0` of the noise
-# Several outputs an example (a sequence) are summed; `reduction = "mean"` averages them:
-# choose what training did. For a loss of another kind, define `loss(model, batch)` with one
-# number an example instead of `likelihood` and `forward`; the curvature is then the
-# empirical Fisher, which is less faithful.
+# Targets that do not count are NaN or `ignore_index` (-100 for class numbers). Several outputs
+# an example (a sequence) are summed; `reduction = "mean"` averages them: choose what training
+# did. Where training minimised another loss than this one (label smoothing, say), define
+# `training_loss(outputs, targets)` as well; queries and curvature keep the likelihood's. For a
+# loss of another kind, define `loss(model, batch)` with one number an example instead of
+# `likelihood` and `forward`; the curvature is then the empirical Fisher, which is less faithful.
 likelihood = "categorical"
 
 
@@ -35,7 +37,7 @@ def model(checkpoint):
 
 
 def forward(net, batch):
-    """Return (outputs, targets) of a batch; `batch` holds the fields of the data as tensors."""
+    """Return (outputs, targets), or (outputs, targets, weights), of a batch of tensors by field."""
     return net(batch["x"]), batch["label"]
 
 

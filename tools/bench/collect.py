@@ -4,7 +4,8 @@
 
 The collect side is the stage's own code on a real run: read, capture, project, whiten, quantise.
 The plain side reads the same batches and runs forward and backward (all weight gradients). The
-two alternate; the figure is the median of the pairwise ratios. JSON on stdout.
+two alternate; the figure is the median of the pairwise ratios. What the proof of some batches
+and the guard of every batch take of collecting is measured inside the same runs. JSON on stdout.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from _models import RESNET, TRANSFORMER
 from _setup import setup
 
+from streamfluence.capture import _engine, _proof
 from streamfluence.data import prefetch
 from streamfluence.layout import Span, cut
 from streamfluence.manifest import load_job
@@ -93,7 +95,47 @@ def seconds(function, device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure(model: str, options: argparse.Namespace) -> dict:
+class Watch:
+    """Seconds spent inside functions that are replaced by timed ones; outermost calls only."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.seconds, self._depth = device, 0.0, 0
+
+    def on(self, owner, name: str) -> None:
+        """Time every call of ``owner.name``."""
+        plain = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            self._depth += 1
+            try:
+                if self._depth > 1:
+                    return plain(*args, **kwargs)
+                found = []
+                self.seconds += seconds(lambda: found.append(plain(*args, **kwargs)), self.device)
+                return found[0]
+            finally:
+                self._depth -= 1
+
+        setattr(owner, name, timed)
+
+
+def watches(device: str) -> dict[str, Watch]:
+    """Start to time the proof and the guard."""
+    proof, guard = Watch(device), Watch(device)
+    proof.on(_proof.Proof, "fault")
+    for owner, name in (
+        (_engine.Graph, "__init__"),
+        (_engine.Graph, "structure"),
+        (_engine.Graph, "precision"),
+        (_engine, "moves"),
+        (_engine, "origins"),
+        (_engine.Capture, "_refuse_absent"),
+    ):
+        guard.on(owner, name)
+    return {"proof": proof, "guard": guard}
+
+
+def measure(model: str, options: argparse.Namespace, timed: dict[str, Watch]) -> dict:
     """Return the figures of one model."""
     batch = options.batch or {"transformer": 8, "resnet": 32}[model]
     with tempfile.TemporaryDirectory() as name:
@@ -115,10 +157,14 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         net = opened.task.model(folder / "model.pt").to(options.device)
         half = options.precision == "bf16"
         pairs = []
+        shares: dict[str, list[float]] = {name: [] for name in timed}
         for _ in range(options.repeats + 1):
+            before = {name: watch.seconds for name, watch in timed.items()}
             ours = seconds(lambda: partition_arrays(opened, made, "train", 0, span), options.device)
             theirs = seconds(lambda: plain(opened, net, span, batch, half), options.device)
             pairs.append((ours, theirs))
+            for name, watch in timed.items():
+                shares[name].append((watch.seconds - before[name]) / ours)
         pairs = pairs[1:]  # the first warms up
         return {
             "model": model,
@@ -130,6 +176,8 @@ def measure(model: str, options: argparse.Namespace) -> dict:
             "plain_examples_per_second": len(span) / statistics.median(p[1] for p in pairs),
             "ratio": statistics.median(p[1] / p[0] for p in pairs),
             "ratios": [round(p[1] / p[0], 3) for p in pairs],
+            "proof_share": statistics.median(shares["proof"][1:]),
+            "guard_share": statistics.median(shares["guard"][1:]),
             "sketch_seconds": round(sketching, 1),
         }
 
@@ -146,11 +194,12 @@ def main() -> None:
     )
     parser.add_argument("--bytes", type=int, default=256)
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sample", type=int, default=64)
     options = parser.parse_args()
-    models = [measure(model, options) for model in options.model]
+    timed = watches(options.device)
+    models = [measure(model, options, timed) for model in options.model]
     print(
         json.dumps(
             {"setup": setup(options.device), "options": vars(options), "models": models}, indent=1

@@ -28,8 +28,8 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.layout import collect_stage, default_partition_examples, partitions
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member
-from streamfluence.stages._product import Term, read_out, rows_per_block, score_blocks
-from streamfluence.stages._score_tasks import StoredRows
+from streamfluence.stages._product import Reading, Term, read_out, rows_per_block, score_blocks
+from streamfluence.stages._stored_rows import StoredRows
 from streamfluence.store import RunStore
 from streamfluence.store.grid import Grid
 
@@ -62,13 +62,15 @@ def make_run(path: str, codec: Codec, rows: int, partition_rows: int, row_bytes:
         store.commit(STAGE, number, arrays, facts={"start": span.start, "stop": span.stop})
 
 
-def score(path: str, codec: Codec, queries: torch.Tensor, top: int) -> None:
-    """Score every partition in one task, top-k included."""
+def score(path: str, codec: Codec, queries: torch.Tensor, top: int) -> Reading:
+    """Score every partition in one task, top-k included, and return what was read out."""
     store = RunStore.open(path)
-    source = StoredRows(store, 0, sorted(store.receipts(STAGE)), True)
-    blocks = score_blocks([Term(source, codec, queries, 1e-6)], rows_per_block(len(queries)))
+    source = StoredRows(store, [r for _, r in sorted(store.receipts(STAGE).items())], True)
+    block_rows = rows_per_block(len(queries), queries.device)
+    blocks = score_blocks([Term(source, codec, queries, 1e-6)], block_rows)
     reading = read_out(blocks, {"top_k": TopK(k=top)}, lambda *_: None)
     assert (reading.states["top_k"]["positive_rows"] >= 0).all() and not reading.invalid
+    return reading
 
 
 class Part(NamedTuple):
