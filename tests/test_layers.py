@@ -17,7 +17,7 @@ import streamfluence
 PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
-    {"layout"},
+    {"layout", "given"},
     {"linalg", "registry", "batches"},
     {"capture", "projections", "codecs", "curvature", "readouts", "likelihood"}
     | {"manifest", "budget", "job_file", "user_code"},

@@ -257,6 +257,8 @@ def test_partitions_of_usual_lengths_are_cut_evenly_so_that_they_can_be_linked(r
 )
 def test_metadata_that_would_load_something_unknown_is_refused_before_zarr_sees_it(change, what):
     good = {
+        "zarr_format": 3,
+        "node_type": "array",
         "shape": [4, 3],
         "data_type": "float32",
         "chunk_grid": {"configuration": {"chunk_shape": [4, 3]}},

@@ -278,6 +278,25 @@ def test_an_array_of_another_shape_than_its_objects_is_refused_before_memory_is_
     use(store)
 
 
+@pytest.mark.parametrize("changed", [{"zarr_format": 2}, {"node_type": "group"}])
+def test_metadata_of_another_kind_of_node_is_refused_by_whoever_reads_it(store, changed):
+    forge(store, "rows/zarr.json", forge_json(lambda m: m.update(changed)))
+    with pytest.raises(DamageError):
+        store.read(store.receipt(STAGE, 0), "rows")
+    with pytest.raises(DamageError):
+        store.finalise("train", 1, 1)
+
+
+@pytest.mark.parametrize(
+    "stored", [True, 1, [], "x", {"rows": 1}, {"rows": [], "error": 0, "kept": 0}]
+)
+def test_what_a_receipt_says_of_the_codec_is_added_up_or_damage(store, stored):
+    content = unseal(store.storage.read(f"receipts/{STAGE}/00000000.json"), "")
+    content["facts"]["stored"] = stored
+    with pytest.raises(DamageError, match=r"stored|rows"):
+        parse_receipt(raw_seal(content), STAGE, 0, store.fingerprint, store.url)
+
+
 def test_an_array_with_other_rows_than_its_partition_is_refused(store):
     promise(store, {}, stop=63)
     with pytest.raises(DamageError, match="it has 64 rows, its partition 63"):

@@ -3,13 +3,13 @@
 Control characters are replaced, so no data can drive a terminal.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from streamfluence.data._files import readable
 from streamfluence.errors import InputError
+from streamfluence.given import read_json
 
 LENGTH = 160
 
@@ -61,7 +61,7 @@ def show(name: str, value: np.ndarray, text: Text | None = None) -> str:
 
 def _pieces(path: Path) -> dict[int, str]:
     with readable(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     if isinstance(content, list) and all(isinstance(piece, str) for piece in content):
         return dict(enumerate(content))
     if isinstance(content, dict) and all(isinstance(token, int) for token in content.values()):

@@ -10,7 +10,6 @@ are asked for. Save with ``numpy.savez`` (stored members are mapped in place);
 ``savez_compressed`` works, but a shard is then decompressed whole and the last two are kept.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -27,6 +26,7 @@ from streamfluence.data._preview import Text, one_line, show
 from streamfluence.data._shards import Shards, check_rows
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
+from streamfluence.given import read_json
 
 Shard = dict[str, StoredArray]
 Layout = list[dict[str, Path]]
@@ -292,7 +292,7 @@ def _length(shard: Shard) -> int:
 def _names(root: Path, name: str) -> list[str]:
     path = root / _options.text("group_names", name)
     with readable(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
         raise InputError(
             f"{path} must be a JSON list of group names, in the order of their numbers"

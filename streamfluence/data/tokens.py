@@ -11,7 +11,6 @@ end is dropped. With ``next_token = true`` a row holds one token more: a task ta
 first is a target once.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from streamfluence.data._preview import Text, one_line
 from streamfluence.data._shards import Shards, check_rows
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
+from streamfluence.given import read_json
 
 _PREVIEW_TOKENS = 24
 
@@ -235,7 +235,7 @@ def _sidecar(path: Path) -> tuple[np.ndarray, list[str]]:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as content:
             return content["starts"].astype(np.int64), content["names"].astype(str).tolist()
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict) or not {"starts", "names"} <= content.keys():
         raise InputError(f'{path} must be {{"starts": [...], "names": [...]}}')
     return np.asarray(content["starts"], dtype=np.int64), [str(name) for name in content["names"]]

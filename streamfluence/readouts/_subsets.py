@@ -4,7 +4,6 @@ Either way one block of rows at a time becomes a small dense membership matrix;
 a mask on disk is mapped, never loaded.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from streamfluence.errors import InputError
+from streamfluence.given import read_json
 
 
 class Subsets(Protocol):
@@ -108,7 +108,7 @@ def open_subsets(source: Any) -> Subsets:
 
 
 def _read(path: Path) -> Any:
-    readers = {".npy": _read_mask, ".npz": _read_lists, ".json": _read_json}
+    readers = {".npy": _read_mask, ".npz": _read_lists, ".json": read_json}
     if path.suffix not in readers:
         raise InputError(f"subsets = {str(path)!r}: it must end in {', '.join(readers)}")
     try:
@@ -124,10 +124,6 @@ def _read_mask(path: Path) -> np.ndarray:
 def _read_lists(path: Path) -> list[np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
         return [arrays[name] for name in arrays.files]
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _checked_rows(index: int, listed: Any) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Lists of training examples as a user gives them: a mask, rows, or ids of their own."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from streamfluence import given
 from streamfluence.errors import InputError
 from streamfluence.stages._columns import columns
 from streamfluence.store import RunStore
@@ -118,7 +118,7 @@ def rows_of_ids(store: RunStore, ids: np.ndarray, where: str) -> tuple[np.ndarra
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; InputError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return given.read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {_reason(error)}") from error
 
@@ -150,13 +150,13 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> np.ndarray:
-    lines: Iterable[str] = path.read_text(encoding="utf-8").split()
+    lines: Iterable[str] = given.read_text(path).split()
     return np.array([int(line) for line in lines], dtype=np.int64)
 
 
 def _read_lines(path: Path) -> np.ndarray:
     """Return the lines of a file that are not empty, as text; ids are compared as text then."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in given.read_text(path).splitlines()]
     return np.array([line for line in lines if line], dtype=str)
 
 

@@ -142,9 +142,11 @@ def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
 def file_sha256(path: Path) -> str | None:
     """Return the digest of a file; None where it cannot be read, which its reader explains."""
     try:
+        if not path.is_file():  # a device has no end
+            return None
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

@@ -156,6 +156,9 @@ def _parse(metadata: Mapping[str, Any]) -> Grid:
     # What is compressed may be far smaller in its file, so the file's length bounds nothing.
     if compressor and grid.inner_bytes > (_MOST_INNER if inner_rows > 1 else _MOST_ROW):
         raise ValueError(f"a compressed chunk of {grid.inner_bytes:,} bytes")
+    for key, wanted in (("zarr_format", 3), ("node_type", "array")):
+        if metadata[key] != wanted:
+            raise ValueError(f"{key} is {str(metadata[key])[:60]}")
     return grid
 
 

@@ -181,6 +181,9 @@ def _from_content(content: dict[str, Any]) -> Receipt:
         raise ValueError(f"rows {receipt.start} to {receipt.stop}")
     for name in facts.keys() & _COUNTED:
         _count(name, facts[name])
+    for name, sum_of_rows in _sums(facts.get("stored", {})).items():
+        if not isinstance(sum_of_rows, int | float) or isinstance(sum_of_rows, bool):
+            raise ValueError(f"{name} is {sum_of_rows!r}, not a sum")
     seconds = facts.get("seconds", 0)
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
         raise ValueError(f"seconds is {seconds!r}")
@@ -197,10 +200,18 @@ def _object(name: str, item: Any) -> StoredObject:
     return found
 
 
+def _sums(stored: Any) -> dict[str, Any]:
+    """Return what was measured of the codec: nothing, or all that is added up."""
+    if not isinstance(stored, dict) or (stored and not set(stored) >= _MEASURED):
+        raise ValueError(f"stored is {str(stored)[:60]}, not {', '.join(sorted(_MEASURED))}")
+    return stored
+
+
 def _count(name: str, value: Any, below: int = _LARGEST) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
         raise ValueError(f"{name} is {value!r}, not a count")
 
 
 _COUNTED = frozenset({"non_finite", "examples", "invalid"})  # facts that are added up
+_MEASURED = frozenset({"rows", "error", "kept"})  # of a codec, see ``shares``
 _REPAIR = "`streamfluence repair` sets it aside and computes the partition again"

@@ -1,0 +1,41 @@
+"""Text files that a user gives, read within bounds: what is no file, or has no end, is refused.
+
+A pipe would be waited for, a device read until memory is full, and a list nested a hundred thousand
+deep ends the parser; each is told in a sentence instead.
+"""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from streamfluence.errors import InputError
+
+MOST_BYTES = 1 << 28  # of text; a list of ten million rows has a third of it
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InputError: If it is a pipe, a device or a folder, or longer than any list of rows.
+        OSError: If it cannot be opened.
+        ValueError: If it is no UTF-8.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is not a file; name one")
+    if found.st_size > MOST_BYTES:
+        raise InputError(
+            f"{path} has {found.st_size:,} bytes of text, more than {MOST_BYTES:,}; give numbers as "
+            "an array in a .npy file"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file; raises as ``read_text`` does."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be a list of anything") from None
