@@ -86,7 +86,7 @@ def row_warnings(store: RunStore, missing_partitions: list[int]) -> list[str]:
         {
             "non_finite": sum(receipt.facts["non_finite"] for receipt in receipts),
             "rows": sum(len(receipt.span) for receipt in receipts),
-            "one_by_one": sum(receipt.facts["one_by_one"] for receipt in receipts),
+            "one_by_one": sum(receipt.facts.get("one_by_one", 0) for receipt in receipts),
             "missing": len(missing_partitions),
             "partitions": partition_count(store, "train"),
         },

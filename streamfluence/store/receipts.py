@@ -212,6 +212,6 @@ def _count(name: str, value: Any, below: int = _LARGEST) -> None:
         raise ValueError(f"{name} is {value!r}, not a count")
 
 
-_COUNTED = frozenset({"non_finite", "examples", "invalid"})  # facts that are added up
+_COUNTED = frozenset({"non_finite", "examples", "invalid", "one_by_one"})  # facts that are added up
 _MEASURED = frozenset({"rows", "error", "kept"})  # of a codec, see ``shares``
 _REPAIR = "`streamfluence repair` sets it aside and computes the partition again"
