@@ -278,6 +278,15 @@ def test_an_array_of_another_shape_than_its_objects_is_refused_before_memory_is_
     use(store)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"fill_value": {"a": 1}}, {"dimension_names": 7}, {"dimension_names": []}]
+)
+def test_metadata_that_only_zarr_understands_is_refused_when_it_is_published(store, changed):
+    forge(store, "rows/zarr.json", forge_json(lambda m: m.update(changed)))
+    with pytest.raises(DamageError, match=r"rows/zarr\.json does not describe an array"):
+        store.finalise("train", 1, 1)
+
+
 @pytest.mark.parametrize("changed", [{"zarr_format": 2}, {"node_type": "group"}])
 def test_metadata_of_another_kind_of_node_is_refused_by_whoever_reads_it(store, changed):
     forge(store, "rows/zarr.json", forge_json(lambda m: m.update(changed)))

@@ -217,10 +217,15 @@ def _build_array(
     first = max(
         (s for sources in checkpoints for s in sources), key=lambda s: s.reader.grid.row_bytes
     )
-    metadata = _canonical_metadata(first.reader.metadata, len(checkpoints), length, axis_suffix)
-    store.put(f"{key}/zarr.json", json.dumps(metadata).encode())
-    opened: Any = group[key]
-    array = opened.with_config({"write_empty_chunks": True})
+    try:
+        metadata = _canonical_metadata(first.reader.metadata, len(checkpoints), length, axis_suffix)
+        store.put(f"{key}/zarr.json", json.dumps(metadata).encode())
+        opened: Any = group[key]
+        array = opened.with_config({"write_empty_chunks": True})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The grid was checked; of the rest of its metadata only Zarr knows what it may be.
+        where = f"{storage.url}/{first.receipt.path}/{first.reader.key}/zarr.json"
+        raise DamageError(f"{where} does not describe an array of a run: {error}") from error
     step = first.reader.grid.object_rows
     for checkpoint, sources in enumerate(checkpoints):
         for index in range(math.ceil(length / step) if first.reader.grid.row_bytes else 0):
