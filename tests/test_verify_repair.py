@@ -337,8 +337,8 @@ def test_repair_computes_where_it_is_told_to(path, monkeypatch):
     from streamfluence.stages._execution import Execution
 
     seen = []
-    execute = score._make_parts
-    monkeypatch.setattr(score, "_make_parts", lambda *a: (seen.append(a[4]), execute(*a)))
+    execute = score._execute
+    monkeypatch.setattr(score, "_execute", lambda *a: (seen.append(a[4]), execute(*a)))
     receipt(path, "score/test", 0).unlink()
     how = Execution(executor="serial", device="cpu")
     repair(str(path), how)

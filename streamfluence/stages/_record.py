@@ -16,6 +16,7 @@ from streamfluence.stages._doubts import (
     sketch_doubts,
 )
 from streamfluence.stages._finished import Finished, finished
+from streamfluence.stages._listed import lists
 from streamfluence.stages._rests_on import only_receipt
 from streamfluence.stages._sets import partition_count, plan_stage, set_facts
 from streamfluence.store import Receipt, RunStore, array_names
@@ -59,12 +60,11 @@ def warnings(
 
 def score_warnings(store: RunStore, scores: Finished) -> list[str]:
     """Return the doubts that the scores themselves raise, where they keep the largest."""
-    names = [f"top_k.{side}_scores" for side in ("positive", "negative")]
     queries = set_facts(store, scores.spec["queries"])
     losses = queries["measurement"] in ("loss", TRAINING_LOSS)
-    if not losses or not set(names) <= set(array_names(scores.receipt)):
+    if not losses or "top_k.positive_rows" not in array_names(scores.receipt):
         return []
-    sides = [np.abs(store.read(scores.receipt, name)[:, :1]) for name in names]
+    sides = [np.abs(found["scores"][:, :1]) for found in lists(store, scores).values()]
     largest = np.nan_to_num(np.concatenate(sides, axis=1), posinf=0.0).max(axis=1, initial=0.0)
     return score_doubts(largest.tolist(), column(store, scores.spec["queries"], "loss").tolist())
 
