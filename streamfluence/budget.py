@@ -117,8 +117,8 @@ def parse_size(text: str) -> int:
     Raises:
         InputError: If it is no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]?)(i?b?)\s*", text.lower())
     if not match or (match[3] == "i" or (match[3] == "ib" and not match[2])):
-        raise InputError(f"memory {text!r} is no size in bytes; give one such as 4GiB")
+        raise InputError(f"memory {text[:40]!r} is no size in bytes; give one such as 4GiB")
     base = 1000 if match[2] and match[3] == "b" else 1024
     return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))

@@ -22,7 +22,8 @@ from streamfluence.capture._tape import Passed
 from streamfluence.errors import CoverageError
 
 _ENOUGH = 8  # proofs of one structure, after which a look at an example does
-_FIRST_LOOKED = 16  # batches that are run in another order, too, before one example in 64 has to do
+_FIRST_LOOKED = 16  # batches that are run in another order, too
+_LOOKED_AT = 128  # of so many examples of later batches one is run alone
 _FIRST_COMPARED = 4  # batches of which many examples are run alone
 _MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
@@ -88,12 +89,12 @@ class Judge:
         return True
 
     def _out_of_place(self, passed: Passed, claim: Claim, always: bool) -> str | None:
-        """Look closely at the first batches, and at one example in 64 of the later ones."""
+        """Look closely at the first batches, and at a few examples of the later ones."""
         self._looked += 1
         count = example_count(passed.batch)
         random = torch.Generator().manual_seed(self._looked)
         first = self._looked <= _FIRST_LOOKED
-        often = float(torch.rand((), generator=random)) < count / 64
+        often = float(torch.rand((), generator=random)) < count / _LOOKED_AT
         if not (first or often or always):
             self._unseen.add(passed.structure)
             return None
@@ -118,7 +119,7 @@ class Judge:
             return out_of_place(passed, other, order)
 
     def _fault_of_some(self, claim: Claim, prove: Sequence[int], seed: int) -> Fault | None:
-        return self._proof.fault(claim, prove, seed) or self._proof.fault_alone(claim, prove[:2])
+        return self._proof.fault(claim, prove, seed) or self._proof.fault_alone(claim, prove[:1])
 
     def _fault_of_structure(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
         """Prove a batch that was computed like no other before, and again in another order."""

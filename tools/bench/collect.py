@@ -4,8 +4,9 @@
 
 The collect side is the stage's own code on a real run: read, capture, project, whiten, quantise.
 The plain side reads the same batches and runs forward and backward (all weight gradients). The
-two alternate; the figure is the median of the pairwise ratios. What the proof of some batches
-and the guard of every batch take of collecting is measured inside the same runs. JSON on stdout.
+two alternate; the figure is the median of the pairwise ratios. What the proof of some examples, a
+look at some alone and the guard of every batch take of collecting a long partition is reckoned from
+what each took in these runs. JSON on stdout.
 """
 
 import argparse
@@ -23,11 +24,11 @@ import torch
 from _models import RESNET, TRANSFORMER
 from _setup import setup
 
-from streamfluence.capture import _engine, _proof
+from streamfluence.capture import _engine, _judge
 from streamfluence.data import prefetch
 from streamfluence.layout import Span, cut
 from streamfluence.manifest import load_job
-from streamfluence.stages._collect_tasks import partition_arrays
+from streamfluence.stages._collect_tasks import PROVED, partition_arrays
 from streamfluence.stages._resolve import open_run
 from streamfluence.stages._session import directions, session
 from streamfluence.stages.run import execution_of
@@ -96,13 +97,13 @@ def seconds(function, device: str) -> float:
 
 
 class Watch:
-    """Seconds spent inside functions that are replaced by timed ones; outermost calls only."""
+    """Seconds and calls of functions that are replaced by timed ones; outermost calls only."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.seconds, self._depth = device, 0.0, 0
+        self.device, self.seconds, self.calls, self._depth = device, 0.0, 0, 0
 
-    def on(self, owner, name: str) -> None:
-        """Time every call of ``owner.name``."""
+    def on(self, owner, name: str, count=lambda *_: 1) -> None:
+        """Time every call of ``owner.name``; ``count`` says for how many it counts."""
         plain = getattr(owner, name)
 
         def timed(*args, **kwargs):
@@ -112,27 +113,44 @@ class Watch:
                     return plain(*args, **kwargs)
                 found = []
                 self.seconds += seconds(lambda: found.append(plain(*args, **kwargs)), self.device)
+                self.calls += count(*args)
                 return found[0]
             finally:
                 self._depth -= 1
 
         setattr(owner, name, timed)
 
+    @property
+    def each(self) -> float:
+        """Seconds of one."""
+        return self.seconds / max(self.calls, 1)
+
 
 def watches(device: str) -> dict[str, Watch]:
-    """Start to time the proof and the guard."""
-    proof, guard = Watch(device), Watch(device)
-    proof.on(_proof.Proof, "fault")
-    for owner, name in (
-        (_engine.Graph, "__init__"),
-        (_engine.Graph, "structure"),
-        (_engine.Graph, "precision"),
-        (_engine, "moves"),
-        (_engine, "origins"),
-        (_engine.Capture, "_refuse_absent"),
+    """Start to time the proof of an example, the look at one alone, and the guard of a batch."""
+    proof, look, guard = Watch(device), Watch(device), Watch(device)
+    proof.on(_judge.Judge, "_fault_of_some", lambda judge, claim, prove, *_: len(prove))
+    look.on(_judge.Judge, "_seen_elsewhere")
+    for number, (owner, name) in enumerate(
+        (
+            (_engine.Graph, "__init__"),
+            (_engine.Graph, "structure"),
+            (_engine.Graph, "precision"),
+            (_engine, "moves"),
+            (_engine, "origins"),
+            (_engine.Capture, "_refuse_absent"),
+        )
     ):
-        guard.on(owner, name)
-    return {"proof": proof, "guard": guard}
+        guard.on(owner, name, lambda *_, number=number: number == 0)
+    return {"proof": proof, "look": look, "guard": guard}
+
+
+def shares(timed: dict[str, Watch], batch: int, seconds_a_batch: float) -> dict[str, float]:
+    """Return what each takes of collecting a long partition, from what one of them takes."""
+    proof = 2 / PROVED * timed["proof"].each * batch
+    look = batch / _judge._LOOKED_AT * timed["look"].each
+    parts = {"proof": proof, "look": look, "guard": timed["guard"].each}
+    return {name: round(part / seconds_a_batch, 4) for name, part in parts.items()}
 
 
 def measure(model: str, options: argparse.Namespace, timed: dict[str, Watch]) -> dict:
@@ -157,14 +175,10 @@ def measure(model: str, options: argparse.Namespace, timed: dict[str, Watch]) ->
         net = opened.task.model(folder / "model.pt").to(options.device)
         half = options.precision == "bf16"
         pairs = []
-        shares: dict[str, list[float]] = {name: [] for name in timed}
         for _ in range(options.repeats + 1):
-            before = {name: watch.seconds for name, watch in timed.items()}
             ours = seconds(lambda: partition_arrays(opened, made, "train", 0, span), options.device)
             theirs = seconds(lambda: plain(opened, net, span, batch, half), options.device)
             pairs.append((ours, theirs))
-            for name, watch in timed.items():
-                shares[name].append((watch.seconds - before[name]) / ours)
         pairs = pairs[1:]  # the first warms up
         return {
             "model": model,
@@ -176,8 +190,9 @@ def measure(model: str, options: argparse.Namespace, timed: dict[str, Watch]) ->
             "plain_examples_per_second": len(span) / statistics.median(p[1] for p in pairs),
             "ratio": statistics.median(p[1] / p[0] for p in pairs),
             "ratios": [round(p[1] / p[0], 3) for p in pairs],
-            "proof_share": statistics.median(shares["proof"][1:]),
-            "guard_share": statistics.median(shares["guard"][1:]),
+            "shares": shares(
+                timed, batch, statistics.median(p[0] for p in pairs) / options.batches
+            ),
             "sketch_seconds": round(sketching, 1),
         }
 
@@ -198,8 +213,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sample", type=int, default=64)
     options = parser.parse_args()
-    timed = watches(options.device)
-    models = [measure(model, options, timed) for model in options.model]
+    models = [measure(model, options, watches(options.device)) for model in options.model]
     print(
         json.dumps(
             {"setup": setup(options.device), "options": vars(options), "models": models}, indent=1
