@@ -22,9 +22,8 @@ from streamfluence.capture._tape import Passed
 from streamfluence.errors import CoverageError
 
 _ENOUGH = 8  # proofs of one structure, after which a look at an example does
-_FIRST_LOOKED = 16  # batches that are run in another order, too
+_FIRST_LOOKED = 16  # batches that are run in another order, too, and example by example
 _LOOKED_AT = 128  # of so many examples of later batches one is run alone
-_FIRST_COMPARED = 4  # batches of which many examples are run alone
 _MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
 
@@ -103,7 +102,7 @@ class Judge:
         for order in (*orders, [example, example]):
             if what := self._seen_elsewhere(passed, claim, order):
                 return what
-        if self._looked > _FIRST_COMPARED:
+        if not first:
             return None
         fault = self._proof.fault_alone(claim, turned(count, self._looked)[:_MOST_COMPARED])
         return fault.what if fault else None
