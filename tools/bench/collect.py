@@ -180,10 +180,9 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         _collect_tasks.proved = lambda part, span: (
             list(range(len(part))) if part.start == span.start + batch else []
         )
+        # The first batches of a process are looked at closely.
         for _ in range(-(-_judge._FIRST_LOOKED // options.batches)):
-            partition_arrays(
-                opened, made, "train", 0, span
-            )  # the first batches are looked at closely
+            partition_arrays(opened, made, "train", 0, span)
         timed = watches(options.device)
         for _ in range(options.repeats + 1):
             spent = timed["proof"].seconds + timed["look"].seconds
