@@ -76,7 +76,7 @@ class Tape:
     Args:
         passed: Its graph is alive.
         blocks: The captured blocks.
-        judge: Asked for the uses where they are in doubt; None where they are not.
+        judge: Asked whether the uses are right, and for others where they are not.
 
     Attributes:
         returned: What forward returned.
