@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from streamfluence.stages.score import lazy_rows, lazy_scores, results
+from streamfluence.scoring.lazy import lazy_rows, lazy_scores, results
 from streamfluence.stages.status import status
 from streamfluence.stages.top import top
 from streamfluence.store import RunStore

@@ -17,7 +17,7 @@ from patience import FOREVER, HANG_SECONDS, wait_until
 from small_job import JOB, TASK, write_job
 
 from streamfluence.cli import main
-from streamfluence.stages import _session
+from streamfluence.run import session as _session
 from streamfluence.store import RunStore
 from streamfluence.store.documents import seal
 
@@ -243,8 +243,8 @@ def test_missing_partitions_are_listed_with_exit_4(folder):
 
 
 def test_rows_before_a_sketch_are_refused_with_exit_4(folder):
-    from streamfluence.manifest import load_job
-    from streamfluence.stages._resolve import open_run
+    from streamfluence.job import load_job
+    from streamfluence.run.resolve import open_run
 
     open_run(load_job(folder / "job.toml"), str(folder / "run"))
     refused(invoke("collect", folder / "run"), 4, "streamfluence sketch")

@@ -15,7 +15,7 @@ from torch import Tensor
 from streamfluence import batches
 from streamfluence.batches import ListOfExamples, SharedList
 from streamfluence.capture import _nested
-from streamfluence.data import input_digest, map_batch, to_tensors
+from streamfluence.data._batches import input_digest, map_batch, to_tensors
 from streamfluence.errors import InputError
 
 Pair = namedtuple("Pair", ["one", "other"])

@@ -49,7 +49,7 @@ def stage(monkeypatch):
 @pytest.fixture
 def execution(monkeypatch):
     """A stand-in for the library's Execution that needs no torch: the options as a dict."""
-    module = types.ModuleType("streamfluence.stages._execution")
+    module = types.ModuleType("streamfluence.execution")
     module.Execution = type("Execution", (dict,), {"check": lambda self: None})
     monkeypatch.setitem(sys.modules, module.__name__, module)
 

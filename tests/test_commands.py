@@ -12,10 +12,10 @@ from calls import invoke, ok
 from small_job import write_job
 
 import streamfluence
+from streamfluence.job import load_job
 from streamfluence.layout import collect_stage
-from streamfluence.manifest import load_job
-from streamfluence.stages import _stored_rows
-from streamfluence.stages import score as score_stage
+from streamfluence.scoring import spec as score_spec
+from streamfluence.scoring import stored as _stored_rows
 from streamfluence.store import RunStore
 from streamfluence.task import load_task
 
@@ -240,7 +240,7 @@ def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_res
 
 
 def test_dense_scores_are_cut_into_tasks_that_fit_in_memory(folder, monkeypatch):
-    monkeypatch.setattr(score_stage, "DENSE_BYTES", 4 * 7 * 64)
+    monkeypatch.setattr(score_spec, "DENSE_BYTES", 4 * 7 * 64)
     ok("score", folder / "run", "--readout", "dense", "--name", "cut", "--executor", "serial")
     store = RunStore.open(str(folder / "run"))
     parts = store.receipts("score/cut")

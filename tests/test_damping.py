@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_job import load, loss_gradients, write_job
 
-from streamfluence.manifest import Curvature
+from streamfluence.job import Curvature
 from streamfluence.registry import member
-from streamfluence.stages._damping import resolve
+from streamfluence.run.damping import resolve
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import describe
 

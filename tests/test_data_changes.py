@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from small_job import JOB, write_job
 
+from streamfluence.collecting import units as _collect_tasks
 from streamfluence.errors import InputError
-from streamfluence.manifest import load_job
-from streamfluence.stages import _collect_tasks, _identity
-from streamfluence.stages._execution import Execution
-from streamfluence.stages._identity import signed_identity
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._session import session
+from streamfluence.execution import Execution
+from streamfluence.job import load_job
+from streamfluence.run import identity as _identity
+from streamfluence.run.identity import signed_identity
+from streamfluence.run.resolve import open_run
+from streamfluence.run.session import session
 from streamfluence.stages.collect import collect
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import sketch

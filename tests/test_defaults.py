@@ -4,9 +4,9 @@ import tomllib
 
 import pytest
 
-from streamfluence.defaults import blocks_of, decisive, projection_of, width_of
 from streamfluence.errors import InputError
-from streamfluence.manifest import parse_job
+from streamfluence.job import parse_job
+from streamfluence.run.defaults import blocks_of, decisive, projection_of, width_of
 
 JOB = """
 task = "task.py"

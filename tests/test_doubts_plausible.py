@@ -8,9 +8,9 @@ from small_job import JOB, TASK, write_job
 from torch import nn
 
 from streamfluence.likelihood import Bernoulli, Categorical, Gaussian
-from streamfluence.stages._doubts import score_doubts
-from streamfluence.stages._plausible import _Channels, _Losses
-from streamfluence.stages._record import coverage_facts
+from streamfluence.run.doubts import score_doubts
+from streamfluence.run.record import coverage_facts
+from streamfluence.sketching.plausible import _Channels, _Losses
 from streamfluence.store import RunStore
 
 WORDS = {

@@ -14,9 +14,9 @@ import streamfluence
 from streamfluence.evaluation.conjugate_gradients import solve
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.evaluation.gauss_newton import Linearised
+from streamfluence.evaluation.pilot.examples import choose_pilot
+from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.likelihood import LIKELIHOODS
-from streamfluence.stages._pilot import choose_pilot
-from streamfluence.stages._reference import reference_scores
 
 EXACT = ("--set", "rows.codec=float32", "--set", "rows.bytes=0")
 

@@ -16,8 +16,8 @@ from scipy.stats import linregress, spearmanr
 
 import streamfluence
 from streamfluence.cli import main
-from streamfluence.manifest import load_job
-from streamfluence.stages._resolve import open_run
+from streamfluence.job import load_job
+from streamfluence.run.resolve import open_run
 from streamfluence.store import ANYTHING, RunStore, array_names
 
 

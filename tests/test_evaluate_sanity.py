@@ -9,8 +9,9 @@ from small_job import JOB, write_job
 from torch import nn
 
 from streamfluence.capture import Capture
-from streamfluence.stages import _session, evaluate_sanity
-from streamfluence.stages._pilot import choose_pilot, whitened
+from streamfluence.evaluation.pilot.examples import choose_pilot, whitened
+from streamfluence.run import session as _session
+from streamfluence.stages.evaluate import sanity as evaluate_sanity
 
 DECAYED = JOB.replace("damping = 0.01", "weight_decay = 0.01")
 

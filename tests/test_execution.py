@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from streamfluence.execution import Execution
 from streamfluence.registry import member
-from streamfluence.stages._execution import Execution
 
 
 @pytest.fixture(autouse=True)

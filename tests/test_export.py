@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from small_job import JOB, write_job
 
+from streamfluence import new_file as _new_file
 from streamfluence.errors import InputError, StorageError
-from streamfluence.stages import _new_file, export
-from streamfluence.stages._new_file import new_file
+from streamfluence.new_file import new_file
+from streamfluence.stages import export
 from streamfluence.stages.run import run
 
 HOSTILE = [

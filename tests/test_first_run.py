@@ -84,7 +84,7 @@ def test_a_measurement_that_fails_leaves_no_run(folder):
 
 def test_a_run_that_is_there_is_not_rehearsed(folder, monkeypatch):
     assert run_job(folder).exit_code == 0
-    monkeypatch.setattr("streamfluence.stages._resolve.rehearse", None)
+    monkeypatch.setattr("streamfluence.run.resolve.rehearse", None)
     assert run_job(folder).exit_code == 0
 
 

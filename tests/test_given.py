@@ -8,9 +8,9 @@ from streamfluence import given
 from streamfluence.data._preview import Text
 from streamfluence.data.arrays import Arrays
 from streamfluence.errors import InputError
+from streamfluence.evaluation.lists import read_json
 from streamfluence.readouts._subsets import open_subsets
-from streamfluence.stages._lists import read_json
-from streamfluence.stages._score_tasks import file_sha256
+from streamfluence.scoring.spec import file_sha256
 
 READERS = {
     "a list": read_json,

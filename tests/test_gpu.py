@@ -12,12 +12,12 @@ import streamfluence
 from streamfluence.capture import Capture, Scales
 from streamfluence.capture.base import Block, Outer, dense_gradient
 from streamfluence.capture.norm import Norm
+from streamfluence.collecting import units as _collect_tasks
 from streamfluence.linalg import is_half_on_gpu, symmetric_eigen, times_half
 from streamfluence.projections._directions import Directions
 from streamfluence.projections._kronecker import core
 from streamfluence.projections._uses import as_needed
 from streamfluence.registry import member
-from streamfluence.stages import _collect_tasks
 from streamfluence.stages.run import run
 
 on_gpu = pytest.mark.gpu

@@ -17,20 +17,27 @@ import streamfluence
 PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
-    {"layout", "given"},
+    {"layout", "given", "new_file"},
     {"linalg", "registry", "batches"},
-    {"capture", "projections", "codecs", "curvature", "readouts", "likelihood"}
-    | {"manifest", "budget", "job_file", "user_code"},
-    {"features", "data", "task", "store", "executors", "evaluation", "defaults"},
+    {"codecs", "curvature", "readouts", "executors"}
+    | {"likelihood", "job", "job_file", "budget", "user_code"},
+    {"capture", "store", "data", "task", "execution"},
+    {"projections"},
+    {"features"},
+    {"run"},
+    {"sketching", "collecting", "scoring"},
+    {"evaluation"},
     {"stages"},
     {"api"},
     {"cli", "__init__", "__main__"},
 )
+# Each does one part of the work on what is below, and none needs another.
+WORKSHOPS = {"sketching", "collecting", "scoring"}
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {
     "zarr": ("store", "codecs"),
-    "dask": ("executors", "stages.score"),
-    "distributed": ("executors", "stages.score"),
+    "dask": ("executors", "scoring.lazy"),
+    "distributed": ("executors", "scoring.lazy"),
     "click": ("cli",),
     "rich": ("cli",),
 }
@@ -60,6 +67,8 @@ def _check(name: str, text: str, imports: set[str], root: Path) -> Iterator[str]
     for target in sorted(own):
         if RANKS.get(_top(target), -1) > RANKS[_top(name)]:
             yield f"{name}: imports {target} from a layer above"
+        if {_top(name), _top(target)} <= WORKSHOPS and _top(name) != _top(target):
+            yield f"{name}: imports {target} of another workshop"
         if _is_sibling(name, target, root):
             yield f"{name}: imports {target} of the same family"
     for package in sorted(packages & set(ONLY_IN)):
@@ -173,7 +182,13 @@ def package(tmp_path):
             "store/__init__": "",
             "store/run": "import zarr\nfrom streamfluence import __version__, codecs\n",
             "stages/__init__": "",
-            "stages/score": "import dask.array\nfrom streamfluence.store.run import Run\n",
+            "run/__init__": "",
+            "run/session": "from streamfluence.store.run import Run\n",
+            "scoring/__init__": "",
+            "scoring/lazy": "import dask.array\nfrom streamfluence.run.session import Session\n",
+            "collecting/__init__": "",
+            "collecting/units": "from streamfluence.run.session import Session\n",
+            "stages/score": "from streamfluence.scoring.lazy import scores\n",
             "stages/top": "from streamfluence.stages.score import score\n",
             "cli/__init__": "import click\n\ndef f():\n    from streamfluence import stages\n",
         }
@@ -223,6 +238,16 @@ def test_a_clean_package_is_found_clean(package):
         ("store/statistics", "", "the name of the standard-library module statistics"),
         ("queue/__init__", "", "queue.__init__: has no layer"),
         ("novelty", "", "novelty: has no layer"),
+        (
+            "collecting/units",
+            "def f():\n    from streamfluence.scoring import lazy",
+            "collecting.units: imports scoring.lazy of another workshop",
+        ),
+        (
+            "run/session",
+            "from streamfluence.scoring import lazy",
+            "scoring.lazy from a layer above",
+        ),
         ("linalg", "#\n" * 400, "linalg: has 400 lines, the most is 399"),
         (
             "stages/score",

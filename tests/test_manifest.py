@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from streamfluence.defaults import decisive
 from streamfluence.errors import InputError
-from streamfluence.manifest import Job, load_job
+from streamfluence.job import Job, load_job
+from streamfluence.run.defaults import decisive
 
 MINIMAL = """
 task = "task.py"

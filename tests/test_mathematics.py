@@ -9,7 +9,7 @@ from streamfluence.capture import Capture, dense_gradient
 from streamfluence.likelihood import Categorical, Gaussian
 from streamfluence.linalg import sign_block
 from streamfluence.registry import member
-from streamfluence.stages._damping import EARLY_STOPPING, resolve
+from streamfluence.run.damping import EARLY_STOPPING, resolve
 
 
 def flat_rows(capture, uses):

@@ -14,7 +14,7 @@ from small_job import JOB, TASK, write_job
 
 import streamfluence
 from streamfluence.errors import InputError, StreamfluenceError
-from streamfluence.stages._execution import Execution
+from streamfluence.execution import Execution
 from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
@@ -124,7 +124,7 @@ def test_changed_code_is_refused_before_any_of_it_runs(folder, file):
 
 def collect_in(folder: Path) -> None:
     """Collect in a fresh session, as another process would."""
-    from streamfluence.stages import _session
+    from streamfluence.run.session import _session
 
     _session._session.cache_clear()
     collect(str(folder / "run"), execution=Execution(executor="serial"))

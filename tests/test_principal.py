@@ -10,7 +10,7 @@ from test_spectral import EXACT, coloured, pair_bases
 from streamfluence.errors import InputError
 from streamfluence.projections._components import components, orthonormal
 from streamfluence.registry import member
-from streamfluence.stages._session import load_state
+from streamfluence.run.states import load_state
 from streamfluence.stages.run import run
 from streamfluence.store import RunStore
 

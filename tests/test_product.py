@@ -13,7 +13,7 @@ from streamfluence.readouts.dense import Dense
 from streamfluence.readouts.self_influence import SelfInfluence
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member, names
-from streamfluence.stages._product import (
+from streamfluence.scoring.product import (
     Reading,
     RowBlock,
     Term,

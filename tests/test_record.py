@@ -9,8 +9,8 @@ from calls import done
 from small_job import JOB, write_job
 
 import streamfluence
-from streamfluence.stages._doubts import row_doubts, sketch_doubts
-from streamfluence.stages._session import load_codec
+from streamfluence.run.decision import load_codec
+from streamfluence.run.doubts import row_doubts, sketch_doubts
 from streamfluence.store import RunStore
 
 

@@ -12,9 +12,9 @@ from small_job import JOB, write_job
 
 import streamfluence
 from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
-from streamfluence.manifest import load_job
-from streamfluence.stages._execution import Execution
-from streamfluence.stages._resolve import open_run
+from streamfluence.execution import Execution
+from streamfluence.job import load_job
+from streamfluence.run.resolve import open_run
 from streamfluence.stages.export import export
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.repair import repair

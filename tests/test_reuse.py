@@ -5,10 +5,10 @@ import pytest
 from small_job import write_job
 
 import streamfluence
-from streamfluence.manifest import load_job
-from streamfluence.stages import _sketch_tasks
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._reuse import reuse_sketch
+from streamfluence.job import load_job
+from streamfluence.run.resolve import open_run
+from streamfluence.sketching import units as _sketch_tasks
+from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.stages.run import run
 from streamfluence.store import RunStore
 

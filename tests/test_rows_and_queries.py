@@ -7,8 +7,8 @@ from small_job import JOB, write_job
 import streamfluence
 from streamfluence.errors import InputError
 from streamfluence.registry import names
-from streamfluence.stages import _stored_rows
-from streamfluence.stages.evaluate_retrieval import evaluate_retrieval
+from streamfluence.scoring import stored as _stored_rows
+from streamfluence.stages.evaluate.retrieval import evaluate_retrieval
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 

@@ -6,11 +6,11 @@ import torch
 from small_job import load, write_job
 
 from streamfluence.errors import NonFiniteError
-from streamfluence.manifest import load_job
-from streamfluence.stages import _sketch_pass as work
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._sample import sample_batches, sample_rows, sample_tasks
-from streamfluence.stages._session import Session
+from streamfluence.job import load_job
+from streamfluence.run.resolve import open_run
+from streamfluence.run.session import Session
+from streamfluence.sketching import sweep as work
+from streamfluence.sketching.sample import sample_batches, sample_rows, sample_tasks
 
 
 def opened(folder, name, **settings):

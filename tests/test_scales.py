@@ -9,10 +9,10 @@ from torch import nn
 
 import streamfluence
 from streamfluence.capture import Capture, Outer, Scales, by_block, dense_gradient
+from streamfluence.evaluation.pilot.examples import choose_pilot
+from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.features._mean_squares import MeanSquares
-from streamfluence.stages._pilot import choose_pilot
-from streamfluence.stages._reference import reference_scores
-from streamfluence.stages._session import session
+from streamfluence.run.session import session
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score

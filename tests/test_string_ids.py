@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import streamfluence
 from streamfluence.data.arrays import Arrays
 from streamfluence.errors import InputError
-from streamfluence.stages.evaluate_mislabel import evaluate_mislabel
-from streamfluence.stages.evaluate_retrieval import evaluate_retrieval
+from streamfluence.stages.evaluate.mislabel import evaluate_mislabel
+from streamfluence.stages.evaluate.retrieval import evaluate_retrieval
 from streamfluence.stages.export import export
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run

@@ -14,9 +14,9 @@ from torch import nn
 
 import streamfluence
 from streamfluence.errors import InputError
-from streamfluence.stages._pilot import choose_pilot
-from streamfluence.stages._reference import reference_scores
-from streamfluence.stages.evaluate_sanity import evaluate_sanity
+from streamfluence.evaluation.pilot.examples import choose_pilot
+from streamfluence.evaluation.pilot.reference import reference_scores
+from streamfluence.stages.evaluate.sanity import evaluate_sanity
 from streamfluence.stages.run import run
 from streamfluence.task import load_task
 

@@ -15,8 +15,8 @@ from small_job import dense_scores, load, write_job
 from torch import nn
 
 from streamfluence.evaluation.retraining import Subset
-from streamfluence.stages import _truth_scores
-from streamfluence.stages._truth_scores import Scores
+from streamfluence.evaluation.truth import scores as _truth_scores
+from streamfluence.evaluation.truth.scores import Scores
 
 N, WEIGHTS, DAMPING = 75, (0.3, 1.1), 0.01
 EXACT = ["rows.codec=float32", "rows.bytes=0", "sketch.probes=exact", "rows.max_non_finite=0.1"]

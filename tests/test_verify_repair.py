@@ -333,8 +333,8 @@ def test_what_cannot_be_made_again_is_said_after_all_else_was(path, made):
 
 
 def test_repair_computes_where_it_is_told_to(path, monkeypatch):
-    from streamfluence.stages import score
-    from streamfluence.stages._execution import Execution
+    from streamfluence.execution import Execution
+    from streamfluence.scoring import score
 
     seen = []
     execute = score._execute

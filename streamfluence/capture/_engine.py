@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
+from streamfluence.capture._claim import Claim
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._judge import Judge
 from streamfluence.capture._layouts import UnevenCall
@@ -23,7 +24,7 @@ from streamfluence.capture._moves import moves, origins
 from streamfluence.capture._nested import example_count, leaves, rebuild, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._proof import Claim, Proof, compared, row_faults
+from streamfluence.capture._proof import Proof, compared, row_faults
 from streamfluence.capture._recorder import apart, run_plainly
 from streamfluence.capture._rehearsal import rehearse
 from streamfluence.capture._sites import shortened

@@ -7,11 +7,12 @@ their examples (a model that sorts its batch inside), give way to the modules ar
 import torch
 
 from streamfluence.capture._blocks import Filled, find_blocks
+from streamfluence.capture._claim import Claim
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._nested import leaves, select
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._proof import Claim, Proof, turned
+from streamfluence.capture._proof import Proof, turned
 from streamfluence.capture._sites import Site
 from streamfluence.capture._tape import Passed
 from streamfluence.errors import CoverageError

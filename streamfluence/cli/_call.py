@@ -7,8 +7,8 @@ from streamfluence.cli._progress import progress
 
 
 def call(stage: str, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """Return what the function ``stage`` of the module ``streamfluence.stages.<stage>`` returns."""
-    function = getattr(import_module(f"streamfluence.stages.{stage}"), stage)
+    """Return what a verb returns: of ``evaluate.lds``, the function ``evaluate_lds`` of that module."""
+    function = getattr(import_module(f"streamfluence.stages.{stage}"), stage.replace(".", "_"))
     return function(*arguments, **options)
 
 
@@ -23,6 +23,6 @@ def execution(how: dict[str, Any]) -> Any:
     options = dict(how)
     if "memory" in options:
         options["memory"] = import_module("streamfluence.budget").parse_size(options["memory"])
-    made = import_module("streamfluence.stages._execution").Execution(**options)
+    made = import_module("streamfluence.execution").Execution(**options)
     made.check()
     return made

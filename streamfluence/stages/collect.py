@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+from streamfluence.collecting import units as work
 from streamfluence.errors import IncompleteError, InputError, NonFiniteError
+from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.layout import Span, collect_stage
-from streamfluence.stages import _collect_tasks as work
-from streamfluence.stages._execution import Execution, Progress, Silent, run_all
-from streamfluence.stages._rests_on import refuse_other_scales
-from streamfluence.stages._rows import refuse_strangers
-from streamfluence.stages._session import Session, session
-from streamfluence.stages._sets import partition_count, plan_stage, query_sets
+from streamfluence.run.rests_on import refuse_other_scales
+from streamfluence.run.rows import refuse_strangers
+from streamfluence.run.session import Session, session
+from streamfluence.run.sets import partition_count, plan_stage, query_sets
 
 GROUP = 4  # partitions a task: the next is computed while the last is written
 

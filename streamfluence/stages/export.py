@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import InputError
-from streamfluence.stages._finished import Finished, finished, parse_query
-from streamfluence.stages._listed import lists
-from streamfluence.stages._named import named
-from streamfluence.stages._new_file import new_file
-from streamfluence.stages._record import record
+from streamfluence.new_file import new_file
+from streamfluence.run.finished import Finished, finished, parse_query
+from streamfluence.run.listed import lists
+from streamfluence.run.record import record
+from streamfluence.scoring.named import named
 from streamfluence.store import RunStore
 
 FIELDS = (

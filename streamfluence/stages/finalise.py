@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from streamfluence.stages._rows import row_receipts, spans
+from streamfluence.run.rows import row_receipts, spans
 from streamfluence.store import RunStore
 
 

@@ -17,19 +17,20 @@ from typing import Any
 
 from streamfluence import budget
 from streamfluence.budget import Stored
+from streamfluence.collecting import units as _collect_tasks
+from streamfluence.collecting.directions import Directions, Session, directions, session
 from streamfluence.data import open_reader
-from streamfluence.defaults import decisive
+from streamfluence.job import Job, load_job
 from streamfluence.layout import Span, collect_stage
-from streamfluence.manifest import Job, load_job
 from streamfluence.registry import member
-from streamfluence.stages import _collect_tasks
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._sample import BATCHES_PER_TASK, TASKS
-from streamfluence.stages._session import Directions, Session, directions, session
-from streamfluence.stages._sketch_pass import MOST_PROBES
+from streamfluence.run.defaults import decisive
+from streamfluence.run.resolve import open_run
+from streamfluence.scoring.spec import TASK_ROWS, readout_options
+from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
+from streamfluence.sketching.steps import steps_of
+from streamfluence.sketching.sweep import MOST_PROBES
 from streamfluence.stages.run import execution_of
-from streamfluence.stages.score import TASK_ROWS, readout_options
-from streamfluence.stages.sketch import sketch, steps_of
+from streamfluence.stages.sketch import sketch
 
 PROBE_BATCHES = 4
 STARTS = 3  # sketch, collect and score each start their workers

@@ -10,14 +10,16 @@ from functools import partial
 from typing import Any
 
 from streamfluence.errors import DamageError, Interrupted, StorageError, StreamfluenceError
-from streamfluence.stages._execution import Execution, Progress
-from streamfluence.stages._rows import spans
-from streamfluence.stages._sets import plan_stage, score_names
-from streamfluence.stages._survey import survey
+from streamfluence.execution import Execution, Progress
+from streamfluence.run.finished import stale_scores
+from streamfluence.run.rows import spans
+from streamfluence.run.sets import plan_stage, score_names
+from streamfluence.run.survey import survey
+from streamfluence.scoring.score import rescore
+from streamfluence.sketching.steps import LASTING
 from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
-from streamfluence.stages.score import rescore, stale_scores
-from streamfluence.stages.sketch import LASTING, sketch
+from streamfluence.stages.sketch import sketch
 from streamfluence.stages.verify import described
 from streamfluence.store import ANYTHING, Problem, RunStore
 from streamfluence.store.verify_rest import set_of

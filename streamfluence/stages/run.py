@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
-from streamfluence.manifest import Job, load_job
-from streamfluence.stages._execution import Execution, Progress, Silent
-from streamfluence.stages._record import row_warnings, sketch_warnings
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._session import load_codec
-from streamfluence.stages._sets import plan_stage, set_facts
+from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.job import Job, load_job
+from streamfluence.run.decision import load_codec
+from streamfluence.run.record import row_warnings, sketch_warnings
+from streamfluence.run.resolve import open_run
+from streamfluence.run.sets import plan_stage, set_facts
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import score
 from streamfluence.stages.sketch import sketch

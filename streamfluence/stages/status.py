@@ -3,7 +3,7 @@
 from typing import Any
 
 from streamfluence.layout import collect_stage
-from streamfluence.stages._sets import partition_count, query_sets, score_names, set_facts
+from streamfluence.run.sets import partition_count, query_sets, score_names, set_facts
 from streamfluence.store import RunStore
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from streamfluence.errors import InputError
 from streamfluence.readouts.base import Arrays
-from streamfluence.stages._finished import Finished, finished, parse_query
-from streamfluence.stages._listed import lists
-from streamfluence.stages._named import Named, named
-from streamfluence.stages._record import record
-from streamfluence.stages._sets import set_facts
+from streamfluence.run.finished import Finished, finished, parse_query
+from streamfluence.run.listed import lists
+from streamfluence.run.record import record
+from streamfluence.run.sets import set_facts
+from streamfluence.scoring.named import Named, named
 from streamfluence.store import RunStore
 
 DEFAULT_K = 10

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
-from streamfluence.stages._survey import survey
-from streamfluence.stages._turn import next_turn
+from streamfluence.run.survey import survey
+from streamfluence.run.turn import next_turn
 from streamfluence.store import ANYTHING, Problem, RunStore
 
 SHOWN = 5  # damaged things that the message names

@@ -25,13 +25,14 @@ from _models import RESNET, TRANSFORMER
 from _setup import setup
 
 from streamfluence.capture import _engine, _judge
-from streamfluence.data import prefetch
+from streamfluence.collecting import units as _collect_tasks
+from streamfluence.collecting.directions import directions
+from streamfluence.collecting.units import PROVED, partition_arrays
+from streamfluence.data._prefetch import prefetch
+from streamfluence.job import load_job
 from streamfluence.layout import Span, cut
-from streamfluence.manifest import load_job
-from streamfluence.stages import _collect_tasks
-from streamfluence.stages._collect_tasks import PROVED, partition_arrays
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._session import directions, session
+from streamfluence.run.resolve import open_run
+from streamfluence.run.session import session
 from streamfluence.stages.run import execution_of
 from streamfluence.stages.sketch import sketch
 from streamfluence.task import load_task

@@ -16,9 +16,9 @@ from fidelity_training import unflatten
 from torch import Tensor
 
 import streamfluence
-from streamfluence.manifest import load_job
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._reuse import reuse_sketch
+from streamfluence.job import load_job
+from streamfluence.run.resolve import open_run
+from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.stages.run import run as run_job
 from streamfluence.stages.sketch import describe
 from streamfluence.store import RunStore

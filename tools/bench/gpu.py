@@ -34,13 +34,14 @@ from score import score as score_run
 from torch import Tensor
 
 from streamfluence.capture.base import Outer
+from streamfluence.collecting.directions import directions
+from streamfluence.collecting.units import measured_rows, partition_arrays
+from streamfluence.job import load_job
 from streamfluence.layout import Span
-from streamfluence.manifest import load_job
 from streamfluence.projections import _directions
-from streamfluence.stages import sketch as sketching
-from streamfluence.stages._collect_tasks import measured_rows, partition_arrays
-from streamfluence.stages._resolve import open_run
-from streamfluence.stages._session import directions, session
+from streamfluence.run.resolve import open_run
+from streamfluence.run.session import session
+from streamfluence.sketching import steps as sketching
 from streamfluence.stages.run import execution_of
 
 ROW_BYTES = 256
@@ -68,7 +69,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         path, job, weights, batch = prepare(folder, options, device, options.precision)
         steps: dict[str, float] = {}
         with timed_steps(steps, device):
-            sketching.sketch(path, execution_of(job))
+            sketching.sketch_missing(path, execution_of(job))
         sketch_peak = peak_gib(device)
         torch.set_num_threads(options.threads)
         opened, made = session(path, device), directions(path, device, 0)
@@ -156,20 +157,20 @@ def same(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path, job, _, batch = prepare(folder / "a", options, "cpu", "float32")
-        sketching.sketch(path, execution_of(job))
+        sketching.sketch_missing(path, execution_of(job))
         here, there = (rows_of(path, device, batch) for device in ("cpu", options.device))
         errors = {
             "row_error": float(relative(there.pop("rows"), expected := here.pop("rows")).max())
         }
         errors |= {f"{key}_error": float(relative(there[key], here[key]).max()) for key in here}
         path, job, _, batch = prepare(folder / "b", options, options.device, "float32")
-        sketching.sketch(path, execution_of(job))
+        sketching.sketch_missing(path, execution_of(job))
         other, gram = rows_of(path, options.device, batch)["rows"], expected @ expected.T
         errors["score_error_of_a_sketch_made_on_the_device"] = float(
             (other @ other.T - gram).norm() / gram.norm()
         )
         path, job, _, batch = prepare(folder / "c", options, options.device, "bf16")
-        sketching.sketch(path, execution_of(job))
+        sketching.sketch_missing(path, execution_of(job))
         errors["row_error_of_products_with_bf16_sides"] = half_error(path, options.device, batch)
     return {**errors, **same_lists(options)}
 
@@ -229,19 +230,19 @@ def relative(found: Tensor, expected: Tensor) -> Tensor:
 @contextmanager
 def timed_steps(steps: dict[str, float], device: str) -> Iterator[None]:
     """Put the seconds of every step of the sketch into ``steps``."""
-    untimed = sketching._do
+    untimed = sketching.do_step
 
-    def timed(executor, run_path, execution, checkpoint, step, parts):
+    def timed(executor, opened, checkpoint, step, parts):
         def do() -> None:
-            untimed(executor, run_path, execution, checkpoint, step, parts)
+            untimed(executor, opened, checkpoint, step, parts)
 
         steps[step.stage] = round(seconds(do, device), 2)
 
-    sketching._do = timed
+    sketching.do_step = timed
     try:
         yield
     finally:
-        sketching._do = untimed
+        sketching.do_step = untimed
 
 
 def rectangles(projection: Any) -> list[list[int]]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from streamfluence.stages.evaluate_mislabel import evaluate_mislabel
+from streamfluence.stages.evaluate.mislabel import evaluate_mislabel
 from streamfluence.stages.run import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"

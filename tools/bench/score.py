@@ -28,8 +28,8 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.layout import collect_stage, default_partition_examples, partitions
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member
-from streamfluence.stages._product import Reading, Term, read_out, rows_per_block, score_blocks
-from streamfluence.stages._stored_rows import StoredRows
+from streamfluence.scoring.product import Reading, Term, read_out, rows_per_block, score_blocks
+from streamfluence.scoring.stored import StoredRows
 from streamfluence.store import RunStore
 from streamfluence.store.grid import Grid
 

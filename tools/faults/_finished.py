@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from streamfluence.stages import score as scoring
-from streamfluence.stages._execution import Execution
+from streamfluence.execution import Execution
+from streamfluence.scoring import spec as scoring
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score

@@ -1,0 +1,217 @@
+"""The work unit of collect: the rows of some partitions of one example set at one checkpoint.
+
+Reading runs ahead in one thread, committing behind in another; in between a
+batch goes to the device, and only finished bytes come back from it.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamfluence.codecs.base import Codec, shares
+from streamfluence.collecting.directions import Directions, Session, directions, session
+from streamfluence.collecting.inputs_before import refuse_other_input
+from streamfluence.data._batches import input_digest
+from streamfluence.data._prefetch import prefetch
+from streamfluence.features.gradient import Gradient
+from streamfluence.layout import Span, collect_stage, cut
+from streamfluence.run.rows import row_bases
+from streamfluence.store.text import TEXT, encode_ids
+
+CODED_AT_ONCE = 4096  # rows on a GPU
+PROVED = 128  # one batch in so many is proved, and as large a share of a partition's first
+QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
+
+
+def collect(
+    run_path: str, device: str, example_set: str, checkpoint: int, first: int, stop: int
+) -> dict[str, int]:
+    """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
+    opened = session(run_path, device)
+    made = directions(run_path, device, checkpoint)
+    facts = opened.table(example_set)
+    stage = collect_stage(example_set, checkpoint)
+    size = facts["partition_examples"]
+    opened.refresh(example_set)
+    done = {"examples": 0, "non_finite": 0}
+    pending: Future | None = None
+    with ThreadPoolExecutor(1) as committer:
+        for partition in range(first, stop):
+            span = Span(partition * size, min((partition + 1) * size, facts["count"]))
+            arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
+            opened.refuse_touched(example_set)
+            refuse_other_input(
+                opened.store, example_set, checkpoint, partition, notes["input_crc32c"]
+            )
+            notes |= row_bases(opened.store, example_set, checkpoint)
+            if pending is not None:
+                pending.result()  # at most one partition waits to be written
+            pending = committer.submit(commit, opened, stage, partition, span, arrays, notes)
+            done["examples"] += len(span)
+            done["non_finite"] += notes["non_finite"]
+    if pending is not None:
+        pending.result()
+    return done
+
+
+@dataclass
+class _Columns:
+    """Arrays of one partition, batch by batch."""
+
+    pieces: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, **arrays: Any) -> None:
+        for name, array in arrays.items():
+            if array is not None:
+                self.pieces.setdefault(name, []).append(array)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return whole arrays on the host; device tensors cross here, once a partition."""
+        return {name: _whole(pieces) for name, pieces in self.pieces.items()}
+
+
+class _Coded:
+    """Rows on their way to columns of codes: batch by batch on a CPU, by thousands on a GPU.
+
+    There a codec is hundreds of short kernels, and its check of the rows waits for all before.
+
+    Attributes:
+        shares: What the codec did to the first rows, a sample of all; empty before.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._waiting: list[Tensor] = []
+        self.shares: dict[str, float] = {}
+
+    def add(self, rows: Tensor, columns: _Columns) -> None:
+        """Take the rows of a batch; ``columns`` get codes now or later, in the same order."""
+        self._waiting.append(rows)
+        if not rows.is_cuda or sum(map(len, self._waiting)) >= CODED_AT_ONCE:
+            self.flush(columns)
+
+    def flush(self, columns: _Columns) -> None:
+        """Encode what is waiting."""
+        if not self._waiting:
+            return
+        rows = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        encoded = self._codec.encode(rows)
+        self.shares = self.shares or shares(self._codec, rows, encoded)
+        columns.add(rows=encoded.codes, scale=encoded.scale)
+        self._waiting = []
+
+
+def partition_arrays(
+    opened: Session, made: Directions, example_set: str, checkpoint: int, span: Span
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays of one partition and the facts for its receipt."""
+    started, columns, digest = time.monotonic(), _Columns(), 0
+    coded = _Coded(made.codec)
+    gradient = opened.gradient(checkpoint, made.projection, made.scales)
+    alone = gradient.capture.one_by_one
+    measurement = opened.table(example_set)["measurement"]
+    for part, host_batch in _read(opened, example_set, span):
+        digest = input_digest(host_batch, digest)
+        batch = opened.batch(host_batch)
+        whitened, facts = measured_rows(made, gradient, batch, measurement, proved(part, span))
+        if example_set == "train":
+            coded.add(made.factor.stored(whitened), columns)
+            columns.add(**facts)
+        else:
+            columns.add(rows=made.factor.asked(whitened), **facts)
+        columns.add(**_identities(opened, example_set, part))
+    coded.flush(columns)
+    arrays = columns.finish()
+    arrays["example_id"] = encode_ids(arrays["example_id"])
+    notes = {
+        "input_crc32c": digest,
+        "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
+        "stored": coded.shares,
+        "one_by_one": gradient.capture.one_by_one - alone,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return arrays, notes
+
+
+def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span, Any]]:
+    """Yield the batches of a partition, read one ahead of the computation."""
+    reader = opened.reader(example_set)
+    parts = list(cut(span, opened.manifest["compute"]["batch_size"]))
+    return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
+
+
+def proved(part: Span, span: Span) -> list[int]:
+    """Return the places in a batch whose rows are compared with plain autograd.
+
+    Of the first batch of every partition as many as are 1/128 of it, and all of one batch in 128,
+    which depends on where the batch lies: together 1/64 of the examples, each at the price of
+    about one forward and backward pass.
+    """
+    random = np.random.default_rng([part.start, len(part)])
+    if part.start == span.start:
+        few = max(2, -(-len(span) // PROVED))
+        return random.permutation(len(part))[:few].tolist()
+    return random.permutation(len(part)).tolist() if random.integers(PROVED) == 0 else []
+
+
+def measured_rows(
+    made: Directions,
+    gradient: Gradient,
+    batch: Any,
+    measurement: str,
+    prove: Sequence[int] = (),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the whitened rows of one batch and what is stored beside them, still on the device."""
+    measured = gradient.measure(batch, measurement, prove)
+    finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
+    rows = torch.where(finite[:, None], measured.rows, 0.0)
+    whitened = made.factor.whiten(rows)
+    # Stored sums over queries and thresholds are taken in float32, so a square that overflows is no row.
+    self_influence = whitened.square().sum(1)
+    finite &= torch.isfinite(self_influence)
+    whitened = torch.where(finite[:, None], whitened, 0.0)
+    stored = {
+        "flags": (~finite).to(torch.uint8) * QUARANTINED,
+        "loss": measured.value,
+        "grad_norm": rows.square().sum(1).sqrt(),
+        "self_influence": torch.where(finite, self_influence, 0.0),
+    }
+    return whitened, stored
+
+
+def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]:
+    reader = opened.reader(example_set)
+    ids = reader.example_ids(part.start, part.stop)
+    return {
+        "example_id": np.arange(part.start, part.stop) if ids is None else ids,
+        "group": reader.groups(part.start, part.stop),
+    }
+
+
+def commit(
+    opened: Session,
+    stage: str,
+    partition: int,
+    span: Span,
+    arrays: dict[str, np.ndarray],
+    notes: dict[str, Any],
+) -> None:
+    """Commit the rows of one partition."""
+    compressor = opened.manifest["rows"]["compressor"]
+    # For readers that know Zarr but not runs: bytes of text look like any other numbers.
+    text = {"example_id": TEXT} if arrays["example_id"].ndim == 2 else {}
+    opened.store.commit(
+        stage, partition, arrays, {"stage": stage, **text}, notes, {"rows": compressor}, span=span
+    )
+
+
+def _whole(pieces: list[Any]) -> np.ndarray:
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(pieces).cpu().numpy()
+    return np.concatenate(pieces)

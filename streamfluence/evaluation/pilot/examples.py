@@ -1,0 +1,216 @@
+"""A few examples and queries of a run, and temporary runs of other settings on them.
+
+A pilot run has the manifest of the run it is made from, with a smaller sample
+and the settings that are asked for. Its curvature is sketched for real; its rows
+are made in memory, by the code that collects.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamfluence.codecs.base import Encoded, shares
+from streamfluence.collecting.directions import Directions, Session, session
+from streamfluence.collecting.units import measured_rows
+from streamfluence.data import open_reader
+from streamfluence.errors import InputError
+from streamfluence.execution import Execution
+from streamfluence.layout import TRAINING_LOSS
+from streamfluence.run import resolve as _resolve
+from streamfluence.run.rows import row_receipts
+from streamfluence.run.sets import named_query_set, require_complete
+from streamfluence.scoring.stored import score_sides
+from streamfluence.sketching.reuse import reuse_sketch
+from streamfluence.sketching.sample import sample_of
+from streamfluence.sketching.steps import sketch_missing
+from streamfluence.store import RunStore, open_storage
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """The examples and queries that are compared.
+
+    Attributes:
+        rows, queries: Global rows of training examples and queries, sorted int64.
+        batches, query_batches: The same, as batches on the device.
+        measurement: Of the queries.
+    """
+
+    run_path: str
+    opened: Session
+    example_set: str
+    rows: np.ndarray
+    queries: np.ndarray
+    batches: list[Any]
+    query_batches: list[Any]
+    measurement: str
+
+    @property
+    def device(self) -> str:
+        return str(self.opened.device)
+
+
+@dataclass
+class Scored:
+    """Scores of a pilot.
+
+    Attributes:
+        scores: Shape ``(example, query)``, float64, 1/n included, summed over checkpoints.
+        stored: What the codec did to the rows, summed over checkpoints; see ``shares``.
+    """
+
+    scores: np.ndarray
+    stored: dict[str, float] = field(default_factory=dict)
+
+    def add(self, scores: Tensor, stored: Mapping[str, float]) -> None:
+        """Add one batch's or checkpoint's worth of facts to the sums."""
+        self.scores = self.scores + scores.double().cpu().numpy()
+        for key, value in stored.items():
+            self.stored[key] = self.stored.get(key, 0.0) + value
+
+
+def choose_pilot(
+    run_path: str, device: str, n_examples: int, example_set: str | None, n_queries: int
+) -> Pilot:
+    """Return a pilot: the sketch sample of a run of ``n_examples``, and queries evenly spread.
+
+    Raises:
+        InputError: If there is no such query set.
+        IncompleteError: If rows are missing.
+    """
+    opened = session(run_path, device)
+    name = named_query_set(opened.store, example_set)
+    for read in ("train", name):
+        opened.refresh(read)
+    good = []
+    for checkpoint in range(opened.checkpoint_count()):
+        require_complete(opened.store, "train", checkpoint)
+        require_complete(opened.store, name, checkpoint)
+        rows = sample_of(opened, n_examples)
+        good.append(stored_values(opened.store, "flags", checkpoint, rows) == 0)
+    rows = rows[np.all(good, axis=0)]
+    facts = opened.table(name)
+    queries = np.unique(np.linspace(0, facts["count"] - 1, n_queries).astype(np.int64))
+    return Pilot(
+        run_path=run_path,
+        opened=opened,
+        example_set=name,
+        rows=rows,
+        queries=queries,
+        batches=_batches(opened, "train", rows),
+        query_batches=_batches(opened, name, queries),
+        measurement=facts["measurement"],
+    )
+
+
+def pilot_run(
+    pilot: Pilot, folder: Path, changes: Mapping[str, Any], like: RunStore | None = None
+) -> str:
+    """Make a temporary run in ``folder``, sketch it, and return its path.
+
+    Args:
+        changes: Keys of the manifest, such as ``rows.bytes``, and their other values.
+        like: Another pilot run, whose sketch is taken over as far as it is the same.
+    """
+    manifest = deepcopy(pilot.opened.manifest)
+    for key, value in changes.items():
+        table, _, last = key.partition(".")
+        manifest[table][last] = value
+    path = str(folder)
+    train = manifest["train"]
+    # Pinned by sizes and times only: the session of the run itself has checked the bytes.
+    reader = open_reader(dict(train["table"]), pilot.opened.root)
+    reader.expect_code(train["code"])
+    train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
+    store = RunStore.create(path, manifest)
+    if like is not None:
+        reuse_sketch(like, store)
+    sketch_missing(path, Execution(executor="serial", workers=1, device=pilot.device))
+    return path
+
+
+def pilot_scores(pilot: Pilot, path: str) -> Scored:
+    """Return the scores that a sketched run gives the pilot, its rows made in memory."""
+    opened = session(path, pilot.device)
+    count = opened.table("train")["count"]
+    total = Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
+    for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
+        made = Directions(opened, checkpoint)
+        queries = torch.cat(list(whitened(opened, checkpoint, made, pilot, of_queries=True)))
+        turned, pieces = made.codec.query(made.factor.asked(queries)), []
+        for plain in whitened(opened, checkpoint, made, pilot):
+            rows = made.factor.stored(plain)
+            encoded = made.codec.encode(rows)
+            total.add(torch.zeros(()), shares(made.codec, rows, encoded))
+            pieces.append(made.codec.product(turned, encoded))
+        total.add(torch.cat(pieces) * (weight / count), {})
+    return total
+
+
+def stored_scores(pilot: Pilot) -> Scored:
+    """Return the scores of the pilot from the rows that the run itself has stored."""
+    store, total = pilot.opened.store, Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
+    sides = score_sides(pilot.run_path, pilot.device, pilot.example_set, None)
+    for checkpoint, (codec, queries, weight) in enumerate(sides):
+        arrays = [stored_values(store, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
+        encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
+        total.add(codec.product(queries[pilot.queries], encoded) * weight, {})
+        for receipt in row_receipts(store, "train", checkpoint):
+            total.add(torch.zeros(()), receipt.facts["stored"])
+    return total
+
+
+def whitened(
+    opened: Session,
+    checkpoint: int,
+    made: Directions,
+    pilot: Pilot,
+    of_queries: bool = False,
+    batches: list[Any] | None = None,
+) -> Iterator[Tensor]:
+    """Yield the whitened rows of the pilot's examples, or of its queries, batch by batch.
+
+    Args:
+        batches: Others, in place of the pilot's.
+    """
+    gradient = opened.gradient(checkpoint, made.projection, made.scales)
+    chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
+    for batch in chosen:
+        measurement = pilot.measurement if of_queries else TRAINING_LOSS
+        yield measured_rows(made, gradient, batch, measurement)[0]
+
+
+def stored_values(store: RunStore, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
+    """Return an array of training examples at sorted global rows, reading no partition twice."""
+    size, pieces = store.manifest["train"]["partition_examples"], []
+    for receipt in row_receipts(store, "train", checkpoint, np.unique(rows // size).tolist()):
+        mine = rows[rows // size == receipt.partition] - receipt.start
+        part = store.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
+        pieces.append(part[mine - mine[0]])
+    return np.concatenate(pieces)
+
+
+def dampings(plan: Mapping[str, Any]) -> dict[str, float]:
+    """Return the damping of every block of the curvature, by name.
+
+    Raises:
+        InputError: If the run has no curvature.
+    """
+    if not plan["blocks"]:
+        raise InputError(
+            "this run has no curvature, so there is no damping to compare at; evaluate a run with "
+            "curvature.name = 'gauss_newton'"
+        )
+    return {block["name"]: block["damping"] for block in plan["blocks"]}
+
+
+def _batches(opened: Session, example_set: str, rows: np.ndarray) -> list[Any]:
+    size, reader = opened.manifest["compute"]["batch_size"], opened.reader(example_set)
+    cuts: Sequence[np.ndarray] = np.split(rows, range(size, len(rows), size))
+    return [opened.batch(reader.take(cut)) for cut in cuts]

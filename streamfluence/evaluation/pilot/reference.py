@@ -1,0 +1,173 @@
+"""Scores of a pilot by the unprojected Gauss-Newton matrix, solved by conjugate gradients.
+
+Slow and exact up to the residual that is reported; nothing of it is stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamfluence.capture import Capture, Scales
+from streamfluence.data._batches import batch_length, map_batch
+from streamfluence.errors import InputError
+from streamfluence.evaluation.conjugate_gradients import TOLERANCE, Solved, solve
+from streamfluence.evaluation.gauss_newton import Linearised
+from streamfluence.evaluation.pilot.examples import Pilot
+from streamfluence.task import Task
+
+_GROUP_ENTRIES = 1 << 26  # of one vector of each query: 512 MiB of float64, and a few times that
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Reference scores, and how well their systems were solved.
+
+    Attributes:
+        scores: Shape ``(example, query)``, float64, 1/n included, summed over checkpoints.
+        residual: Largest relative residual.
+        iterations: Most of any system.
+        precision: ``float64``, or ``float32`` where the model cannot run in float64.
+    """
+
+    scores: np.ndarray
+    residual: float
+    iterations: int
+    converged: bool
+    precision: str
+
+
+def reference_scores(
+    pilot: Pilot,
+    damping: Mapping[str, float],
+    by_layer: bool,
+    double: bool = False,
+    tolerance: float = TOLERANCE,
+    scales: Sequence[Scales] = (),
+) -> Solution:
+    """Return the scores that no projection, sketch or codec has touched.
+
+    Args:
+        damping: By block of the run's curvature, or of one name for everything; a block that is not
+            named gets the mean of the others.
+        scales: Of each checkpoint, the coordinates in which it is the same for every weight; by
+            default the weights' own.
+        by_layer: Leave out what couples the layers; one system a layer.
+        double: Solve in float64, where the model can run in it. Convolutions on a CPU are then nine
+            times slower (measured on the digits net); the residual says whether float32 was enough.
+        tolerance: Relative residual to reach.
+
+    Raises:
+        InputError: If the model has no forward-mode derivatives.
+    """
+    opened, total, systems = pilot.opened, 0.0, []
+    precision = "float64"
+    for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
+        net = _Net(pilot, checkpoint, double)
+        precision = net.precision
+        capture = opened.capture(checkpoint)
+        blocks = {b.name: list(b.parameters) for b in capture.blocks}
+        values = _of_weights(capture, damping, scales[checkpoint] if scales else Scales())
+        groups = [[name] for name in blocks] if by_layer else [list(blocks)]
+        for group in groups:
+            part, solved = net.scores({name: blocks[name] for name in group}, values, tolerance)
+            total = total + part * (weight / opened.table("train")["count"])
+            systems += solved
+    return Solution(
+        scores=np.asarray(total),
+        residual=max(system.residual for system in systems),
+        iterations=max(system.iterations for system in systems),
+        converged=all(system.converged for system in systems),
+        precision=precision,
+    )
+
+
+class _Net:
+    """One checkpoint's model, in float64 where it can be, and the pilot's batches to match."""
+
+    def __init__(self, pilot: Pilot, checkpoint: int, double: bool) -> None:
+        self._task, self._pilot = pilot.opened.task, pilot
+        self._model, self.dtype = _precise(self._task, pilot, checkpoint, double)
+        self._batches, self._queries = (
+            [_cast(batch, self.dtype) for batch in batches]
+            for batches in (pilot.batches, pilot.query_batches)
+        )
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def scores(
+        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, Tensor], tolerance: float
+    ) -> tuple[np.ndarray, list[Solved]]:
+        """Return the scores of the parameters of some blocks, without weight and 1/n.
+
+        Args:
+            damping: Of every weight, by parameter name.
+        """
+        first_names = {name for name, _ in self._model.named_parameters()}
+        wanted = [n for names in blocks.values() for n in names if n in first_names]
+        linear = Linearised(self._model, self._task.forward, self._task.loss, wanted)
+        shift = torch.cat([damping[name].flatten() for name in linear.sizes])
+        shift = shift.to(self._pilot.opened.device, self.dtype)
+        right = torch.cat([linear.gradients(b, self._measure) for b in self._queries])
+        step = max(1, _GROUP_ENTRIES // len(shift))
+        systems = [
+            solve(lambda v: self._product(linear, v) + shift * v, part, tolerance)
+            for part in right.split(step)
+        ]
+        solved = torch.cat([system.solution for system in systems])
+        training = self._task.training_loss
+        slopes = [linear.slopes(batch, solved, training) for batch in self._batches]
+        scores = torch.cat(slopes, dim=1)
+        return scores.T.double().cpu().numpy(), systems
+
+    def _measure(self, returned: Any) -> Tensor:
+        return self._task.measure(self._pilot.measurement, returned)
+
+    def _product(self, linear: Linearised, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        for batch in self._batches:
+            total += linear.products(batch, vectors)
+        return total / len(self._pilot.rows)
+
+
+def _precise(
+    task: Task, pilot: Pilot, checkpoint: int, double: bool
+) -> tuple[nn.Module, torch.dtype]:
+    """Return a copy of the model in float64 if that is wanted and works, else in float32."""
+    model = deepcopy(pilot.opened.model(checkpoint))
+    if double:
+        model = model.double()
+        with torch.no_grad(), suppress(InputError):
+            outputs, *_ = task.forward(model, _cast(pilot.batches[0], torch.float64))
+            if outputs.dtype == torch.float64:
+                return model, torch.float64
+    return model.float(), torch.float32
+
+
+def _cast(batch: Any, dtype: torch.dtype) -> Any:
+    assert batch_length(batch)
+    return map_batch(
+        lambda leaf: (
+            leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        ),
+        batch,
+    )
+
+
+def _of_weights(
+    capture: Capture, damping: Mapping[str, float], scales: Scales
+) -> dict[str, Tensor]:
+    """Return the damping of every weight, by parameter name, in the parameter's shape."""
+    rest = float(np.mean(list(damping.values())))
+    entries = {
+        block.name: damping.get(block.name, rest) / scales.of_block(block).double().square()
+        for block in capture.blocks
+    }
+    return capture.by_parameter(entries)

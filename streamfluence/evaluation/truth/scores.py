@@ -1,0 +1,152 @@
+"""What a run's scores predict for retraining; one block of rows is in memory at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamfluence.errors import InputError
+from streamfluence.evaluation.retraining import Subset
+from streamfluence.evaluation.truth.kept import Truth
+from streamfluence.execution import Execution, Progress
+from streamfluence.layout import Span, cut
+from streamfluence.run.finished import finished, read_spec
+from streamfluence.run.rows import row_receipts, spans
+from streamfluence.run.sets import pinned_query_sets, pinned_score_names
+from streamfluence.scoring.score import score_set
+from streamfluence.scoring.stored import partition_scores
+from streamfluence.store import RunStore
+
+_BLOCK_ROWS = 8192
+
+
+def judged_query_set(store: RunStore, queries: str | None, scores: str | None) -> str:
+    """Return the query set that is judged: that of the scores, the named one, or the only one.
+
+    Raises:
+        InputError: If there is none, or the names contradict each other.
+    """
+    if scores is not None:
+        if scores not in pinned_score_names(store):
+            known = ", ".join(pinned_score_names(store)) or "none"
+            raise InputError(f"{store.url} has no scores {scores!r}; there are: {known}")
+        of_scores = read_spec(store, scores)["queries"]
+        if queries not in (None, of_scores):
+            raise InputError(f"scores {scores!r} are of the queries {of_scores!r}, not {queries!r}")
+        return of_scores
+    names = pinned_query_sets(store)
+    chosen = queries or (names[0] if len(names) == 1 else None)
+    if chosen not in names:
+        raise InputError(
+            f"{store.url} has query sets {', '.join(names) or 'none'}; name one of them by --queries"
+        )
+    return str(chosen)
+
+
+def judged_scores(
+    run_path: str,
+    example_set: str,
+    scores: str | None,
+    damping: float | None,
+    execution: Execution,
+    progress: Progress,
+) -> str:
+    """Return the name of finished scores to judge; makes them if a damping was not scored yet.
+
+    Raises:
+        InputError: If the scores leave out partitions, or both a name and a damping are given.
+        IncompleteError: If rows are missing.
+    """
+    if scores is not None and damping is not None:
+        raise InputError("give either --scores or --damping: named scores have a damping already")
+    if scores is None:
+        scores = score_set(run_path, example_set, None, damping, None, execution, progress).label
+    store = RunStore.open(run_path)
+    if finished(store, scores).spec["missing_partitions"]:
+        raise InputError(
+            f"scores {scores!r} leave out partitions of the training set, so their sums over subsets mean "
+            f"nothing; run `streamfluence collect` and score under another --name"
+        )
+    return scores
+
+
+class Scores:
+    """Scores of a run, computed from its rows a partition at a time and never kept.
+
+    Attributes:
+        spec: The pinned settings of the scores.
+        without_score: Rows met so far that are not finite and so have no score; they count as 0.
+    """
+
+    def __init__(self, run_path: str, label: str) -> None:
+        self.run_path, self.store = run_path, RunStore.open(run_path)
+        self.spec = finished(self.store, label).spec
+        self.count = self.store.manifest["train"]["count"]
+        self.without_score: set[int] = set()
+
+    def blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[Span, np.ndarray]]:
+        """Yield ``(span, scores)``, scores float64 ``(example, query)``, in the order of examples.
+
+        Args:
+            rows: Only partitions that hold one of these.
+        """
+        size = self.store.manifest["train"]["partition_examples"]
+        wanted = range(len(spans(self.store, "train")))
+        if rows is not None:
+            wanted = np.unique(np.asarray(rows) // size).tolist()
+        for partition in wanted:
+            found = partition_scores(
+                self.run_path, self.spec["queries"], self.spec["damping"], partition
+            )
+            for part in cut(Span(0, len(found)), _BLOCK_ROWS):
+                block = found[part.start : part.stop].astype(np.float64)
+                missing = np.isnan(block).any(axis=1)
+                block[missing] = 0
+                start = partition * size
+                self.without_score.update((start + part.start + np.flatnonzero(missing)).tolist())
+                yield Span(start + part.start, start + part.stop), block
+
+    def subset_effects(self, truth: Truth, subsets: Sequence[Subset]) -> np.ndarray:
+        """Return what is predicted of every subset but for a constant, ``(subset, query)``."""
+        total: Any = 0.0
+        for span, block in self.blocks():
+            kept = np.stack([truth.kept(subset, span.start, span.stop) for subset in subsets])
+            total = total - kept.astype(np.float64) @ block
+        return total
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of chosen rows, ``(row, query)``, in their order."""
+        found: dict[int, np.ndarray] = {}
+        wanted = np.unique(rows)
+        for span, block in self.blocks(wanted):
+            for row in wanted[(wanted >= span.start) & (wanted < span.stop)]:
+                found[int(row)] = block[row - span.start]
+        return np.stack([found[int(row)] for row in rows])
+
+    def largest(self, number: int, queries: np.ndarray) -> np.ndarray:
+        """Return the rows with the largest sum of absolute scores over ``queries``, the largest first."""
+        rows, sums = np.empty(0, np.int64), np.empty(0)
+        for span, block in self.blocks():
+            rows = np.concatenate([rows, np.arange(span.start, span.stop)])
+            sums = np.concatenate([sums, np.abs(block[:, queries]).sum(axis=1)])
+            order = np.argsort(-sums, kind="stable")[:number]
+            rows, sums = rows[order], sums[order]
+        return rows
+
+    def column(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return ``loss`` (mean over checkpoints) or ``self_influence`` (in the unit of scores) of rows."""
+        manifest, total = self.store.manifest, np.zeros(len(rows))
+        size = manifest["train"]["partition_examples"]
+        weights = np.asarray(manifest["checkpoint_weights"])
+        scale = (
+            weights / self.count
+            if name == "self_influence"
+            else np.full(len(weights), 1 / len(weights))
+        )
+        for checkpoint, factor in enumerate(scale):
+            receipts = row_receipts(self.store, "train", checkpoint)
+            for partition in np.unique(rows // size):
+                values = self.store.read(receipts[int(partition)], name)
+                inside = rows // size == partition
+                total[inside] += factor * values[rows[inside] - partition * size]
+        return total

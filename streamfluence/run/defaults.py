@@ -1,0 +1,83 @@
+"""What ``auto`` means in a job, and the part of a job that decides every number of a run.
+
+What only decides how the work is executed (workers, device, memory) stays out of that part,
+so that a run may be continued on another machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from streamfluence.job import Job
+
+WIDEST_JOINT = 4096  # features: 50 s and 128 MiB for its eigenvectors; beyond, one block a layer
+
+
+def blocks_of(job: Job) -> str:
+    """Return ``layer`` or ``joint``.
+
+    One matrix over all layers predicts retraining better where its damping is right, and worse
+    where it is too small; blocks forgive. So it is joint unless only a weight decay is known, which
+    is too small for training that was stopped before it settled. LDS at 256 bytes on the benchmark's
+    nets a, b, d, e1, e2: .815 .534 .865 .740 .816 jointly with the damping of the default rule, .800 .488
+    .760 .737 .814 by layer; with the weight decay alone, for an earlier projection, .758 .404 .884 jointly
+    and .793 .437 .782 by layer.
+    """
+    asked, curvature, projection = job.curvature.blocks, job.curvature, job.projection
+    if asked != "auto":
+        return asked
+    if projection.name == "principal":
+        return "joint"
+    settled = isinstance(curvature.damping, float) or curvature.steps is not None
+    joint = (settled or not curvature.weight_decay) and projection.name != "identity"
+    small = projection.width == "auto" or projection.width <= WIDEST_JOINT
+    return "joint" if joint and small else "layer"
+
+
+def projection_of(job: Job) -> str:
+    """Return the projection: as asked, or ``principal`` under one curvature over all layers.
+
+    Its directions lie over all layers, so under a curvature by layer it is ``spectral``.
+    """
+    asked, curvature = job.projection.name, job.curvature.name
+    if asked != "auto":
+        return asked
+    return "principal" if blocks_of(job) == "joint" and curvature != "identity" else "spectral"
+
+
+def width_of(job: Job) -> int:
+    """Return how many features are wanted: as asked, or by the bytes of a row.
+
+    Principal directions: two a byte, 1,024 to 2,048. Others: eight a byte, 1,024 to 4,096.
+    """
+    if job.projection.width != "auto":
+        return job.projection.width
+    if projection_of(job) == "principal":
+        return min(max(1024, 2 * job.rows.bytes), 2048)
+    return min(max(1024, 8 * job.rows.bytes), WIDEST_JOINT)
+
+
+def decisive(job: Job) -> dict[str, Any]:
+    """Return the part of a job that decides numbers, as JSON-able tables."""
+    compute = asdict(job.compute)
+    return {
+        "task": job.task,
+        "root": str(job.root),
+        "model": _plain(asdict(job.model)),
+        "sketch": asdict(job.sketch),
+        "projection": {
+            **_plain(asdict(job.projection)),
+            "name": projection_of(job),
+            "width": width_of(job),
+        },
+        "curvature": {**asdict(job.curvature), "blocks": blocks_of(job)},
+        "rows": asdict(job.rows),
+        "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples as lists, so that a manifest equals itself after a round trip through JSON."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

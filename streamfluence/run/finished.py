@@ -1,0 +1,217 @@
+"""Finished scores, with everything that they rest on checked before a number of them is used.
+
+The document of a score carries the digest of its query set's; every task carries those of
+the document, the sketches and all rows that it read; the result carries that of its tasks.
+What was lost, replaced or taken from elsewhere breaks the chain at one place, which is named.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
+from streamfluence.run.rests_on import differing, set_digest, sketch_digest
+from streamfluence.run.rows import row_receipts
+from streamfluence.run.sets import (
+    partition_count,
+    pinned_score_names,
+    query_sets,
+    score_names,
+    score_path,
+)
+from streamfluence.store import Receipt, RunStore
+from streamfluence.store.digests import content_digest, document_digest
+
+_WORDS = {
+    "score": "other settings",
+    "sketch": "another sketch",
+    "queries": "other query rows",
+    "train": "other training rows",
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Scores whose chain holds.
+
+    Attributes:
+        spec: The document that says what they are.
+        receipt: Of the result.
+        tasks: Receipts of the parts it was merged from, in order.
+    """
+
+    label: str
+    spec: dict[str, Any]
+    receipt: Receipt
+    tasks: list[Receipt]
+
+
+def finished(store: RunStore, label: str) -> Finished:
+    """Return finished scores.
+
+    Raises:
+        IncompleteError: If they are not finished, or a part or a row they rest on is missing.
+        DamageError: If something they rest on is not what it was.
+    """
+    spec = read_spec(store, label)
+    receipt = store.receipt(f"scores/{label}", 0)
+    if receipt is None:
+        raise IncompleteError(
+            f"scores {label!r} of {store.url} are not finished; run `streamfluence score`"
+        )
+    tasks = task_receipts(store, label, spec)
+    found = {"score": document_digest(spec), "tasks": content_digest(tasks)}
+    changed = differing(receipt.facts, found)
+    if changed:
+        what = "other settings" if "score" in changed else "other parts"
+        raise DamageError(
+            f"the result of scores {label!r} of {store.url} was made from {what} than are there now; "
+            f"{_advice(store)}"
+        )
+    return Finished(label, spec, receipt, tasks)
+
+
+def read_spec(store: RunStore, label: str) -> dict[str, Any]:
+    """Return the document of a score, checked: it belongs to this run and to its query set.
+
+    Raises:
+        DamageError: If it does not, or its query set is no longer pinned.
+    """
+    spec = store.read_document(score_path(label))
+    where = f"{store.url}/{score_path(label)}"
+    try:
+        name, promised = spec["queries"], dict(spec["rests_on"])
+        partitions = [*spec["missing_partitions"], *(p for task in spec["tasks"] for p in task)]
+        whole = sorted(partitions) == list(range(partition_count(store, "train")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamageError(f"{where} is malformed ({error}); {_advice(store)}") from error
+    if name not in query_sets(store):
+        raise DamageError(
+            f"scores {label!r} of {store.url} are of the query set {name!r}, whose document is gone; "
+            f"repeat `streamfluence run` with the same job, which writes it again"
+        )
+    if not whole or differing(promised, spec_bases(store, name)):
+        raise DamageError(
+            f"{where} is of another query set or run than {name!r} here; put back what was there, or "
+            f"score under another --name"
+        )
+    return spec
+
+
+def spec_bases(store: RunStore, example_set: str) -> dict[str, str]:
+    """Return the digests that the document of a score carries."""
+    return {"run": store.fingerprint, "queries": set_digest(store, example_set)}
+
+
+def task_receipts(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[Receipt]:
+    """Return the receipts of all parts of a score, in order, their chain checked."""
+    found = store.receipts(f"score/{label}")
+    missing = [task for task in range(len(spec["tasks"])) if task not in found]
+    if missing:
+        raise IncompleteError(
+            f"scores {label!r} of {store.url} lack {len(missing)} of {len(spec['tasks'])} parts "
+            f"(the first: {missing[0]}); run `streamfluence score`"
+        )
+    tasks = list(range(len(spec["tasks"])))
+    bases = Bases(store, spec, tasks)
+    for task in tasks:
+        refuse_changed(store, label, found[task], bases)
+    return [found[task] for task in tasks]
+
+
+class Bases:
+    """What some parts of a score must rest on, as it is now.
+
+    Raises:
+        IncompleteError: If rows or a sketch are missing.
+        DamageError: If rows do not belong together.
+    """
+
+    def __init__(self, store: RunStore, spec: Mapping[str, Any], tasks: Sequence[int]) -> None:
+        checkpoints = range(len(store.manifest["checkpoints"]))
+        self._tasks = spec["tasks"]
+        self._common = {
+            "score": document_digest(spec),
+            "sketch": document_digest([sketch_digest(store, c) for c in checkpoints]),
+            "queries": content_digest(
+                receipt for c in checkpoints for receipt in row_receipts(store, spec["queries"], c)
+            ),
+        }
+        chosen = [partition for task in tasks for partition in self._tasks[task]]
+        rows = [row_receipts(store, "train", c, chosen) for c in checkpoints]
+        self._rows = {
+            partition: content_digest(receipts)
+            for partition, *receipts in zip(chosen, *rows, strict=True)
+        }
+
+    def of(self, task: int) -> dict[str, str]:
+        """Return the digests that the receipt of one part carries."""
+        rows = [self._rows[partition] for partition in self._tasks[task]]
+        return {**self._common, "train": document_digest(rows)}
+
+
+def refuse_changed(store: RunStore, label: str, receipt: Receipt, bases: Bases) -> None:
+    """Raise DamageError unless one part of a score rests on what is there now."""
+    changed = differing(receipt.facts, bases.of(receipt.partition))
+    if changed:
+        raise DamageError(
+            f"part {receipt.partition} of scores {label!r} of {store.url} was made from "
+            f"{' and '.join(_WORDS[name] for name in changed)} than are there now; {_advice(store)}"
+        )
+
+
+def parse_query(store: RunStore, query: str, name: str | None) -> tuple[str, int]:
+    """Return the name of the scores and the row of the query."""
+    label, _, number = query.rpartition("/")
+    if not re.fullmatch(r"-?[0-9]{1,18}", number):
+        raise InputError(f"query {query!r} is neither INDEX nor SET/INDEX")
+    names = pinned_score_names(store)
+    label = name or label
+    if not label:
+        if len(names) != 1:
+            known = ", ".join(names) or "none yet: run `streamfluence score`"
+            raise (InputError if names else IncompleteError)(
+                f"{store.url} has {len(names)} scores ({known}); name one as SET/{number}"
+            )
+        label = names[0]
+    if label not in names:
+        raise InputError(
+            f"{store.url} has no scores {label!r}; there are: {', '.join(names) or 'none'}"
+        )
+    return label, int(number)
+
+
+def _advice(store: RunStore) -> str:
+    return f"put back what was there, or `streamfluence repair {store.url}` makes the scores again"
+
+
+def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return stage and partition of every part of a score that was made from something else than is there."""
+    tasks, count = store.receipts(f"score/{label}"), len(spec["tasks"])
+    bases = Bases(store, spec, range(count))
+    wrong = [
+        (f"score/{label}", task)
+        for task, receipt in sorted(tasks.items())
+        if task >= count or differing(receipt.facts, bases.of(task))
+    ]
+    result = store.receipt(f"scores/{label}", 0)
+    if result is not None:
+        parts = [tasks[task] for task in range(count) if task in tasks]
+        found = {"score": document_digest(spec), "tasks": content_digest(parts)}
+        if wrong or (len(parts) == count and differing(result.facts, found)):
+            wrong.append((f"scores/{label}", 0))
+    return wrong
+
+
+def stale_scores(store: RunStore) -> list[str]:
+    """Return the names of scores of which something no longer rests on what is there.
+
+    Scores of which that cannot be said, because something is missing or damaged, are not among them.
+    """
+    found = []
+    for name in score_names(store):
+        with suppress(StreamfluenceError):
+            found += [name] if stale(store, name, read_spec(store, name)) else []
+    return found

@@ -1,0 +1,45 @@
+"""The lists that the readout top_k kept of every query, as a result holds them."""
+
+import numpy as np
+
+from streamfluence.errors import DamageError, InputError
+from streamfluence.readouts.base import Arrays
+from streamfluence.run.finished import Finished
+from streamfluence.run.sets import set_facts
+from streamfluence.store import RunStore, array_names
+
+SIDES = {"helps": "positive", "hurts": "negative"}
+FIELDS = ("rows", "scores", "loss", "self_influence")
+
+
+def lists(store: RunStore, scores: Finished) -> dict[str, Arrays]:
+    """Return for ``helps`` and ``hurts`` the rows, scores, losses and self-influence, ``(query, rank)``.
+
+    Raises:
+        InputError: If the scores were made without top_k.
+        DamageError: If they are no such lists of the run's queries and examples.
+    """
+    if "top_k.positive_rows" not in array_names(scores.receipt):
+        raise InputError(
+            f"scores {scores.label!r} were made without the readout top_k; add it to score.readouts"
+        )
+    queries = set_facts(store, scores.spec["queries"])["count"]
+    examples = store.manifest["train"]["count"]
+    found = {
+        side: {name: store.read(scores.receipt, f"top_k.{sign}_{name}") for name in FIELDS}
+        for side, sign in SIDES.items()
+    }
+    for arrays in found.values():
+        shapes, rows = {array.shape for array in arrays.values()}, arrays["rows"]
+        kinds = "".join(arrays[name].dtype.kind for name in FIELDS)
+        if len(shapes) > 1 or rows.ndim != 2 or len(rows) != queries or kinds != "ifff":
+            raise DamageError(
+                f"the lists of scores {scores.label!r} of {store.url} are not of {queries:,} queries; "
+                f"score again under another --name"
+            )
+        if np.any((rows < -1) | (rows >= examples)):
+            raise DamageError(
+                f"scores {scores.label!r} of {store.url} list rows that the training set does not have; "
+                f"score again under another --name"
+            )
+    return found

@@ -1,0 +1,45 @@
+"""Try a task on a few examples before its run is made, so that a mistake in it leaves nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamfluence.data import open_reader
+from streamfluence.data._batches import batch_length, to_tensors
+from streamfluence.data.base import Reader
+from streamfluence.job import Job
+from streamfluence.task import Task
+
+_EXAMPLES = 2
+
+
+def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str) -> None:
+    """Build the model and measure the first examples of every set, as the run will.
+
+    Raises:
+        InputError: Whatever the task or the data would be refused for, in the same words.
+    """
+    model = task.model(job.root / checkpoint).to(device)
+    try:
+        returned = _returned(job, task, model, reader, device)
+        task.training_loss(returned)
+        for table in job.queries.values():
+            data = {key: value for key, value in table.items() if key != "measurement"}
+            queries = open_reader(dict(data), Path(job.root))
+            if queries.count():
+                asked = _returned(job, task, model, queries, device)
+                task.measure(table.get("measurement", "loss"), asked)
+    finally:
+        del model
+        if torch.device(device).type == "cuda":
+            torch.cuda.empty_cache()  # the workers load their own
+
+
+def _returned(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Any:
+    batch = to_tensors(reader.read(0, min(_EXAMPLES, reader.count())), device)
+    kind = torch.device(device).type
+    with torch.autocast(kind, torch.bfloat16, enabled=job.compute.precision == "bf16"):
+        returned = task.forward(model, batch)
+    task.check(returned, batch_length(batch))
+    return returned

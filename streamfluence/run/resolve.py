@@ -1,0 +1,154 @@
+"""Turn a job into the manifest of a run: look everything up once, and pin it by digest."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamfluence.codecs._compressors import zarr_compressors
+from streamfluence.data import open_reader
+from streamfluence.data._files import file_signatures
+from streamfluence.errors import InputError
+from streamfluence.job import Job
+from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples
+from streamfluence.registry import member
+from streamfluence.run.defaults import decisive, projection_of
+from streamfluence.run.identity import identity
+from streamfluence.run.identity import plain as _plain
+from streamfluence.run.rehearsal import rehearse
+from streamfluence.store import RunStore, open_storage
+from streamfluence.store.vacate import vacate
+from streamfluence.task import load_task
+
+_QUERY_KEYS = ("measurement",)
+
+
+def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = None) -> RunStore:
+    """Create the run of a job, or open it when it exists and agrees.
+
+    A run of another job in which nothing was ever made is no run yet, and gives way.
+
+    Args:
+        digest: False pins the data by its cheap signature only, for a run that is thrown away.
+        device: Where to try the task on a few examples before a run is made; None leaves that out.
+
+    Raises:
+        InputError: If an input is missing, or the run was made from another job or other data.
+    """
+    storage = open_storage(run_path)
+    _check_names(job)
+    task = load_task(job.task, job.root)
+    for table in job.queries.values():
+        task.check_measurement(table.get("measurement", "loss"))
+    reader = open_reader(dict(job.train), job.root)
+    count = reader.count()
+    if count == 0:
+        raise InputError(f"the training set {dict(job.train)} holds no examples")
+    paths = expand(job)
+    weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
+    if len(weights) != len(paths):
+        raise InputError(
+            f"{len(weights)} checkpoint_weights for {len(paths)} checkpoints ({', '.join(paths)}); "
+            "give each its weight, or leave checkpoint_weights out for the mean"
+        )
+    if device is not None and not storage.exists(MANIFEST):
+        rehearse(job, task, paths[0], reader, device)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **decisive(job),
+        "task_digest": task.digest,
+        "task_files": dict(task.files),
+        "checkpoints": [checkpoint_facts(job.root, path) for path in paths],
+        "checkpoint_weights": list(weights),
+        "train": {
+            "table": _plain(job.train),
+            "count": count,
+            "partition_examples": _partition_examples(job, count),
+            "identity": identity(storage, reader, job.train, digest),
+            "code": reader.code(),
+        },
+    }
+    vacate(storage, manifest)
+    store = RunStore.create(run_path, manifest)
+    for name, table in job.queries.items():
+        add_query_set(store, job, name, table)
+    return store
+
+
+def add_query_set(store: RunStore, job: Job, name: str, table: Mapping[str, Any]) -> None:
+    """Pin one query set under the run; the same set again is no change, another is refused."""
+    data = {key: value for key, value in table.items() if key not in _QUERY_KEYS}
+    reader = open_reader(dict(data), job.root)
+    count = reader.count()
+    if count == 0:
+        raise InputError(f"the query set {name!r} holds no examples")
+    document = {
+        "table": _plain(data),
+        "measurement": table.get("measurement", "loss"),
+        "count": count,
+        "partition_examples": _partition_examples(job, count),
+        "identity": identity(store.storage, reader, data),
+        "code": reader.code(),
+    }
+    path = f"queries/{name}.json"
+    if not store.has(path):
+        store.create_document(path, document)
+    elif store.read_document(path) != _plain(document):
+        raise InputError(
+            f"query set {name!r} of {store.url} was made from other data or another measurement; give "
+            f"the new set another name, or use a new run folder"
+        )
+
+
+def expand(job: Job) -> list[str]:
+    """Return the job's checkpoint paths with globs expanded, in the order given."""
+    paths: list[str] = []
+    for pattern in job.checkpoints:
+        if any(character in pattern for character in "*?["):
+            found = sorted(str(path.relative_to(job.root)) for path in job.root.glob(pattern))
+            if not found:
+                raise InputError(f"checkpoints: nothing matches {pattern!r} under {job.root}")
+            paths += found
+        else:
+            paths.append(pattern)
+    return paths
+
+
+def checkpoint_facts(root: Path, name: str) -> dict[str, Any]:
+    """Return path and sha256 of a checkpoint file, or of every file of a checkpoint folder."""
+    path = root / name
+    digest = hashlib.sha256()
+    for file in _checkpoint_files(path):
+        digest.update(os.fsencode(file.relative_to(path.parent)))
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return {"path": name, "sha256": digest.hexdigest()}
+
+
+def checkpoint_signature(path: Path) -> Any:
+    """Return sizes and times of the files of a checkpoint."""
+    return file_signatures(_checkpoint_files(path))
+
+
+def _checkpoint_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"checkpoint {path} does not exist; check `checkpoints` in the job")
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _check_names(job: Job) -> None:
+    """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
+    member("projections", projection_of(job))
+    member("codecs", job.rows.codec)
+    member("curvature", job.curvature.name)
+    zarr_compressors(job.rows.compressor, "uint8")
+    for readout in job.score.readouts:
+        member("readouts", readout)
+
+
+def _partition_examples(job: Job, count: int) -> int:
+    wanted = job.compute.partition_examples
+    if wanted == "auto":
+        return default_partition_examples(count, job.compute.batch_size)
+    return wanted

@@ -1,0 +1,79 @@
+"""The stored rows of an example set, checked for being all of them and for belonging together.
+
+Every reader of rows asks here. How many partitions there must be, and which examples each
+holds, follows from what pins the set; a receipt also carries digests of that pin and of the
+directions its rows are in, so rows of other queries or of another sketch are found.
+"""
+
+from collections.abc import Sequence
+
+from streamfluence.errors import DamageError
+from streamfluence.layout import Span, collect_stage, partitions
+from streamfluence.run.rests_on import differing, set_digest, sketch_digest
+from streamfluence.run.sets import refuse_missing, set_facts
+from streamfluence.store import Receipt, RunStore
+
+_WORDS = {"set": "another data set or measurement", "sketch": "another sketch"}
+
+
+def row_bases(store: RunStore, example_set: str, checkpoint: int) -> dict[str, str]:
+    """Return the digests that every receipt of these rows carries."""
+    return {"set": set_digest(store, example_set), "sketch": sketch_digest(store, checkpoint)}
+
+
+def spans(store: RunStore, example_set: str) -> list[Span]:
+    """Return the examples of every partition of a set, in order."""
+    facts = set_facts(store, example_set)
+    return partitions(facts["count"], facts["partition_examples"])
+
+
+def row_receipts(
+    store: RunStore, example_set: str, checkpoint: int, chosen: Sequence[int] | None = None
+) -> list[Receipt]:
+    """Return the receipts of a set's rows at one checkpoint, in order.
+
+    Args:
+        chosen: Only these partitions; None takes all.
+
+    Raises:
+        IncompleteError: If a partition is missing.
+        DamageError: If one holds other examples than it must, or rests on something else.
+    """
+    stage, cut = collect_stage(example_set, checkpoint), spans(store, example_set)
+    if chosen is None:
+        found = store.receipts(stage)
+    else:
+        read = {partition: store.receipt(stage, partition) for partition in chosen}
+        found = {partition: receipt for partition, receipt in read.items() if receipt is not None}
+    wanted = list(range(len(cut)) if chosen is None else chosen)
+    missing = [partition for partition in wanted if partition not in found]
+    if missing:
+        refuse_missing(store, example_set, missing)
+    bases = row_bases(store, example_set, checkpoint)
+    for partition in wanted:
+        _check(store, found[partition], cut[partition], bases)
+    return [found[partition] for partition in wanted]
+
+
+def refuse_strangers(store: RunStore, example_set: str, checkpoint: int) -> None:
+    """Raise DamageError if rows that are there belong to something else than more of them would."""
+    stage, cut = collect_stage(example_set, checkpoint), spans(store, example_set)
+    bases = row_bases(store, example_set, checkpoint)
+    for partition, receipt in store.receipts(stage).items():
+        if partition < len(cut):
+            _check(store, receipt, cut[partition], bases)
+
+
+def _check(store: RunStore, receipt: Receipt, span: Span, bases: dict[str, str]) -> None:
+    where = f"{store.url}: partition {receipt.partition} of stage {receipt.stage}"
+    if receipt.span != span:
+        raise DamageError(
+            f"{where} holds the rows {receipt.start:,} to {receipt.stop:,}, but must hold "
+            f"{span.start:,} to {span.stop:,}; `streamfluence repair {store.url}` makes it again"
+        )
+    changed = differing(receipt.facts, bases)
+    if changed:
+        raise DamageError(
+            f"{where} was collected for {' and '.join(_WORDS[name] for name in changed)} than the run "
+            f"has now; put back what was there, or `streamfluence repair {store.url}` collects it again"
+        )

@@ -1,0 +1,232 @@
+"""What one worker process holds of a run: opened once, used by every task it gets.
+
+A task carries no objects, only the run's path, a device and a few integers;
+everything else is looked up here and kept for the next task.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamfluence.capture import Capture, Scales, by_block, eager
+from streamfluence.curvature.base import Curvature
+from streamfluence.data._batches import batch_length, map_batch, to_tensors
+from streamfluence.data.base import Reader
+from streamfluence.errors import InputError
+from streamfluence.features.gradient import Gradient
+from streamfluence.projections.base import Projection
+from streamfluence.registry import member
+from streamfluence.run import damping as _damping
+from streamfluence.run import resolve as _resolve
+from streamfluence.run.identity import pinned_reader, plain
+from streamfluence.run.sets import scales_stage, set_facts
+from streamfluence.run.states import load_state
+from streamfluence.store import RunStore
+from streamfluence.task import Task, load_task
+
+PLANNING = 16  # examples a capture is planned on: enough for routed experts to show
+
+
+class Session:
+    """An opened run on one device.
+
+    Raises:
+        InputError: If the task, the data or a checkpoint changed since the run was made.
+    """
+
+    def __init__(self, run_path: str, device: str) -> None:
+        self.run_path, self.store = run_path, RunStore.open(run_path)
+        self.manifest: dict[str, Any] = self.store.manifest
+        self.root = Path(self.manifest["root"])
+        self.device = torch.device(device)
+        self.task = self._task()
+        self._readers: dict[str, tuple[Reader, Any]] = {}
+        self._models: dict[int, nn.Module] = {}
+        self._captures: dict[int, Capture] = {}
+
+    def table(self, example_set: str) -> dict[str, Any]:
+        """Return the pinned facts of an example set: table, count, partition_examples, measurement."""
+        return set_facts(self.store, example_set)
+
+    def reader(self, example_set: str) -> Reader:
+        """Return the reader of an example set, after checking that its data is what the run pinned."""
+        if example_set not in self._readers:
+            self._readers[example_set] = pinned_reader(self.store, example_set)
+        return self._readers[example_set][0]
+
+    def refresh(self, example_set: str) -> None:
+        """Check the data of an example set again if its files were touched since that was done.
+
+        A worker lives long; every work unit that reads begins with this.
+        """
+        if self._touched(example_set):
+            del self._readers[example_set]
+            self.reader(example_set)
+
+    def refuse_touched(self, example_set: str) -> None:
+        """Raise InputError if the files of an example set were touched since they were checked.
+
+        What was read since may be anything; every work unit that reads ends with this.
+        """
+        if self._touched(example_set):
+            raise InputError(
+                f"the data of {example_set!r} was written to while it was read, and what was made of it "
+                f"was thrown away; wait until nothing writes to it, then run the same command again"
+            )
+
+    def _touched(self, example_set: str) -> bool:
+        self.reader(example_set)
+        reader, signature = self._readers[example_set]
+        return plain(reader.stat_signature()) != signature
+
+    def batch(self, host_batch: Any) -> Any:
+        """Return a batch as tensors on the device; pinned and copied without waiting on CUDA."""
+        tensors = to_tensors(host_batch)
+        if self.device.type == "cpu":
+            return tensors
+        return map_batch(self._sent, tensors)
+
+    def _sent(self, array: Any) -> Any:
+        """Return a tensor on its way to the device; an array that torch cannot hold stays."""
+        if not isinstance(array, Tensor):
+            return array
+        return array.pin_memory().to(self.device, non_blocking=True)
+
+    @property
+    def half(self) -> bool:
+        """Whether forward and backward run in bfloat16."""
+        return self.manifest["compute"]["precision"] == "bf16"
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """Run the task's forward at the run's precision, and check what it returns."""
+        return self.forward_at(self.half, model, batch)
+
+    def forward_at(self, half: bool, model: nn.Module, batch: Any) -> Any:
+        """Run the task's forward in bfloat16 or float32, and check what it returns."""
+        # With gradients also where none is asked for: a model may differentiate itself in forward.
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        with eager(), torch.enable_grad(), autocast:
+            returned = self.task.forward(model, batch)
+        self.task.check(returned, batch_length(batch))
+        return returned
+
+    def capture(self, checkpoint: int) -> Capture:
+        """Return the capture planned on one checkpoint's model."""
+        if checkpoint not in self._captures:
+            self._captures.clear()
+            model = self.model(checkpoint)
+            self._captures[checkpoint] = self.planned(model, self.forward)
+        return self._captures[checkpoint]
+
+    def planned(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> Capture:
+        """Return a capture of ``model`` under ``forward``, planned on the first examples."""
+        rows = self.reader("train").read(0, min(PLANNING, self.table("train")["count"]))
+        chosen = self.manifest["model"]
+        alone = chosen.get("one_by_one", False)
+        return Capture(model, forward, self.batch(rows), tuple(chosen["exclude"]), alone)
+
+    def projection(self, checkpoint: int) -> Projection:
+        """Return the run's projection, not fitted yet."""
+        wanted = self.manifest["projection"]
+        kind = member("projections", wanted["name"])
+        try:
+            return kind(
+                self.capture(checkpoint).blocks,
+                self.width(),
+                self.manifest["sketch"]["seed"],
+                **wanted["options"],
+            )
+        except TypeError as error:
+            raise InputError(
+                f"projection {wanted['name']}: {error}; check projection.options"
+            ) from error
+
+    def width(self) -> int:
+        """Return how many features are wanted."""
+        return self.manifest["projection"]["width"]
+
+    def curvature(self) -> Curvature:
+        """Return the run's curvature; without a likelihood Gauss-Newton falls back to the Fisher."""
+        return member("curvature", self.curvature_name())()
+
+    def curvature_name(self) -> str:
+        """Return the curvature in use, which differs from the asked one only for a bare loss."""
+        asked = self.manifest["curvature"]["name"]
+        return "fisher" if asked == "gauss_newton" and self.task.likelihood is None else asked
+
+    def gradient(self, checkpoint: int, projection: Projection | None, scales: Scales) -> Gradient:
+        """Return the feature that measures gradients at one checkpoint."""
+        return Gradient(self.task, self.capture(checkpoint), projection, scales)
+
+    def scales(self, checkpoint: int) -> Scales:
+        """Return the coordinates in which the damping is the same for every weight, on the device."""
+        if not _damping.by_weight(self.manifest["curvature"]):
+            return Scales()
+        arrays, _ = load_state(self.store, scales_stage(checkpoint), 0)
+        blocks = self.capture(checkpoint).blocks
+        return Scales(by_block(blocks, arrays["left"], arrays["right"])).to(self.device)
+
+    def checkpoint_count(self) -> int:
+        return len(self.manifest["checkpoints"])
+
+    def model(self, checkpoint: int) -> nn.Module:
+        """Return the model of one checkpoint on the device; only one is kept at a time."""
+        if checkpoint not in self._models:
+            self._models.clear()
+            self._models[checkpoint] = self._load_model(checkpoint)
+        return self._models[checkpoint]
+
+    def _load_model(self, checkpoint: int) -> nn.Module:
+        pinned = self.manifest["checkpoints"][checkpoint]
+        path = self.root / pinned["path"]
+        before = _resolve.checkpoint_signature(path)
+        if _resolve.checkpoint_facts(self.root, pinned["path"]) != pinned:
+            raise InputError(
+                f"checkpoint {path} changed since {self.store.url} was made; "
+                f"restore it, or use a new run folder"
+            )
+        model = self.task.model(path).to(self.device)
+        if _resolve.checkpoint_signature(path) != before:
+            raise InputError(
+                f"checkpoint {path} was written to while it was loaded; wait until nothing writes to it, "
+                f"then run the same command again"
+            )
+        # Only pilot runs of `evaluate sanity` name a seed here; a job cannot.
+        seed = self.manifest["model"].get("shuffle")
+        return model if seed is None else shuffled(model, seed)
+
+    def _task(self) -> Task:
+        task = load_task(self.manifest["task"], self.root, self.manifest["task_files"])
+        if task.digest != self.manifest["task_digest"]:
+            raise InputError(
+                f"the manifest of {self.store.url} names files of task {self.manifest['task']} that its own "
+                f"task_digest is not of; it was edited, so use a new run folder"
+            )
+        return task
+
+
+def shuffled(model: nn.Module, seed: int) -> nn.Module:
+    """Return the model with the entries of every parameter in random order: nothing it learned."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            weight.copy_(weight.flatten()[order].view_as(weight))
+    return model
+
+
+def session(run_path: str, device: str) -> Session:
+    """Return this process's session of a run, opened on first use.
+
+    The fingerprint is part of the key: a run made anew in the same place is another run.
+    """
+    return _session(run_path, device, RunStore.open(run_path).fingerprint)
+
+
+@lru_cache(maxsize=2)
+def _session(run_path: str, device: str, fingerprint: str) -> Session:
+    return Session(run_path, device)

@@ -1,0 +1,39 @@
+"""States of the sketch: named tensors with facts, committed as one partition of a stage."""
+
+from typing import Any
+
+import torch
+
+from streamfluence.linalg import State
+from streamfluence.store import RunStore
+
+
+def save_state(
+    store: RunStore,
+    stage: str,
+    partition: int,
+    state: State,
+    facts: dict[str, Any],
+    rests_on: dict[str, str] | None = None,
+) -> None:
+    """Commit a state with its facts as attributes.
+
+    Args:
+        rests_on: Digests of what it was made from, for its receipt.
+    """
+    arrays = {key: value.cpu().numpy() for key, value in state.items()}
+    store.commit(stage, partition, arrays, {"facts": facts}, rests_on)
+
+
+def load_state(store: RunStore, stage: str, partition: int) -> tuple[State, dict[str, Any]]:
+    """Return a committed state, verified, and its facts."""
+    receipt = store.receipt(stage, partition)
+    assert receipt is not None, f"{stage} is not there: its step runs before this one"
+    state = {name: torch.from_numpy(array) for name, array in store.read_all(receipt).items()}
+    return state, store.read_attributes(receipt)["facts"]
+
+
+def select(state: State, prefix: str) -> State:
+    """Return the entries under ``prefix/``, without it."""
+    cut = len(prefix) + 1
+    return {key[cut:]: value for key, value in state.items() if key.startswith(prefix + "/")}

@@ -1,0 +1,291 @@
+"""What of a run must be there, and whether what is there belongs together.
+
+A receipt says what a partition is; it cannot say that another one is lost. How many there
+must be follows from the documents; and what later stages were made from cannot be missing,
+while what nothing was made from yet may just not have been reached.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
+from streamfluence.layout import collect_stage, receipt_path
+from streamfluence.run import damping as _damping
+from streamfluence.run.finished import read_spec, stale
+from streamfluence.run.rests_on import sketch_digest
+from streamfluence.run.rows import row_bases, spans
+from streamfluence.run.sets import (
+    plan_stage,
+    query_sets,
+    scales_stage,
+    score_names,
+    score_path,
+)
+from streamfluence.store import Problem, Receipt, RunStore
+from streamfluence.store.digests import content_digest
+from streamfluence.store.finalise import listing_path
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        problems: What is lost, or does not belong to the rest.
+        missing: Partitions by stage that are not there and that nothing was made from.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    missing: dict[str, list[int]] = field(default_factory=dict)
+
+    def lost(self, stage: str, partition: int, why: str) -> None:
+        """Add a partition that must have been there."""
+        path = receipt_path(stage, partition)
+        self.problems.append(Problem(stage, partition, path, f"is missing, but {why}"))
+
+    def wrong(self, stage: str, partition: int, what: str) -> None:
+        """Add a partition that is there and does not belong."""
+        self.problems.append(Problem(stage, partition, receipt_path(stage, partition), what))
+
+    def document(self, path: str, what: str) -> None:
+        """Add a document."""
+        self.problems.append(Problem("", -1, path, what))
+
+
+def survey(store: RunStore) -> Survey:
+    """Return what of a run is lost, missing, or does not belong together; reads no rows."""
+    found = Survey()
+    if store.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
+        return found
+    known = _Known(store)
+    _lost_documents(known, found)
+    _strangers(known, found)
+    needed = _needed_rows(known, found)
+    for example_set in known.sets:
+        for checkpoint in known.checkpoints:
+            _rows(known, found, example_set, checkpoint, needed)
+    for checkpoint in known.checkpoints:
+        _sketch(known, found, checkpoint)
+    for label in known.specs:
+        _chain(known, found, label)
+    for example_set in known.sets:
+        _published(known, found, example_set)
+    return found
+
+
+class _Known:
+    """The sets, checkpoints and scores of a run, as far as their documents are sound."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self.checkpoints = range(len(store.manifest["checkpoints"]))
+        self.sets: dict[str, int] = {}
+        self.specs: dict[str, Mapping[str, Any]] = {}
+        for name in ["train", *query_sets(store)]:
+            with suppress(StreamfluenceError):
+                self.sets[name] = len(spans(store, name))
+        for label in score_names(store):
+            with suppress(StreamfluenceError):
+                self.specs[label] = store.read_document(score_path(label))
+        self.stages = store.stages()
+
+    def there(self, stage: str) -> set[int]:
+        """Return the partitions of a stage that have a receipt."""
+        return set(self.store.committed(stage)) if stage in self.stages else set()
+
+    def below(self, top: str) -> set[str]:
+        """Return the names directly below ``top`` that have any receipt."""
+        start = f"{top}/"
+        return {s[len(start) :].split("/")[0] for s in self.stages if s.startswith(start)}
+
+
+def _lost_documents(known: _Known, found: Survey) -> None:
+    store = known.store
+    documents = set(query_sets(store))
+    for name in sorted(known.below("collect") - documents - {"train"}):
+        found.document(
+            f"queries/{name}.json",
+            "is missing, but rows of it are there; repeat `streamfluence run` with the job that made "
+            "the run, which writes it again",
+        )
+    for label in sorted((known.below("score") | known.below("scores")) - set(score_names(store))):
+        found.document(
+            score_path(label),
+            "is missing, but scores of that name are there; repeat `streamfluence score` or `run` as "
+            "they were made, which writes it again",
+        )
+
+
+def _strangers(known: _Known, found: Survey) -> None:
+    """Find receipts of partitions that the run cannot have."""
+    checkpoints = {str(checkpoint) for checkpoint in known.checkpoints}
+    for stage in known.stages:
+        top, name, *rest = [*stage.split("/"), ""]
+        checkpoint = {"collect": rest[0] if rest else "", "sketch": name}.get(top)
+        foreign = top not in ("collect", "sketch", "score", "scores")
+        most: float = float("inf")
+        if top == "collect":
+            most = known.sets.get(name, most)
+        elif top == "score" and name in known.specs:
+            most = len(known.specs[name]["tasks"])
+        elif top == "scores":
+            most = 1
+        for partition in sorted(known.there(stage)):
+            if foreign or (checkpoint is not None and checkpoint not in checkpoints):
+                found.wrong(stage, partition, "belongs to no stage of this run")
+            elif partition >= most:
+                found.wrong(stage, partition, f"is one too many: its stage has {most:,}")
+
+
+def _needed_rows(known: _Known, found: Survey) -> dict[str, set[int]]:
+    """Return the partitions of every set that scores were made from, after a look at the scores."""
+    needed: dict[str, set[int]] = {}
+    for label, spec in known.specs.items():
+        tasks, parts = set(range(len(spec["tasks"]))), known.there(f"score/{label}")
+        result = bool(known.there(f"scores/{label}"))
+        lost = sorted(tasks - parts)
+        if result:
+            for part in lost:
+                found.lost(
+                    f"score/{label}", part, f"the result of scores {label!r} was made from it"
+                )
+        else:
+            found.missing[f"scores/{label}"] = [0]
+            if lost:
+                found.missing[f"score/{label}"] = lost
+        if not parts and not result:
+            continue
+        needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
+        queries = spec["queries"]
+        needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
+        if queries not in query_sets(known.store) and queries not in known.below("collect"):
+            found.document(
+                f"queries/{queries}.json",
+                f"is missing, but scores {label!r} are of it; repeat `streamfluence run` with the job",
+            )
+    return needed
+
+
+def _rows(
+    known: _Known, found: Survey, example_set: str, checkpoint: int, needed: dict[str, set[int]]
+) -> None:
+    stage = collect_stage(example_set, checkpoint)
+    there = known.there(stage)
+    absent = set(range(known.sets[example_set])) - there
+    used = needed.get(example_set, set())
+    for partition in sorted(absent & used):
+        found.lost(stage, partition, "scores were made from it")
+    begun = any(known.there(collect_stage(example_set, c)) for c in known.checkpoints)
+    if begun and absent - used:
+        found.missing[stage] = sorted(absent - used)
+    _bases(known, found, example_set, checkpoint)
+
+
+def _bases(known: _Known, found: Survey, example_set: str, checkpoint: int) -> None:
+    """Find rows of other examples, another set or another sketch than the run has now."""
+    store, stage = known.store, collect_stage(example_set, checkpoint)
+    cut = spans(store, example_set)
+    receipts = [r for r in _sound(store, stage) if r.partition < len(cut)]
+    for receipt in receipts:
+        span = cut[receipt.partition]
+        if receipt.span != span:
+            what = f"holds rows {receipt.start:,} to {receipt.stop:,}, not {span.start:,} to {span.stop:,}"
+            found.wrong(stage, receipt.partition, what)
+    with suppress(StreamfluenceError):  # a lost or damaged sketch is told of by itself
+        bases = row_bases(store, example_set, checkpoint)
+        for base, digest in bases.items():
+            _agree(found, receipts, base, digest, example_set, checkpoint)
+
+
+def _agree(
+    found: Survey,
+    receipts: list[Receipt],
+    base: str,
+    digest: str,
+    example_set: str,
+    checkpoint: int,
+) -> None:
+    """Find which side is wrong where rows do not rest on what is there: the few against the many."""
+    said = Counter(str(receipt.facts.get(base)) for receipt in receipts)
+    others = Counter({name: count for name, count in said.items() if name != digest})
+    if not others:
+        return
+    count = others.most_common(1)[0][1]
+    if count > said[digest]:
+        what = f"is not what {count:,} of {len(receipts):,} partitions of {example_set!r} were made from"
+        if base == "sketch":
+            problem = Problem(
+                plan_stage(checkpoint), 0, receipt_path(plan_stage(checkpoint), 0), what
+            )
+            if problem.object not in {p.object for p in found.problems}:
+                found.problems.append(problem)
+        elif example_set != "train":
+            found.document(
+                f"queries/{example_set}.json", f"{what}; put back the one that was there"
+            )
+        return
+    for receipt in receipts:
+        if str(receipt.facts.get(base)) != digest:
+            found.wrong(receipt.stage, receipt.partition, f"was made from another {base}")
+
+
+def _sketch(known: _Known, found: Survey, checkpoint: int) -> None:
+    """Find what is lost of a sketch: the plan once there are rows, and what is read beside it."""
+    plan = plan_stage(checkpoint)
+    used = any(known.there(collect_stage(name, checkpoint)) for name in known.sets)
+    begun = str(checkpoint) in known.below("sketch")
+    if not known.there(plan):
+        if used:
+            found.lost(plan, 0, "rows were made from it")
+        elif begun:
+            found.missing[plan] = [0]
+        if not used:
+            return
+    lasting = [f"sketch/{checkpoint}/coverage"]
+    if _damping.by_weight(known.store.manifest["curvature"]):
+        lasting.append(scales_stage(checkpoint))
+    for stage in lasting:
+        if not known.there(stage):
+            found.lost(stage, 0, "the sketch was made from it")
+    with suppress(IncompleteError):
+        try:
+            sketch_digest(known.store, checkpoint)
+        except DamageError as error:
+            found.wrong(plan, 0, str(error))
+
+
+def _chain(known: _Known, found: Survey, label: str) -> None:
+    """Find scores that were made from something else than is there now."""
+    store = known.store
+    try:
+        spec = read_spec(store, label)
+    except StreamfluenceError as error:
+        if known.specs[label]["queries"] in known.sets:  # else its document is told of by itself
+            found.document(score_path(label), str(error))
+        return
+    with suppress(StreamfluenceError):  # what is lost or damaged is told of by itself
+        for stage, part in stale(store, label, spec):
+            path = receipt_path(stage, part)  # not the partition's own damage: see ``rescore``
+            found.problems.append(
+                Problem(stage, -1, path, "was made from something else than is there now")
+            )
+
+
+def _published(known: _Known, found: Survey, example_set: str) -> None:
+    """Find a published set that was linked from other rows than are there now."""
+    store, path = known.store, listing_path(example_set)
+    with suppress(StreamfluenceError):  # one that is not there or damaged is told of by itself
+        rests_on = store.read_document(path)["rests_on"]
+        for stage in rests_on if isinstance(rests_on, dict) else ():
+            rows = [r for r in _sound(store, stage) if r.partition < known.sets[example_set]]
+            if rests_on[stage] != content_digest(rows):
+                found.document(path, f"was published from other rows of {stage} than are there now")
+
+
+def _sound(store: RunStore, stage: str) -> Iterator[Receipt]:
+    for receipt in store.all_receipts(stage).values():
+        if isinstance(receipt, Receipt):
+            yield receipt

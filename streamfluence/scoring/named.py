@@ -1,0 +1,152 @@
+"""Ids, groups and previews of the examples that a result names, stored with it.
+
+So that a result is read without the data and without any code: it shows the examples
+that were scored, also when the data moved or changed since. Ids and group numbers come
+from the stored rows; names of groups and previews from the reader, once, when the result
+is made, after its data was found to be what the run pinned.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamfluence.data.base import Reader
+from streamfluence.errors import DamageError, StorageError
+from streamfluence.readouts.base import Arrays, Readout
+from streamfluence.run.columns import set_values
+from streamfluence.run.identity import pinned_reader
+from streamfluence.run.sets import set_facts
+from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store.text import decode_ids, encode_text
+
+PREFIX = "named."
+MOST_PREVIEWS = 20_000  # of each set: seconds to read, a few MiB to keep
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is known of the examples of one set that a result names.
+
+    Attributes:
+        rows: Global rows, sorted, ``(example,)`` int64.
+        columns: By name, one value an example: ``id``, ``loss``, and where there are such ``group``
+            and ``preview``.
+    """
+
+    rows: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def of(self, row: int, name: str) -> Any:
+        """Return one value of an example as a plain Python object; None where there is none."""
+        place = int(np.searchsorted(self.rows, row))
+        if place >= len(self.rows) or self.rows[place] != row:
+            raise DamageError(
+                f"the result names row {row:,}, of which nothing is stored with it; score again"
+            )
+        if name not in self.columns:
+            return None
+        value = self.columns[name][place].item()
+        return None if name == "preview" and value == "" else value
+
+
+def name_examples(
+    store: RunStore,
+    example_set: str,
+    readouts: Mapping[str, Readout],
+    results: Mapping[str, Arrays],
+) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays to store with a result, and why previews are lacking where they are.
+
+    Returns:
+        Arrays by name, those of the training set and those of all queries; and
+        ``{"previews": {set: None or a sentence}}``.
+    """
+    listed = [readouts[name].named_rows(result) for name, result in results.items()]
+    first = np.concatenate([rows for rows in listed] or [np.empty(0, np.int64)])
+    queries = np.arange(set_facts(store, example_set)["count"])
+    arrays: Arrays = {}
+    notes = {}
+    for role, name, wanted in (("train", "train", first), ("queries", example_set, queries)):
+        found, notes[role] = _of_set(store, name, wanted)
+        arrays |= {f"{PREFIX}{role}.{key}": array for key, array in found.items()}
+    return arrays, {"previews": notes}
+
+
+def compressed(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Return the compressor of every such array: text of one width is mostly fill."""
+    return {key: "zstd" for key, array in arrays.items() if key.startswith(PREFIX) and array.size}
+
+
+def named(store: RunStore, receipt: Receipt, role: str) -> Named:
+    """Return what a result has stored of the examples it names.
+
+    Args:
+        role: ``train`` or ``queries``.
+    """
+    prefix, found = f"{PREFIX}{role}.", {}
+    for name in array_names(receipt):
+        if name.startswith(prefix):
+            array = store.read(receipt, name)
+            found[name.removeprefix(prefix)] = decode_ids(array)
+    rows = found.pop("row", np.empty((0, 0)))
+    sound = rows.ndim == 1 and rows.dtype.kind == "i" and bool((np.diff(rows) > 0).all())
+    if not sound or "id" not in found or any(a.shape != rows.shape for a in found.values()):
+        raise DamageError(
+            f"the result {receipt.stage} of {store.url} does not say which examples it names; score "
+            f"again under another --name"
+        )
+    return Named(rows, found)
+
+
+def _of_set(store: RunStore, example_set: str, wanted: np.ndarray) -> tuple[Arrays, str | None]:
+    """Return the columns of some rows, in any order and with repeats, and why there are no previews."""
+    rows = np.unique(wanted)
+    found: Arrays = {"row": rows}
+    for key, column in (("id", "example_id"), ("loss", "loss"), ("group", "group")):
+        values = set_values(store, example_set, column, rows)
+        if values is not None:
+            found[key] = values
+    shown = np.sort(_first_of(wanted))
+    try:
+        reader = pinned_reader(store, example_set)[0]
+        previews = [reader.preview(int(row)) or "" for row in shown]
+        groups = _group_names(reader, found.get("group"))
+    except (StorageError, MemoryError):
+        raise
+    except Exception as error:  # the user's own code may raise anything, and no score depends on it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return _as_text(found), f"the data could not be read when this was scored: {reason}"
+    if groups is not None:
+        found["group"] = groups
+    lines = np.full(len(rows), "", object)
+    lines[np.searchsorted(rows, shown)] = previews
+    found["preview"] = lines.astype(np.str_)
+    left = len(rows) - len(shown)
+    note = f"of the {len(shown):,} examples listed first; {left:,} have none" if left else None
+    return _as_text(found), note
+
+
+def _first_of(wanted: np.ndarray) -> np.ndarray:
+    """Return the distinct rows that come first, at most as many as are previewed."""
+    distinct, place = np.unique(wanted, return_index=True)
+    return distinct[np.argsort(place, kind="stable")][:MOST_PREVIEWS]
+
+
+def _group_names(reader: Reader, groups: np.ndarray | None) -> np.ndarray | None:
+    if groups is None:
+        return None
+    distinct, place = np.unique(groups, return_inverse=True)
+    names: Sequence[str] = [str(reader.group_name(int(group))) for group in distinct]
+    return np.array(names, np.str_)[place]
+
+
+def _as_text(found: Arrays) -> Arrays:
+    """Return the columns as they are stored: a group always by name, strings as bytes."""
+    if "group" in found:
+        found["group"] = found["group"].astype(np.str_)
+    return {
+        key: encode_text(array) if array.dtype.kind == "U" else array
+        for key, array in found.items()
+    }

@@ -1,0 +1,145 @@
+"""What scores are of and how they are made: pinned under their name, read by every work unit."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamfluence.errors import InputError
+from streamfluence.job import Score
+from streamfluence.layout import collect_stage
+from streamfluence.readouts.base import Readout
+from streamfluence.registry import member
+from streamfluence.run.finished import (
+    spec_bases,
+)
+from streamfluence.run.rows import row_receipts
+from streamfluence.run.sets import (
+    named_query_set,
+    partition_count,
+    refuse_missing,
+    score_path,
+)
+from streamfluence.store import RunStore
+from streamfluence.store.documents import differences
+
+DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
+
+
+TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
+
+
+MEANING = (
+    "score = predicted increase of the query's measurement if the example were removed from training; "
+    "positive: the example helps the query, negative: it hurts; 1/n included"
+)
+
+
+def make_spec(
+    store: RunStore, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
+) -> dict[str, Any]:
+    """Return everything that decides a result, after checking that its rows are there."""
+    named_query_set(store, example_set)
+    _check_damping(store, damping)
+    for checkpoint in range(len(store.manifest["checkpoints"])):
+        row_receipts(store, example_set, checkpoint)
+    missing = sorted(
+        {
+            partition
+            for checkpoint in range(len(store.manifest["checkpoints"]))
+            for partition in store.missing(
+                collect_stage("train", checkpoint), partition_count(store, "train")
+            )
+        }
+    )
+    if missing and not allow_incomplete:
+        refuse_missing(store, "train", missing)
+    facts = store.read_document(f"queries/{example_set}.json")
+    present = sorted(set(range(partition_count(store, "train"))) - set(missing))
+    size = max(
+        1, _task_rows(options, facts["count"]) // store.manifest["train"]["partition_examples"]
+    )
+    root = Path(store.manifest["root"])
+    return {
+        "queries": example_set,
+        "rests_on": spec_bases(store, example_set),
+        "measurement": facts["measurement"],
+        "damping": damping,
+        "readouts": {
+            readout: readout_options(readout, options, root) for readout in options.readouts
+        },
+        "tasks": [present[i : i + size] for i in range(0, len(present), size)],
+        "missing_partitions": missing,
+        "meaning": MEANING,
+        "unit": f"{facts['measurement']} of one query, per training example",
+    }
+
+
+def _check_damping(store: RunStore, damping: float | None) -> None:
+    """Refuse another damping that is no number to damp with, or that nothing would be damped by."""
+    if damping is None:
+        return
+    if not 0 < damping < math.inf:
+        raise InputError(f"damping = {damping}; it must be positive and finite")
+    if store.manifest["curvature"]["name"] == "identity":
+        raise InputError(
+            f"{store.url} was made with curvature.name = 'identity', which has no damping to change; "
+            "leave --damping out, or make a run with a curvature"
+        )
+
+
+def _task_rows(options: Score, queries: int) -> int:
+    """Return how many rows one task scores: fewer when every score of them is kept."""
+    if "dense" not in options.readouts:
+        return TASK_ROWS
+    return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
+
+
+def readout_options(readout: str, options: Score, root: Path) -> dict[str, Any]:
+    """Return the options of one readout among those of a score, in a job of the folder ``root``."""
+    if readout == "subset_sum":
+        if options.subsets is None:
+            raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
+        return {"subsets": options.subsets, "sha256": file_sha256(root / options.subsets)}
+    return {"k": options.top_k} if readout in ("top_k", "self_influence") else {}
+
+
+def pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+    """Fix what a result of that name is, once everything in it was seen to be possible."""
+    build_readouts(spec, Path(store.manifest["root"]))
+    if not store.has(score_path(label)):
+        store.create_document(score_path(label), dict(spec))
+        return
+    there = store.read_document(score_path(label))
+    if there != spec:
+        raise InputError(
+            f"scores {label!r} of {store.url} were made with other settings: "
+            f"{differences(there, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
+        )
+
+
+def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
+    """Return the readouts of a score, by name."""
+    readouts = {}
+    for name, options in spec["readouts"].items():
+        if "subsets" in options:
+            path = root / options["subsets"]
+            if options["sha256"] != file_sha256(path):
+                raise InputError(
+                    f"{path} changed since these scores were asked for; score again under another --name"
+                )
+            options = {"subsets": path}
+        readouts[name] = member("readouts", name)(**options)
+    return readouts
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return the digest of a file; None where it cannot be read, which its reader explains."""
+    try:
+        if not path.is_file():  # a device has no end
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,141 @@
+"""The work units of score: read out some partitions of rows, then merge what was read out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamfluence.errors import StorageError
+from streamfluence.readouts.base import Arrays, Readout
+from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_receipts
+from streamfluence.run.rows import row_receipts
+from streamfluence.scoring import product as _product
+from streamfluence.scoring.named import compressed, name_examples
+from streamfluence.scoring.spec import build_readouts
+from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
+from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store.digests import content_digest, document_digest
+
+
+def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
+    """Read out one task's partitions and commit its states; return counts for the progress report."""
+    store = RunStore.open(run_path)
+    spec = read_spec(store, name)
+    bases = Bases(store, spec, [task]).of(task)
+    readouts = build_readouts(spec, Path(store.manifest["root"]))
+    needs_scores = any(readout.needs_scores for readout in readouts.values())
+    tiles = query_tiles(store, spec["queries"]) if needs_scores else [(0, 0)]
+    read = [
+        _read_tile(run_path, device, spec, task, readouts, tile, needs_scores) for tile in tiles
+    ]
+    counts = [stop - start for start, stop in tiles]
+    states = _joined(readouts, [states for states, _, _ in read], counts)
+    kept = _joined(readouts, [kept for _, kept, _ in read], counts)
+    arrays = {f"state.{key}": array for key, array in _flat(states).items()}
+    arrays |= {f"example.{key}": array for key, array in _flat(kept).items()}
+    counts_read = {
+        "examples": read[0][2].examples,
+        "invalid": max(each[2].invalid for each in read),
+    }
+    compressors = {key: "blosc-bitshuffle-zstd" for key in arrays if key.startswith("example.")}
+    if Bases(store, spec, [task]).of(task) != bases:
+        raise StorageError(
+            f"rows of {store.url} were replaced while part {task} of scores {name!r} was made (a repair at "
+            f"the same time?); run the same command again"
+        )
+    facts = {**counts_read, **bases}
+    receipt = store.commit(
+        f"score/{name}", task, arrays, {"score": name}, facts, compressors=compressors
+    )
+    refuse_changed(store, name, receipt, Bases(store, spec, [task]))
+    return counts_read
+
+
+def _read_tile(
+    run_path: str,
+    device: str,
+    spec: Mapping[str, Any],
+    task: int,
+    readouts: Mapping[str, Readout],
+    tile: tuple[int, int],
+    needs_scores: bool,
+) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
+    """Return the states of one task for some queries, what is stored per example, and the counts."""
+    store, partitions = RunStore.open(run_path), spec["tasks"][task]
+    terms = [
+        _product.Term(
+            StoredRows(store, row_receipts(store, "train", checkpoint, partitions), needs_scores),
+            codec,
+            queries,
+            weight,
+        )
+        for checkpoint, (codec, queries, weight) in enumerate(
+            score_sides(run_path, device, spec["queries"], spec["damping"], tile)
+        )
+    ]
+    asked = terms[0].queries
+    block_rows = _product.rows_per_block(len(asked), asked.device)
+    blocks = (
+        _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
+    )
+    kept: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    def keep(readout: str, start: int, arrays: Arrays) -> None:
+        for key, array in arrays.items():
+            kept.setdefault(readout, {}).setdefault(key, []).append(array.copy())
+
+    reading = _product.read_out(blocks, readouts, keep)
+    whole = {
+        readout: {key: np.concatenate(pieces) for key, pieces in arrays.items()}
+        for readout, arrays in kept.items()
+    }
+    return reading.states, whole, reading
+
+
+def _joined(
+    readouts: Mapping[str, Readout], tiles: list[dict[str, Arrays]], counts: list[int]
+) -> dict[str, Arrays]:
+    """Return what was read out of all queries; nothing where a readout keeps nothing."""
+    return {
+        name: readouts[name].join([tile[name] for tile in tiles], counts) if first else {}
+        for name, first in tiles[0].items()
+    }
+
+
+def merge(run_path: str, name: str) -> None:
+    """Merge the states of all tasks in their order, and commit the results with the examples they name."""
+    store = RunStore.open(run_path)
+    spec = read_spec(store, name)
+    readouts = build_readouts(spec, Path(store.manifest["root"]))
+    tasks = task_receipts(store, name, spec)
+    merged = _product.merge(readouts, (_reading(store, receipt) for receipt in tasks))
+    results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}
+    examples, notes = name_examples(store, spec["queries"], readouts, results)
+    facts = {
+        "examples": merged.examples,
+        "invalid": merged.invalid,
+        "score": document_digest(spec),
+        "tasks": content_digest(tasks),
+        **notes,
+    }
+    arrays = _flat(results) | examples
+    store.commit(f"scores/{name}", 0, arrays, {"score": name}, facts, compressed(arrays))
+
+
+def _reading(store: RunStore, receipt: Receipt) -> _product.Reading:
+    states: dict[str, Arrays] = {}
+    for name in array_names(receipt):
+        kind, _, rest = name.partition(".")
+        if kind == "state":
+            readout, _, key = rest.partition(".")
+            states.setdefault(readout, {})[key] = store.read(receipt, name)
+    return _product.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
+
+
+def _flat(states: Mapping[str, Arrays]) -> Arrays:
+    return {
+        f"{readout}.{key}": array
+        for readout, state in states.items()
+        for key, array in state.items()
+    }

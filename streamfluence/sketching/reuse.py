@@ -1,0 +1,37 @@
+"""Take over another run's sketch as far as it cannot differ: all of it but the plan.
+
+Bytes, codec and the size of the damping are decided by the plan, from sums that know none of them,
+so runs that differ in nothing else share every pass over the sample. Where the damping differs from
+weight to weight, how it does decides the coordinates of the sums.
+"""
+
+from typing import Any
+
+from streamfluence.run import damping as _damping
+from streamfluence.run.sets import plan_stage
+from streamfluence.run.states import load_state, save_state
+from streamfluence.store import RunStore
+
+_OF_THE_PLAN = ("rows", "checkpoint_weights", "format_version")
+_OF_THE_SUMS = {"name", "blocks"}  # of the curvature; all else in its table is about damping
+
+
+def reuse_sketch(source: RunStore, target: RunStore) -> bool:
+    """Copy the states of a finished sketch, verified; False if the runs must sketch apart."""
+    if _decides(source.manifest) != _decides(target.manifest):
+        return False
+    plans = {plan_stage(number) for number in range(len(source.manifest["checkpoints"]))}
+    for stage in source.stages():
+        if stage.startswith("sketch/") and stage not in plans:
+            for part, receipt in source.receipts(stage).items():
+                state, facts = load_state(source, stage, part)
+                save_state(target, stage, part, state, facts, dict(receipt.facts))
+    return True
+
+
+def _decides(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a manifest that decides the sums of a sketch."""
+    found = {key: value for key, value in manifest.items() if key not in _OF_THE_PLAN}
+    curvature = found["curvature"]
+    told = set(curvature) - {"damping"} if _damping.by_weight(curvature) else _OF_THE_SUMS
+    return found | {"curvature": {key: curvature[key] for key in told}}

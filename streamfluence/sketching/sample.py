@@ -1,0 +1,93 @@
+"""The sample the sketch is made from: seeded, drawn over the whole training set, cut into fixed tasks.
+
+Tasks and batches are cut by the manifest alone, so the sums come out with the
+same bits however many workers share them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamfluence.data._batches import batch_length, select_batch
+from streamfluence.data._prefetch import prefetch
+from streamfluence.errors import NonFiniteError
+from streamfluence.run.session import Session
+
+TASKS = 8  # a task's state can be large (squares of layer widths), so there are few
+BATCHES_PER_TASK = 4  # and none so short that writing its state takes longer than making it
+
+
+def sample_rows(session: Session) -> np.ndarray:
+    """Return the sorted global rows of the sample, int64."""
+    return sample_of(session, session.manifest["sketch"]["examples"])
+
+
+def sample_of(session: Session, wanted: int) -> np.ndarray:
+    """Return the rows of the sample that a sketch of ``wanted`` examples would take."""
+    count = session.table("train")["count"]
+    if wanted >= count:
+        return np.arange(count)
+    generator = np.random.default_rng(session.manifest["sketch"]["seed"])
+    return np.sort(generator.choice(count, wanted, replace=False, shuffle=False))
+
+
+def sample_tasks(session: Session) -> int:
+    """Return into how many tasks the sample is cut."""
+    batches = -(-len(sample_rows(session)) // session.manifest["compute"]["batch_size"])
+    return min(TASKS, -(-batches // BATCHES_PER_TASK))
+
+
+def sample_batches(
+    session: Session, checkpoint: int, task: int, at_most: int | None = None
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield ``(rows, batch)`` of one task on the device, examples of non-finite loss left out.
+
+    Args:
+        at_most: Examples of the whole sample, evenly over it; None means all.
+
+    Raises:
+        NonFiniteError: If a whole batch is NaN or infinite.
+    """
+    rows, size = sample_rows(session), session.manifest["compute"]["batch_size"]
+    batches = np.split(rows, range(size, len(rows), size))
+    chosen = torch.from_numpy(_evenly(rows, at_most or len(rows)))
+    mine = np.array_split(np.arange(len(batches)), sample_tasks(session))[task]
+    reader = session.reader("train")
+    for number, host_batch in zip(
+        mine, prefetch(reader.take(batches[i]) for i in mine), strict=True
+    ):
+        ids = torch.from_numpy(batches[number])
+        ids, batch = finite_examples(session, checkpoint, ids, session.batch(host_batch))
+        wanted = torch.isin(ids, chosen)
+        if bool(wanted.all()):
+            yield ids, batch
+        elif bool(wanted.any()):
+            yield ids[wanted], select_batch(batch, wanted.nonzero().squeeze(1))
+
+
+def finite_examples(
+    session: Session, checkpoint: int, ids: Tensor, batch: Any
+) -> tuple[Tensor, Any]:
+    """Leave out examples whose loss is not finite: one would spoil every sum."""
+    returned = session.forward(session.model(checkpoint), batch)
+    loss = session.task.training_loss(returned).detach()
+    finite = torch.isfinite(loss)
+    if bool(finite.all()):
+        return ids, batch
+    if not bool(finite.any()):
+        raise NonFiniteError(
+            f"all {batch_length(batch)} examples of a sample batch (rows {int(ids[0])} to {int(ids[-1])}) "
+            f"have a NaN or infinite loss; check the data and the model's precision"
+        )
+    keep = finite.nonzero().squeeze(1)
+    return ids[keep.cpu()], select_batch(batch, keep)
+
+
+def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` of the rows, at even distances."""
+    if count >= len(rows):
+        return rows
+    return rows[np.arange(count) * len(rows) // count]

@@ -1,0 +1,91 @@
+"""The steps of one checkpoint's sketch, in order, and doing those that are missing."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from streamfluence.execution import Execution, Progress, Silent, run_all
+from streamfluence.executors.base import Executor
+from streamfluence.registry import member
+from streamfluence.run import damping as _damping
+from streamfluence.run.session import Session, session
+from streamfluence.run.sets import plan_stage
+from streamfluence.sketching import units as work
+from streamfluence.sketching.coverage import coverage
+from streamfluence.sketching.decide import decide
+from streamfluence.sketching.fitted import fitted
+from streamfluence.sketching.sample import sample_tasks
+
+# Read after the plan, too, and made again when a repair drops them.
+LASTING = ("coverage", "scales")
+
+
+class Step(NamedTuple):
+    """One stage of a checkpoint's sketch.
+
+    Attributes:
+        split: Whether there is a work unit for each part of the sample, or one in all.
+        arguments: Of the work unit, after the checkpoint and before the part.
+        grows: Whether its state grows with the sample.
+    """
+
+    stage: str
+    function: Callable[..., None]
+    split: bool
+    arguments: tuple[Any, ...] = ()
+    grows: bool = False
+
+
+def steps_of(manifest: dict[str, Any]) -> list[Step]:
+    """Return the steps of one checkpoint, in order."""
+    kind = member("projections", manifest["projection"]["name"])
+    steps = [Step("coverage", coverage, False)]
+    if _damping.by_weight(manifest["curvature"]):
+        steps += [Step("squares", work.squares, True), Step("scales", work.scales, False)]
+    if kind.fitted:
+        steps += [Step("fit", work.fit, True), Step(fitted(0), work.basis, False)]
+        for number, shown in enumerate(kind.passes[1:], 1):
+            steps += [
+                Step(f"refine-{number}", work.refine, True, (number,), shown == "rows"),
+                Step(fitted(number), work.choose, False, (number,)),
+            ]
+    return [*steps, Step("gram", work.gram, True), Step("plan", decide, False)]
+
+
+def steps_left(opened: Session, checkpoint: int) -> list[Step]:
+    """Return the steps that are not known to be done: all, or after the plan what it does not hold."""
+    steps, receipts = steps_of(opened.manifest), opened.store.receipts
+    if not receipts(plan_stage(checkpoint)):
+        return steps
+    lost = {s.stage for s in steps if s.stage in LASTING}
+    lost = {stage for stage in lost if not receipts(f"sketch/{checkpoint}/{stage}")}
+    if "scales" in lost:
+        lost.add("squares")
+    return [step for step in steps if step.stage in lost]
+
+
+def sketch_missing(run_path: str, execution: Execution, progress: Progress | None = None) -> None:
+    """Do what is missing of the sketch of every checkpoint."""
+    opened, progress = session(run_path, execution.resolved_device()), progress or Silent()
+    left = [
+        (checkpoint, step)
+        for checkpoint in range(opened.checkpoint_count())
+        for step in steps_left(opened, checkpoint)
+    ]
+    if not left:
+        return
+    parts = sample_tasks(opened)
+    with execution.open(parts, opened.manifest["compute"]["threads"]) as executor:
+        progress.start("sketch", len(left), "steps")
+        for checkpoint, step in left:
+            do_step(executor, opened, checkpoint, step, parts)
+            progress.advance(1)
+        progress.finish()
+
+
+def do_step(executor: Executor, opened: Session, checkpoint: int, step: Step, parts: int) -> None:
+    """Do the work units of one step that are missing; ``parts`` is how many the sample is cut into."""
+    store = opened.store
+    missing = store.missing(f"sketch/{checkpoint}/{step.stage}", parts if step.split else 1)
+    common = (opened.run_path, str(opened.device), checkpoint, *step.arguments)
+    tasks = [(*common, *([part] if step.split else [])) for part in missing]
+    run_all(executor, step.function, tasks)

@@ -1,0 +1,148 @@
+"""A pass over one part of the sample: which gradients it is shown, how they are summed, how parts merge."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from streamfluence.capture import Scales, Uses
+from streamfluence.errors import DamageError, NonFiniteError
+from streamfluence.linalg import State
+from streamfluence.registry import member
+from streamfluence.run import damping as _damping
+from streamfluence.run.rests_on import only_receipt
+from streamfluence.run.session import Session
+from streamfluence.run.sets import scales_stage
+from streamfluence.run.states import load_state, save_state
+from streamfluence.sketching.sample import sample_batches, sample_rows, sample_tasks
+from streamfluence.store.digests import content_digest
+
+EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum
+PROBES_PER_DIRECTION = 20  # examples x probes a direction; fewer leave noise in small eigenvalues
+MOST_PROBES = 16
+
+
+def accumulate(
+    opened: Session,
+    checkpoint: int,
+    task: int,
+    stage: str,
+    state: State,
+    update: Callable[[State, Uses, float], State] | None,
+    loss: Callable[[State, Uses], State] | None = None,
+    at_most: int | None = None,
+) -> None:
+    """Run ``update`` over one task's probes (or losses) and commit the state with its example count.
+
+    Args:
+        update: Of the curvature's vectors; None leaves them out.
+        loss: Of the loss gradients beside them.
+        at_most: Examples of the whole sample that are looked at.
+    """
+    source = opened.curvature().source or "loss"
+    scales = Scales() if stage == "squares" else opened.scales(checkpoint)
+    gradient = opened.gradient(checkpoint, None, scales)
+    examples = number = 0
+    vectors = "loss gradients"
+    base = pass_base(opened, checkpoint, stage)
+    opened.refresh("train")
+    for ids, batch in sample_batches(opened, checkpoint, task, at_most):
+        examples += len(ids)
+        number = 0
+        asked: list[int | None] = []
+        if update is not None:
+            for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
+                state, number = update(state, uses, weight), number + 1
+        if loss is not None:
+            for uses, _ in gradient.loss_uses(batch):
+                state = loss(state, uses)
+        if source == "probes" and update is not None:
+            # Not told by the weight: one probe and one exact column both weigh 1.
+            exact = asked == [None]
+            vectors = f"{number} exact columns" if exact else f"{number} probes an example"
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
+                f"{task} of its sample, though the losses are finite; check the model's precision"
+            )
+    opened.refuse_touched("train")
+    save_state(
+        opened.store,
+        f"sketch/{checkpoint}/{stage}",
+        task,
+        state,
+        {"examples": examples, "vectors": vectors, "vectors_an_example": number},
+        {"states": base},
+    )
+
+
+def _vectors(
+    opened: Session,
+    gradient: Any,
+    source: str,
+    ids: torch.Tensor,
+    batch: Any,
+    asked: list[int | None],
+) -> Iterator[tuple[Uses, float]]:
+    """Yield one batch's vectors and their weights; ``asked`` gets the probes, None for all columns."""
+    if source == "loss":
+        return gradient.loss_uses(batch)
+    seed = opened.manifest["sketch"]["seed"]
+
+    def probes(columns: int) -> int | None:
+        asked.append(probe_count(opened, columns))
+        return asked[-1]
+
+    return gradient.probe_uses(batch, ids, seed, probes)
+
+
+def probe_count(opened: Session, columns: int) -> int | None:
+    """Return how many probes an example gets; None for the exact columns."""
+    wanted = opened.manifest["sketch"]["probes"]
+    if wanted == "exact" or (wanted == "auto" and columns <= EXACT_COLUMNS):
+        return None
+    if wanted != "auto":
+        return wanted
+    needed = PROBES_PER_DIRECTION * opened.width() / len(sample_rows(opened))
+    return min(math.ceil(needed), MOST_PROBES)
+
+
+def merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:
+    """Return the parts of one pass merged in their fixed order, and the examples they hold.
+
+    The state is on the device, where eigenvectors are found faster.
+    """
+    _refuse_other_base(opened, checkpoint, stage)
+    state, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)
+    examples = facts["examples"]
+    for task in range(1, sample_tasks(opened)):
+        part, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", task)
+        state, examples = merge(state, part), examples + facts["examples"]
+    return {key: value.to(opened.device) for key, value in state.items()}, examples
+
+
+def pass_base(opened: Session, checkpoint: int, stage: str) -> str:
+    """Return a digest of the states that a pass over the sample was given: coordinates and directions."""
+    kind = member("projections", opened.manifest["projection"]["name"])
+    given = []
+    if stage != "squares" and _damping.by_weight(opened.manifest["curvature"]):
+        given.append(scales_stage(checkpoint))
+    fitted = f"sketch/{checkpoint}/fitted"
+    if stage.startswith("refine-"):
+        given.append(f"{fitted}-{int(stage.removeprefix('refine-')) - 1}")
+    elif stage == "gram" and kind.fitted:
+        given.append(f"{fitted}-{len(kind.passes) - 1}")
+    return content_digest(only_receipt(opened.store, each) for each in given)
+
+
+def _refuse_other_base(opened: Session, checkpoint: int, stage: str) -> None:
+    """Raise DamageError unless every part of a pass was given the states that are there now."""
+    base = pass_base(opened, checkpoint, stage)
+    for task, receipt in opened.store.receipts(f"sketch/{checkpoint}/{stage}").items():
+        if receipt.facts.get("states") != base:
+            raise DamageError(
+                f"part {task} of stage {receipt.stage} of {opened.store.url} was made with other states of "
+                f"the sketch than are there now; put back what was there, or use a new run folder"
+            )

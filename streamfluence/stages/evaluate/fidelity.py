@@ -1,0 +1,242 @@
+"""What a run's bytes buy: agreement of its scores with unprojected Gauss-Newton, without retraining.
+
+On a pilot of training examples and queries, the reference solves the damped
+Gauss-Newton system of the whole model by conjugate gradients. Other settings are
+sketched on the pilot from the run's own manifest; the reference's matrix is that
+of the same pilot, so that a pilot run differs from it by projection, probes and
+codec alone.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamfluence.capture import Scales
+from streamfluence.errors import InputError
+from streamfluence.evaluation.fidelity import agreement
+from streamfluence.evaluation.pilot.examples import (
+    Pilot,
+    Scored,
+    choose_pilot,
+    dampings,
+    pilot_run,
+    pilot_scores,
+    stored_scores,
+)
+from streamfluence.evaluation.pilot.reference import Solution, reference_scores
+from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.registry import member
+from streamfluence.run.doubts import energy_kept
+from streamfluence.run.record import plan_facts, sketch_warnings
+from streamfluence.run.session import Session, session
+from streamfluence.run.sets import plan_stage
+from streamfluence.sketching.sample import sample_rows
+from streamfluence.store import RunStore
+
+FEW_LAYERS = 8  # with more, a reference by layer costs more than all else together
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to make scores: its name, and what it changes in the manifest."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate_fidelity(
+    run_path: str,
+    sample: int = 512,
+    n_queries: int = 16,
+    queries: str | None = None,
+    row_bytes: Sequence[int] = (),
+    widths: Sequence[int] = (),
+    curvatures: Sequence[str] = (),
+    damping: Sequence[float] = (),
+    k: int = 10,
+    by_layer: bool | None = None,
+    double: bool = False,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare the scores of a run, and of other settings, with unprojected Gauss-Newton.
+
+    Args:
+        sample: Training examples of the pilot, drawn over the whole training set.
+        n_queries: Queries of the pilot.
+        queries: Name of the query set, where the run has several.
+        row_bytes, widths, curvatures, damping: Other values to try, each alone.
+        k: How many of the largest scores are compared as sets.
+        by_layer: Also solve the reference layer by layer, as the rows are whitened by default; None
+            does so for runs whose curvature is by layer and whose layers are few.
+        double: Solve the reference in float64, where the model can run in it.
+
+    Returns:
+        ``settings``: one row a setting and reference, with Spearman, overlap of the ``k`` largest and
+        relative error, means over queries; the codec's measured error; and the facts of the solve.
+
+    Raises:
+        InputError: If the task has no output Hessian, the run no curvature, or a value is no setting.
+        IncompleteError: If rows are missing.
+    """
+    execution, progress = execution or Execution(), progress or Silent()
+    settings = _settings(row_bytes, widths, curvatures, damping)
+    _refuse(run_path, execution, sample, k)
+    pilot = choose_pilot(run_path, execution.resolved_device(), sample, queries, n_queries)
+    compared = _Comparison(pilot, k, by_layer, double)
+    rows: list[dict[str, Any]] = []
+    progress.start("fidelity", 2 + len(settings), "settings")
+    rows += compared.rows("the run as stored", pilot.opened, stored_scores(pilot))
+    progress.advance(1)
+    with tempfile.TemporaryDirectory() as folder:
+        first: RunStore | None = None
+        for number, setting in enumerate([Setting("the run's settings on the pilot"), *settings]):
+            changes = {"sketch.examples": sample, **setting.changes}
+            path = pilot_run(pilot, Path(folder) / str(number), changes, first)
+            opened = session(path, pilot.device)
+            first = first or opened.store
+            rows += compared.rows(setting.name, opened, pilot_scores(pilot, path))
+            progress.advance(1)
+    progress.finish()
+    return {
+        "examples": len(pilot.rows),
+        "queries": len(pilot.queries),
+        "query_set": pilot.example_set,
+        "checkpoints": pilot.opened.checkpoint_count(),
+        "reference_sample": _sample_note(pilot),
+        "settings": rows,
+        "reference": compared.solves(),
+        "warnings": sketch_warnings(pilot.opened.store),
+    }
+
+
+class _Comparison:
+    """Compares scores with references, each solved once a damping."""
+
+    def __init__(self, pilot: Pilot, k: int, by_layer: bool | None, double: bool) -> None:
+        self._pilot, self._k, self._double = pilot, k, double
+        blocks = pilot.opened.capture(0).blocks
+        layered = pilot.opened.manifest["curvature"]["blocks"] == "layer"
+        few = layered and 1 < len(blocks) <= FEW_LAYERS
+        self._kinds = [True, False] if (few if by_layer is None else by_layer) else [False]
+        self._solved: dict[tuple[Any, Any, bool], Solution] = {}
+
+    def rows(self, name: str, opened: Session, scored: Scored) -> list[dict[str, Any]]:
+        """Return one row a reference, at the damping of the run that made the scores."""
+        store, plan = opened.store, plan_facts(opened.store, 0)
+        damping = dampings(plan if plan["blocks"] else plan_facts(self._pilot.opened.store, 0))
+        facts, codec = scored.stored, plan["codec"]
+        shared = {
+            "row_bytes": _row_bytes(store, codec),
+            "directions": plan["directions"],
+            "effective_dimension": sum(b["effective_dimension"] for b in plan["blocks"]),
+            "gradient_energy_kept": energy_kept(store.manifest, plan),
+            "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
+            "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
+        }
+        found, scales = [], [opened.scales(n) for n in range(opened.checkpoint_count())]
+        for by_layer in self._kinds:
+            solution = self._solve(damping, scales, by_layer)
+            measured = agreement(scored.scores, solution.scores, self._k)
+            found.append(
+                {
+                    "setting": name,
+                    "reference": _kind(by_layer),
+                    "spearman": measured.spearman,
+                    f"top_{self._k}_overlap": measured.top_overlap,
+                    "relative_error": measured.relative_error,
+                    **shared,
+                }
+            )
+        return found
+
+    def solves(self) -> list[dict[str, Any]]:
+        """Return how well each system was solved."""
+        return [
+            {
+                "reference": f"Gauss-Newton, unprojected, {_kind(by_layer)}",
+                "damping": ", ".join(f"{value:.3g}" for value in sorted({v for _, v in damping})),
+                "iterations": solution.iterations,
+                "residual": solution.residual,
+                "converged": solution.converged,
+                "precision": solution.precision,
+            }
+            for (damping, _, by_layer), solution in self._solved.items()
+        ]
+
+    def _solve(self, damping: dict[str, float], scales: list[Scales], by_layer: bool) -> Solution:
+        key = (tuple(sorted(damping.items())), tuple(map(_digest, scales)), by_layer)
+        if key not in self._solved:
+            self._solved[key] = reference_scores(
+                self._pilot, damping, by_layer, self._double, scales=scales
+            )
+        return self._solved[key]
+
+
+def _digest(scales: Scales) -> str:
+    found = hashlib.sha256()
+    for sides in scales.sides.values():
+        for side in sides:
+            found.update(side.cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _row_bytes(store: RunStore, codec: dict[str, Any]) -> int | None:
+    """Return the bytes of one stored row, by the codec's facts or what was asked for."""
+    if "code_bytes" in codec:
+        return codec["code_bytes"] + codec["scale_bytes"]
+    return store.manifest["rows"]["bytes"] or None
+
+
+def _settings(
+    row_bytes: Sequence[int],
+    widths: Sequence[int],
+    curvatures: Sequence[str],
+    damping: Sequence[float],
+) -> list[Setting]:
+    """Return the settings asked for, each a change of one thing."""
+    for name in curvatures:
+        member("curvature", name)
+    for what, values in (("bytes", row_bytes), ("width", widths), ("damping", damping)):
+        if any(not value > 0 for value in values):
+            raise InputError(f"{what} = {min(values):g}; it must be positive")
+    return [
+        *(Setting(f"{n} bytes", {"rows.bytes": n}) for n in row_bytes),
+        *(Setting(f"width {n}", {"projection.width": n}) for n in widths),
+        *(Setting(f"curvature {name}", {"curvature.name": name}) for name in curvatures),
+        *(Setting(f"damping {value:g}", {"curvature.damping": value}) for value in damping),
+    ]
+
+
+def _refuse(run_path: str, execution: Execution, sample: int, k: int) -> None:
+    """Refuse what cannot be compared, before any work."""
+    opened = session(run_path, execution.resolved_device())
+    if opened.task.likelihood is None:
+        raise InputError(
+            f"{opened.task.name} gives only loss(), which has no output Hessian, so there is no "
+            f"Gauss-Newton reference; define likelihood and forward()"
+        )
+    if sample < max(3, k):
+        raise InputError(
+            f"a sample of {sample} examples is too small to compare their order and their first {k}"
+        )
+    if opened.store.receipts(plan_stage(0)):
+        dampings(plan_facts(opened.store, 0))
+
+
+def _sample_note(pilot: Pilot) -> str:
+    """Say which examples the reference's matrix is made of, and which the run's."""
+    own, taken = len(sample_rows(pilot.opened)), len(pilot.rows)
+    if own <= taken:
+        return f"the {taken:,} examples that the run's curvature comes from"
+    return (
+        f"{taken:,} examples, the same as the pilot runs'; the run as stored has its curvature from "
+        f"{own:,}, so its row also holds the difference between the samples"
+    )
+
+
+def _kind(by_layer: bool) -> str:
+    return "by layer" if by_layer else "joint"

@@ -1,0 +1,190 @@
+"""Do scores predict what training without an example, or a group of them, does to every query?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.evaluation.leave_out import judge, leverage, standard_error
+from streamfluence.evaluation.retraining import Without, groups_of
+from streamfluence.evaluation.truth.chosen import Chosen
+from streamfluence.evaluation.truth.fill import fill, warnings
+from streamfluence.evaluation.truth.kept import Truth, open_truth
+from streamfluence.evaluation.truth.result import keep_result
+from streamfluence.evaluation.truth.scores import Scores, judged_query_set, judged_scores
+from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.run.record import record
+from streamfluence.run.session import Session, session
+
+EVERYTHING = Without(())
+
+
+def evaluate_loo(
+    run_path: str,
+    examples: Sequence[int] | None = None,
+    top: int | None = None,
+    random: int | None = None,
+    leave: int = 1,
+    query: int | None = None,
+    queries: str | None = None,
+    scores: str | None = None,
+    damping: float | None = None,
+    truth: str | None = None,
+    seeds: int = 3,
+    draw_seed: int = 0,
+    train: bool = True,
+    worker: tuple[int, int] | None = None,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return predicted and actual changes of the queries when examples are left out.
+
+    Args:
+        examples, top, random: One of them: rows of training examples; how many groups of those
+            with the largest absolute scores; how many groups at random.
+        leave: Examples a group. All of a group are left out together.
+        query: Judge, and choose ``top``, by this query alone; else by all.
+        seeds: Trainings without each group, and with all examples; a change is taken within a seed.
+        queries, scores, damping, truth, draw_seed, train, worker: As in ``evaluate_lds``.
+
+    Returns:
+        Agreement as ``evaluation.leave_out.judge`` has it, the same with scores over one minus
+        leverage where there is a formula (``leverage_corrected``, single examples only), ``left_out``
+        (a row a group: predicted, actual, standard error, means over the judged queries), ``record``.
+
+    Raises:
+        InputError: If the examples, the task or the ground truth cannot be used.
+        IncompleteError: If rows of the run are missing.
+    """
+    execution, progress = execution or Execution(), progress or Silent()
+    opened = session(run_path, execution.resolved_device())
+    if train:
+        opened.task.require_train()
+    example_set = judged_query_set(opened.store, queries, scores)
+    judged = _judged_queries(opened, example_set, query)
+    chosen = Chosen(examples, top, random, leave)
+    chosen.check(opened.table("train")["count"])
+    label = judged_scores(run_path, example_set, scores, damping, execution, progress)
+    of_run = Scores(run_path, label)
+    groups = groups_of(chosen.rows(of_run, judged, draw_seed), leave)
+    opened_truth = open_truth(opened, run_path, example_set, truth, seeds, create=train)
+    done: dict[str, Any] = {"truth": opened_truth.path}
+    if train:
+        done |= fill(
+            *(opened_truth, opened, run_path, [EVERYTHING, *groups], execution, progress, worker)
+        )
+    if worker is not None:
+        return done
+    there = groups if train else _finished(opened_truth, groups)
+    changes = _changes(opened_truth, there, judged)
+    rows = np.array([row for group in there for row in group.rows])
+    predicted = of_run.of_rows(rows)[:, judged].reshape(len(there), leave, -1).sum(axis=1)
+    result = {
+        **judge(predicted, changes),
+        "leverage_corrected": _corrected(opened, of_run, there, predicted, changes),
+        "queries": example_set,
+        "judged_queries": len(judged),
+        "measurement": opened_truth.store.manifest["measurement"],
+        "groups": len(there),
+        "examples_a_group": leave,
+        "examples": opened_truth.count,
+        "examples_without_score": len(of_run.without_score.intersection(rows.tolist())),
+        "seeds": seeds,
+        **done,
+        "warnings": warnings(opened_truth, opened),
+        "left_out": _table(there, predicted, changes),
+        "record": record(opened.store, label),
+    }
+    return keep_result(opened_truth, "loo", result, {"predicted": predicted, "actual": changes})
+
+
+def _judged_queries(opened: Session, example_set: str, query: int | None) -> np.ndarray:
+    count = opened.table(example_set)["count"]
+    if query is None:
+        return np.arange(count)
+    if not 0 <= query < count:
+        raise InputError(f"--query {query}: {example_set!r} has queries 0 to {count - 1}")
+    return np.array([query])
+
+
+def _finished(truth: Truth, groups: list[Without]) -> list[Without]:
+    """Return the groups that were trained without with every seed, if all examples were, too."""
+    lacking = {each.choice for each in truth.missing(truth.all_seeds([EVERYTHING, *groups]))}
+    there = [group for group in groups if group not in lacking]
+    if EVERYTHING in lacking or not there:
+        raise InputError(
+            f"{truth.path} has {len(there)} of {len(groups)} groups with {truth.seeds} seeds, and the whole "
+            f"set {'not ' if EVERYTHING in lacking else ''}with all of them; leave out --no-train to train"
+        )
+    return there
+
+
+def _changes(truth: Truth, groups: list[Without], judged: np.ndarray) -> np.ndarray:
+    """Return the actual changes, ``(seed, group, query)``."""
+    changes = (truth.outcomes(groups) - truth.outcomes([EVERYTHING]))[:, :, judged]
+    bad = ~np.isfinite(changes).all(axis=(0, 2))
+    if bad.any():
+        raise NonFiniteError(
+            f"retraining gave NaN or infinite outcomes for {bad.sum()} of {len(groups)} groups (or for the "
+            f"whole set); training diverges, so there is nothing to judge by"
+        )
+    if not changes.any():
+        raise InputError(
+            f"leaving out {len(groups)} groups left every query exactly as it was; nothing can be judged, "
+            f"so ask for another measurement, such as the loss"
+        )
+    return changes
+
+
+def _corrected(
+    opened: Session,
+    scores: Scores,
+    groups: list[Without],
+    predicted: np.ndarray,
+    changes: np.ndarray,
+) -> dict[str, Any] | None:
+    """Return the judgement of scores over one minus leverage, None where leverage has no formula."""
+    outputs = _outputs(opened)
+    if outputs is None or len(groups[0].rows) != 1:
+        return None
+    rows = np.array([group.rows[0] for group in groups])
+    found = leverage(
+        *(scores.column("self_influence", rows), scores.column("loss", rows)),
+        *(type(opened.task.likelihood).__name__, outputs),
+    )
+    if found is None:
+        return None
+    judged = judge(predicted / (1 - found)[:, None], changes)
+    agreements = ("within_queries", "across_queries", "centred")
+    return {**{key: judged[key] for key in agreements}, "largest_leverage": float(found.max())}
+
+
+def _outputs(opened: Session) -> int | None:
+    """Return the numbers a model puts out for one example; None if it has several positions."""
+    if opened.task.likelihood is None:
+        return None
+    batch = opened.batch(opened.reader("train").read(0, 1))
+    with torch.no_grad():
+        outputs, targets, *more = opened.forward_at(False, opened.model(0), batch)
+    if more or opened.task.has_training_loss:  # then leverage is not a function of the loss
+        return None
+    several = targets.numel() > 1 and type(opened.task.likelihood).__name__ == "Categorical"
+    return None if several else outputs.numel()
+
+
+def _table(groups: list[Without], predicted: np.ndarray, changes: np.ndarray) -> list[dict]:
+    actual = changes.mean(axis=2)  # over queries first: their noise is shared
+    errors = standard_error(actual) if len(actual) > 1 else np.full(len(groups), np.nan)
+    return [
+        {
+            "example": group.rows[0] if len(group.rows) == 1 else list(group.rows),
+            "predicted": float(guess),
+            "actual": float(change),
+            "standard_error": None if np.isnan(error) else float(error),
+        }
+        for group, guess, change, error in zip(
+            groups, predicted.mean(axis=1), actual.mean(axis=0), errors, strict=True
+        )
+    ]
