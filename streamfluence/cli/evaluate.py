@@ -54,7 +54,7 @@ def mislabel(run_path: str, flags: str, by_id: bool, as_json: bool) -> None:
     Self-influence stands beside the loss, its mean over checkpoints and the gradient
     norm: the mean loss often wins.
     """
-    show(call("evaluate_mislabel", run_path, flags, by_id=by_id), as_json)
+    show(call("evaluate.mislabel", run_path, flags, by_id=by_id), as_json)
 
 
 @evaluate.command()
@@ -75,7 +75,7 @@ def retrieval(run_path: str, as_json: bool, **how: Any) -> None:
     Prints recall@K (K = 1, 10, 100, or as given) and the mean reciprocal rank, each beside chance.
     """
     given = {key: value for key, value in how.items() if value != ()}
-    show(call("evaluate_retrieval", run_path, **given), as_json)
+    show(call("evaluate.retrieval", run_path, **given), as_json)
 
 
 @evaluate.command()
@@ -107,7 +107,7 @@ def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
     On N training examples the reference is solved by conjugate gradients at the run's
     damping. Other bytes, widths, curvatures and dampings are tried on the same examples.
     """
-    result = call_watched("evaluate_fidelity", run_path, **how)
+    result = call_watched("evaluate.fidelity", run_path, **how)
     warn(result)
     show(result, as_json)
 
@@ -125,7 +125,7 @@ def sanity(run_path: str, sample: int, queries: str | None, strict: bool, as_jso
     of shuffled weights scores differently. A failed check is no damage: the exit code
     stays 0 unless --strict is given.
     """
-    result = call_watched("evaluate_sanity", run_path, sample=sample, queries=queries)
+    result = call_watched("evaluate.sanity", run_path, sample=sample, queries=queries)
     show(result, as_json)
     if strict and not result["passed"]:
         raise click.exceptions.Exit(CHECK_FAILED_EXIT_CODE)
@@ -200,7 +200,7 @@ def lds(run_path: str, how: dict[str, Any], as_json: bool, **given: Any) -> None
     on it does to a query; 1 is perfect. Needs train(indices, seed) in the task. What is
     trained stays, and is used again by other runs of the same task and data.
     """
-    found = call_watched("evaluate_lds", run_path, execution=execution(how), **given)
+    found = call_watched("evaluate.lds", run_path, execution=execution(how), **given)
     show(found if as_json else {k: v for k, v in found.items() if k != "per_query"}, as_json)
 
 
@@ -231,5 +231,5 @@ def loo(run_path: str, how: dict[str, Any], as_json: bool, **given: Any) -> None
     Needs train(indices, seed) in the task. A predicted change is the sum of the scores of what
     is left out; slope is actual per predicted change, and 1 is calibrated.
     """
-    found = call_watched("evaluate_loo", run_path, execution=execution(how), **given)
+    found = call_watched("evaluate.loo", run_path, execution=execution(how), **given)
     show(found, as_json)
