@@ -21,6 +21,7 @@ from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 from streamfluence.stages.sketch import sketch
+from streamfluence.stages.verify import verify
 from streamfluence.store import RunStore
 from streamfluence.store.documents import seal, unseal
 
@@ -141,6 +142,45 @@ def test_any_two_receipts_or_documents_of_a_kind_may_be_swapped(finished, sound,
         os.rename(path / other, path / one)
         os.rename(path / "swap", path / other)
         assert_same_or_refused(everything(path, tmp_path), sound)
+
+
+@pytest.fixture
+def two_dampings(finished, tmp_path) -> Path:
+    """A copy of the run with a second score of the query set ``test``, under another damping."""
+    path = copied(finished, tmp_path / "run")
+    score(str(path), ["test"], damping=0.25, execution=SERIAL)
+    return path
+
+
+def test_no_score_takes_the_settings_of_another_of_the_same_queries(two_dampings):
+    path = two_dampings
+    documents = [path / f"scores/{name}/score.json" for name in ("test", "test-damping-0.25")]
+    before = streamfluence.open(str(path)).top("test/0")
+    one, other = (document.read_bytes() for document in documents)
+    for document, content in zip(documents, (other, one), strict=True):
+        document.unlink()
+        document.write_bytes(content)
+    with pytest.raises(DamageError, match="other settings"):
+        streamfluence.open(str(path)).top("test/0")
+    with pytest.raises(DamageError, match=r"scores/test/score\.json is not what its parts"):
+        verify(str(path))
+    with pytest.raises(DamageError, match="put back the one that was there"):
+        repair(str(path), SERIAL)
+    for document, content in zip(documents, (one, other), strict=True):
+        document.write_bytes(content)
+    assert streamfluence.open(str(path)).top("test/0") == before
+
+
+def test_repair_merges_a_result_again_that_was_lost(two_dampings):
+    path = two_dampings
+    before = streamfluence.open(str(path)).top("test/0")
+    shutil.rmtree(path / "receipts/scores")
+    with pytest.raises(IncompleteError):
+        streamfluence.open(str(path)).top("test/0")
+    made = {each["stage"] for each in repair(str(path), SERIAL)["repaired"]}
+    assert made == {"scores/test", "scores/other", "scores/test-damping-0.25"}
+    assert streamfluence.open(str(path)).top("test/0") == before
+    assert repair(str(path), SERIAL)["repaired"] == []
 
 
 def test_a_query_set_that_lost_its_document_is_named(finished, tmp_path):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Codec, shares
-from streamfluence.collecting.directions import Directions, Session, directions, session
+from streamfluence.collecting.directions import Directions, directions
 from streamfluence.collecting.inputs_before import refuse_other_input
 from streamfluence.data._batches import input_digest
 from streamfluence.data._prefetch import prefetch
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.run.rows import row_bases
+from streamfluence.run.session import Session, session
 from streamfluence.store.text import TEXT, encode_ids
 
 CODED_AT_ONCE = 4096  # rows on a GPU

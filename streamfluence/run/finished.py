@@ -188,7 +188,11 @@ def _advice(store: RunStore) -> str:
 
 
 def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return stage and partition of every part of a score that was made from something else than is there."""
+    """Return stage and partition of every part of a score that was made from something else than is there.
+
+    Raises:
+        DamageError: If nothing there was made from its document: then that is what was replaced.
+    """
     tasks, count = store.receipts(f"score/{label}"), len(spec["tasks"])
     bases = Bases(store, spec, range(count))
     wrong = [
@@ -197,12 +201,36 @@ def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[st
         if task >= count or differing(receipt.facts, bases.of(task))
     ]
     result = store.receipt(f"scores/{label}", 0)
+    if other_document(store, label, spec):
+        raise DamageError(
+            f"{store.url}/{score_path(label)} is not what the parts of scores {label!r} were made from; put "
+            f"back the one that was there, or score under another --name"
+        )
     if result is not None:
         parts = [tasks[task] for task in range(count) if task in tasks]
         found = {"score": document_digest(spec), "tasks": content_digest(parts)}
         if wrong or (len(parts) == count and differing(result.facts, found)):
             wrong.append((f"scores/{label}", 0))
     return wrong
+
+
+def other_document(store: RunStore, label: str, spec: Mapping[str, Any]) -> bool:
+    """Return whether parts of a score are there, and none of them was made from its document."""
+    parts = [
+        *store.receipts(f"score/{label}").values(),
+        *store.receipts(f"scores/{label}").values(),
+    ]
+    return bool(parts) and document_digest(spec) not in {p.facts.get("score") for p in parts}
+
+
+def unmerged_scores(store: RunStore) -> list[str]:
+    """Return the names of scores of which every part is there, but not the result."""
+    found = []
+    for name in score_names(store):
+        with suppress(StreamfluenceError):
+            whole = not store.missing(f"score/{name}", len(read_spec(store, name)["tasks"]))
+            found += [name] if whole and not store.receipt_there(f"scores/{name}", 0) else []
+    return found
 
 
 def stale_scores(store: RunStore) -> list[str]:

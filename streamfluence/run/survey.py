@@ -14,7 +14,7 @@ from typing import Any
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
 from streamfluence.layout import collect_stage, receipt_path
 from streamfluence.run import damping as _damping
-from streamfluence.run.finished import read_spec, stale
+from streamfluence.run.finished import other_document, read_spec, stale
 from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_bases, spans
 from streamfluence.run.sets import (
@@ -267,6 +267,10 @@ def _chain(known: _Known, found: Survey, label: str) -> None:
             found.document(score_path(label), str(error))
         return
     with suppress(StreamfluenceError):  # what is lost or damaged is told of by itself
+        if other_document(store, label, spec):
+            what = "is not what its parts were made from; put back the one that was there"
+            found.document(score_path(label), what)
+            return
         for stage, part in stale(store, label, spec):
             path = receipt_path(stage, part)  # not the partition's own damage: see ``rescore``
             found.problems.append(

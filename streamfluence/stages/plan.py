@@ -18,13 +18,14 @@ from typing import Any
 from streamfluence import budget
 from streamfluence.budget import Stored
 from streamfluence.collecting import units as _collect_tasks
-from streamfluence.collecting.directions import Directions, Session, directions, session
+from streamfluence.collecting.directions import Directions, directions
 from streamfluence.data import open_reader
 from streamfluence.job import Job, load_job
 from streamfluence.layout import Span, collect_stage
 from streamfluence.registry import member
 from streamfluence.run.defaults import decisive
 from streamfluence.run.resolve import open_run
+from streamfluence.run.session import Session, session
 from streamfluence.scoring.spec import TASK_ROWS, readout_options
 from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
 from streamfluence.sketching.steps import steps_of

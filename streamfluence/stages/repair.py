@@ -11,7 +11,7 @@ from typing import Any
 
 from streamfluence.errors import DamageError, Interrupted, StorageError, StreamfluenceError
 from streamfluence.execution import Execution, Progress
-from streamfluence.run.finished import stale_scores
+from streamfluence.run.finished import stale_scores, unmerged_scores
 from streamfluence.run.rows import spans
 from streamfluence.run.sets import plan_stage, score_names
 from streamfluence.run.survey import survey
@@ -32,8 +32,8 @@ def repair(
 ) -> dict[str, Any]:
     """Verify every byte, make again what is damaged or lost, and remove what nothing refers to.
 
-    Partitions that are merely missing stay missing, unless something was made from them or an
-    earlier repair set them aside.
+    Partitions that are merely missing stay missing, unless something was made from them, an earlier
+    repair set them aside, or all that they are merged from is there.
 
     Returns:
         ``set_aside`` (what was damaged, and how), ``repaired`` (what was made again),
@@ -48,11 +48,11 @@ def repair(
     problems = [*store.verify(), *survey(store).problems]
     aside = _set_aside(store, problems)
     wanted = {(p.stage, p.partition) for p in problems if p.partition >= 0} | {*store.unfinished()}
+    is_run = store.manifest.get("holds") is None
+    wanted |= {(f"scores/{label}", 0) for label in unmerged_scores(store)} if is_run else set()
     removed = _remove_shortcuts(store, problems)
     failed: list[str] = []
-    if (
-        store.manifest.get("holds") is None
-    ):  # else whoever made it goes on where something is missing
+    if is_run:  # else whoever made it goes on where something is missing
         for step in _steps(store, run_path, wanted, execution, progress):
             _attempt(step, failed)
     sets = sorted({name for p in problems if (name := set_of(p.object)) is not None})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Encoded, shares
-from streamfluence.collecting.directions import Directions, Session, session
+from streamfluence.collecting.directions import Directions
 from streamfluence.collecting.units import measured_rows
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
@@ -24,6 +24,7 @@ from streamfluence.execution import Execution
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.run import resolve as _resolve
 from streamfluence.run.rows import row_receipts
+from streamfluence.run.session import Session, session
 from streamfluence.run.sets import named_query_set, require_complete
 from streamfluence.scoring.stored import score_sides
 from streamfluence.sketching.reuse import reuse_sketch
