@@ -1,4 +1,4 @@
-"""Text files that a user gives, read within bounds: what is no file, or has no end, is refused.
+"""Files that a user gives, read within bounds: what is no file, or has no end, is refused.
 
 A pipe would be waited for, a device read until memory is full, and a list nested a hundred thousand
 deep ends the parser; each is told in a sentence instead.
@@ -8,6 +8,8 @@ import json
 import stat
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from streamfluence.errors import InputError
 
@@ -39,3 +41,19 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except RecursionError:
         raise InputError(f"{path} is nested too deeply to be a list of anything") from None
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return the array of a ``.npy`` file, mapped: a header may promise more than memory holds.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it is something else, is shorter than its header says, or holds objects.
+    """
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a ``.npz`` file, in its order; raises as ``read_array`` does."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

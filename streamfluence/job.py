@@ -86,6 +86,17 @@ class Curvature:
     optimizer: Literal["sgd", "adam"] = "sgd"
     batch_size: int | None = None
 
+    @property
+    def by_weight(self) -> bool:
+        """Whether the damping differs from weight to weight: training by Adam that stopped early."""
+        known = self.optimizer == "adam" and self.learning_rate and self.steps
+        return bool(known) and self.name != "identity"
+
+    @property
+    def spread(self) -> str:
+        """What a damping rule in words adds where the damping is a mean."""
+        return ", a mean over weights" if self.by_weight else ""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -194,6 +205,8 @@ def _validate(job: Job) -> None:
     for key, value in positive.items():
         if value < 1:
             raise InputError(f"{key} = {value}; it must be at least 1")
+    if job.sketch.seed < 0:
+        raise InputError(f"sketch.seed = {job.sketch.seed}; it must be 0 or more")
     if job.rows.bytes < 0:
         raise InputError(
             f"rows.bytes = {job.rows.bytes}; it must be positive, or 0 to store everything"

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
+TURN = "verify.json"  # whose turn it is when only a share of the bytes is verified
+RECEIPTS, PARTS, QUERIES = "receipts", "parts", "queries"
+SCORES, SETS, IDENTITIES = "scores", "sets", "identities"
+LISTING = ".objects.json"
 TRAINING_LOSS = "training_loss"  # the measurement of training examples; queries may name it too
 
 
@@ -48,11 +52,61 @@ def collect_stage(example_set: str, checkpoint: int) -> str:
     return f"collect/{example_set}/{checkpoint}"
 
 
+def sketch_stage(checkpoint: int, step: str) -> str:
+    """Return the stage of one step of a checkpoint's sketch."""
+    return f"sketch/{checkpoint}/{step}"
+
+
+def plan_stage(checkpoint: int) -> str:
+    """Return the stage whose only partition holds what the sketch of a checkpoint decided."""
+    return sketch_stage(checkpoint, "plan")
+
+
+def scales_stage(checkpoint: int) -> str:
+    """Return the stage that holds the coordinates of one checkpoint's damping, if it has its own."""
+    return sketch_stage(checkpoint, "scales")
+
+
+def score_stage(label: str) -> str:
+    """Return the stage of the parts of a score, one for some partitions of rows."""
+    return f"score/{label}"
+
+
+def result_stage(label: str) -> str:
+    """Return the stage whose only partition is a score's result, merged from its parts."""
+    return f"scores/{label}"
+
+
+def score_path(label: str) -> str:
+    """Return the path of the document that says what scores are of and how they are made."""
+    return f"{SCORES}/{label}/score.json"
+
+
+def queries_path(name: str) -> str:
+    """Return the path of the document that pins a query set."""
+    return f"{QUERIES}/{name}.json"
+
+
+def identity_path(digest: str) -> str:
+    """Return the path of the kept identity of data whose table and signature have this digest."""
+    return f"{IDENTITIES}/{digest[:32]}.json"
+
+
+def published_path(example_set: str) -> str:
+    """Return the path of an example set that ``finalise`` published."""
+    return f"{SETS}/{example_set}.zarr"
+
+
+def listing_path(example_set: str) -> str:
+    """Return the path of the document that says what a published set consists of."""
+    return f"{SETS}/{example_set}{LISTING}"
+
+
 def receipt_path(stage: str, partition: int) -> str:
     """Return the path of a partition's receipt inside a run."""
-    return f"receipts/{stage}/{partition:08d}.json"
+    return f"{RECEIPTS}/{stage}/{partition:08d}.json"
 
 
 def attempt_path(stage: str, partition: int, attempt: str) -> str:
     """Return the path of one attempt's Zarr group inside a run."""
-    return f"parts/{stage}/{partition:08d}.{attempt}"
+    return f"{PARTS}/{stage}/{partition:08d}.{attempt}"

@@ -18,7 +18,7 @@ from small_job import JOB, TASK, write_job
 
 from streamfluence.cli import main
 from streamfluence.run import session as _session
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
 from streamfluence.store.documents import seal
 
 
@@ -148,7 +148,7 @@ def test_nan_queries_are_refused(folder):
 
 
 def committed_rows(folder):
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     return {
         p: store.read(r, "rows").tobytes() for p, r in store.receipts("collect/train/0").items()
     }
@@ -181,7 +181,7 @@ def test_a_changed_task_under_a_run_is_refused(folder):
 
 def objects(folder, partition):
     """The stored rows object of one partition."""
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     receipt = store.receipt("collect/train/0", partition)
     return [
         folder / "run" / receipt.path / name
@@ -235,7 +235,7 @@ def test_an_unknown_format_version_is_refused(folder):
 
 def test_missing_partitions_are_listed_with_exit_4(folder):
     assert run_job(folder).exit_code == 0
-    RunStore.open(str(folder / "run")).discard("collect/train/0", 1)
+    OpenRun.open(str(folder / "run")).discard("collect/train/0", 1)
     refused(invoke("score", folder / "run", "--name", "again"), 4, "1 of 3", "(1)")
     status = json.loads(invoke("status", folder / "run", "--json").stdout)
     assert status["sets"][0]["missing"] == [1]
@@ -332,7 +332,7 @@ def test_sigterm_ends_with_75_and_leaves_no_process(tmp_path, executor):
 
 def test_scores_of_incomplete_rows_must_be_asked_for_and_say_so(folder):
     assert run_job(folder).exit_code == 0
-    RunStore.open(str(folder / "run")).discard("collect/train/0", 1)
+    OpenRun.open(str(folder / "run")).discard("collect/train/0", 1)
     assert invoke("score", folder / "run", "--name", "part", "--allow-incomplete").exit_code == 0
     record = json.loads(invoke("top", folder / "run", "part/0", "--json").stdout)["record"]
     assert record["missing_partitions"] == [1] and record["examples"] == 80 - 32

@@ -14,6 +14,7 @@ from small_job import write_job
 import streamfluence
 from streamfluence.job import load_job
 from streamfluence.layout import collect_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import spec as score_spec
 from streamfluence.scoring import stored as _stored_rows
 from streamfluence.store import RunStore
@@ -66,23 +67,23 @@ def test_workers_share_the_partitions_and_together_finish_the_run(folder, tmp_pa
     job = tmp_path / "job.toml"
     ok("run", job, tmp_path / "whole")
     store = RunStore.create(
-        str(tmp_path / "shared"), RunStore.open(str(tmp_path / "whole")).manifest
+        str(tmp_path / "shared"), OpenRun.open(str(tmp_path / "whole")).manifest
     )
-    document = RunStore.open(str(tmp_path / "whole")).read_document("queries/test.json")
+    document = OpenRun.open(str(tmp_path / "whole")).read_document("queries/test.json")
     store.create_document("queries/test.json", document)
     ok("sketch", tmp_path / "shared", "--executor", "serial")
     for worker in ("0/2", "1/2"):
         ok("collect", tmp_path / "shared", "--worker", worker, "--executor", "serial")
         first = sorted(store.receipts(collect_stage("train", 0)))
         assert first == ([0, 2, 4] if worker == "0/2" else [0, 1, 2, 3, 4])
-    whole = RunStore.open(str(tmp_path / "whole"))
+    whole = OpenRun.open(str(tmp_path / "whole"))
     for partition, receipt in store.receipts(collect_stage("train", 0)).items():
         other = whole.receipt(collect_stage("train", 0), partition)
         assert np.array_equal(store.read(receipt, "rows"), whole.read(other, "rows"))
 
 
 def test_one_partition_can_be_collected_alone(folder):
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     store.discard(collect_stage("train", 0), 3)
     for partition, expected in ((2, 0), (3, 1), (3, 0)):
         told = json.loads(ok("collect", folder / "run", "--partition", partition, "--json"))
@@ -122,7 +123,7 @@ def test_export_writes_every_listed_example_and_says_what_the_numbers_are(folder
 def test_finalise_gives_one_array_that_plain_zarr_reads(folder):
     path = json.loads(ok("finalise", folder / "run", "--json"))["path"]
     group = zarr.open_group(folder / "run" / path if not path.startswith("/") else path, mode="r")
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     receipts = store.receipts(collect_stage("train", 0))
     rows = np.concatenate([store.read(receipts[p], "rows") for p in sorted(receipts)])
     assert np.array_equal(group["rows"][0], rows)
@@ -138,7 +139,7 @@ def test_scores_of_another_damping_get_a_name_of_their_own(folder):
 def test_every_readout_is_stored_and_agrees_with_the_dense_scores(folder):
     subsets = {"first": list(range(10)), "odd": list(range(1, 150, 2))}
     (folder / "subsets.json").write_text(json.dumps(subsets))
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     from streamfluence.stages.score import score
 
     readouts = ["top_k", "self_influence", "aggregate", "subset_sum", "dense"]
@@ -226,7 +227,7 @@ def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_res
         found["subset_sum.subset_sums"][0], scores[:10].sum(0), rtol=1e-5, atol=1e-9
     )
     monkeypatch.setattr(_stored_rows, "QUERY_BYTES", 1)
-    store = RunStore.open(str(tmp_path / "run"))
+    store = OpenRun.open(str(tmp_path / "run"))
     assert _stored_rows.query_tiles(store, "test") == [(0, 64), (64, 128), (128, 150)]
     ok("score", tmp_path / "run", *asked, "--name", "tiled")
     for stage in ("score/{}", "scores/{}"):
@@ -242,9 +243,16 @@ def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_res
 def test_dense_scores_are_cut_into_tasks_that_fit_in_memory(folder, monkeypatch):
     monkeypatch.setattr(score_spec, "DENSE_BYTES", 4 * 7 * 64)
     ok("score", folder / "run", "--readout", "dense", "--name", "cut", "--executor", "serial")
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     parts = store.receipts("score/cut")
     assert len(parts) == 3
     stored = np.concatenate([store.read(parts[p], "example.dense.scores") for p in sorted(parts)])
     scores = streamfluence.open(str(folder / "run")).scores("test").compute()
     np.testing.assert_array_equal(stored, scores)
+
+
+def test_lists_are_no_longer_than_the_training_set(folder):
+    ok("score", folder / "run", "--top-k", str(10**18), "--name", "all", "--executor", "serial")
+    found = json.loads(ok("top", folder / "run", "all/0", "-k", "100000", "--json"))
+    count = OpenRun.open(str(folder / "run")).train.count
+    assert len(found["helps"]) == len(found["hurts"]) == count

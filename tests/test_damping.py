@@ -6,14 +6,14 @@ from small_job import load, loss_gradients, write_job
 
 from streamfluence.job import Curvature
 from streamfluence.registry import member
-from streamfluence.run.damping import resolve
+from streamfluence.sketching.damping import resolve
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import describe
 
 
 def rule(name="gauss_newton", blocks="layer", mean_square=0.0, **options):
     curvature = Curvature(name=name, blocks=blocks, **options)
-    return resolve(vars(curvature), name, member("curvature", name)(), mean_square)
+    return resolve(curvature, name, member("curvature", name)(), mean_square)
 
 
 @pytest.mark.parametrize("name", ["gauss_newton", "fisher"])

@@ -14,12 +14,12 @@ from streamfluence.execution import Execution
 from streamfluence.job import load_job
 from streamfluence.run import identity as _identity
 from streamfluence.run.identity import signed_identity
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import session
 from streamfluence.stages.collect import collect
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import sketch
-from streamfluence.store import RunStore
 from streamfluence.store.documents import seal, unseal
 
 SERIAL = Execution(executor="serial")  # one process, that lives on
@@ -53,7 +53,7 @@ def test_data_that_changed_between_two_work_units_is_refused(sketched):
     rewrite(sketched)
     with pytest.raises(InputError, match=r"the data of 'train' changed since"):
         collect(path, ["train"], SERIAL, partition=1)
-    assert sorted(RunStore.open(path).receipts("collect/train/0")) == [0]
+    assert sorted(OpenRun.open(path).receipts("collect/train/0")) == [0]
 
 
 def test_data_that_changes_within_a_work_unit_is_refused(sketched, monkeypatch):
@@ -68,7 +68,7 @@ def test_data_that_changes_within_a_work_unit_is_refused(sketched, monkeypatch):
     with pytest.raises(InputError, match="was written to while it was read"):
         collect(path, ["train"], SERIAL)
     for checkpoint in (0, 1):
-        assert 1 not in RunStore.open(path).receipts(f"collect/train/{checkpoint}")
+        assert 1 not in OpenRun.open(path).receipts(f"collect/train/{checkpoint}")
 
 
 def test_data_that_changes_and_comes_back_is_refused_by_what_was_read(sketched, monkeypatch):
@@ -76,7 +76,7 @@ def test_data_that_changes_and_comes_back_is_refused_by_what_was_read(sketched, 
     path = str(sketched / "run")
     opened = session(path, "cpu")
     collect(path, ["train"], SERIAL, partition=0)
-    store = RunStore.open(path)
+    store = OpenRun.open(path)
     before = store.receipt("collect/train/0", 0).facts["input_crc32c"]
     assert store.receipt("collect/train/1", 0).facts["input_crc32c"] == before
     store.discard("collect/train/1", 0)
@@ -99,12 +99,12 @@ def test_touched_data_of_the_same_bytes_goes_on(sketched):
     for shard in sketched.glob("train-*.npz"):
         shard.write_bytes(shard.read_bytes())
     collect(path, ["train"], SERIAL)
-    assert len(RunStore.open(path).receipts("collect/train/0")) == 3
+    assert len(OpenRun.open(path).receipts("collect/train/0")) == 3
 
 
 def test_an_identity_kept_for_another_table_or_time_is_not_taken(sketched):
     path = str(sketched / "run")
-    store = RunStore.open(path)
+    store = OpenRun.open(path)
     reader, _ = _identity.pinned_reader(store, "train")
     table = store.manifest["train"]["table"]
     (kept,) = [

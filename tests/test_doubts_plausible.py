@@ -9,9 +9,9 @@ from torch import nn
 
 from streamfluence.likelihood import Bernoulli, Categorical, Gaussian
 from streamfluence.run.doubts import score_doubts
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import coverage_facts
 from streamfluence.sketching.plausible import _Channels, _Losses
-from streamfluence.store import RunStore
 
 WORDS = {
     "losses": "than a guess without inputs",
@@ -38,7 +38,7 @@ def losses_of(likelihood, *batches):
 
 def test_a_trained_model_is_not_doubted(tmp_path):
     assert doubts(write_job(tmp_path).parent) == []
-    facts = coverage_facts(RunStore.open(str(tmp_path / "run")), 0)["plausibility"]
+    facts = coverage_facts(OpenRun.open(str(tmp_path / "run")), 0)["plausibility"]
     assert facts["losses"]["examples"] == 150 and facts["losses"]["share"] < 0.5
     assert facts["losses"]["guess"] == pytest.approx(np.log(3)) and facts["batch_norm"] is None
 

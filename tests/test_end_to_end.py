@@ -10,9 +10,9 @@ from small_job import dense_scores, write_job
 
 import streamfluence
 from streamfluence.errors import InputError
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
-from streamfluence.store import RunStore
 
 EXACT = {"rows.codec": "float32", "rows.bytes": 0, "sketch.probes": "exact"}
 
@@ -102,7 +102,7 @@ def test_repeating_a_finished_run_writes_nothing(folder):
 
 def row_bytes(folder, name):
     """All stored training rows of a run, in the order of examples."""
-    store = RunStore.open(str(folder / name))
+    store = OpenRun.open(str(folder / name))
     receipts = store.receipts("collect/train/0")
     return {
         key: np.concatenate([store.read(receipts[p], key) for p in sorted(receipts)])
@@ -127,10 +127,10 @@ def test_partitioning_and_workers_change_no_bit(folder, changes):
     for key, array in row_bytes(folder, "bits").items():
         assert np.array_equal(array, row_bytes(folder, name)[key]), key
     assert np.array_equal(measured, reference)
-    one, other = (RunStore.open(str(folder / n)).receipt("scores/test", 0) for n in ("bits", name))
+    one, other = (OpenRun.open(str(folder / n)).receipt("scores/test", 0) for n in ("bits", name))
     for key in ("top_k.positive_scores", "top_k.negative_rows"):
         pair = [
-            RunStore.open(str(folder / n)).read(r, key) for n, r in (("bits", one), (name, other))
+            OpenRun.open(str(folder / n)).read(r, key) for n, r in (("bits", one), (name, other))
         ]
         assert np.array_equal(*pair), key
 

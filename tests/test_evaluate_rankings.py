@@ -13,7 +13,7 @@ import streamfluence
 from streamfluence.evaluation.mislabel import SHARES, Ranking
 from streamfluence.evaluation.retrieval import FirstPass, SecondPass, chance_reciprocal_rank
 from streamfluence.layout import collect_stage
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
 
 GROUPED = JOB.replace('path = "train-*.npz"', 'path = "train-*.npz"\nfields = ["x", "y"]').replace(
     'path = "test.npz"', 'path = "test.npz"\nfields = ["x", "y"]'
@@ -132,7 +132,7 @@ def test_relevant_examples_that_cannot_be_ranked_are_never_found():
 
 
 def stored(folder, name, checkpoint):
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     receipts = store.receipts(collect_stage("train", checkpoint))
     return np.concatenate([store.read(receipts[p], name) for p in sorted(receipts)])
 
@@ -208,7 +208,7 @@ def test_a_file_of_flags_that_is_not_there_or_not_one_is_one_sentence(folder):
 def test_an_incomplete_run_is_not_judged(folder, tmp_path):
     write_job(tmp_path)
     ok("run", tmp_path / "job.toml", tmp_path / "run")
-    RunStore.open(str(tmp_path / "run")).discard(collect_stage("train", 0), 2)
+    OpenRun.open(str(tmp_path / "run")).discard(collect_stage("train", 0), 2)
     (tmp_path / "rows.json").write_text("[1]")
     result = invoke("evaluate", "mislabel", tmp_path / "run", "--flags", tmp_path / "rows.json")
     assert result.exit_code == 4 and "are missing (2)" in result.stderr

@@ -17,8 +17,9 @@ from scipy.stats import linregress, spearmanr
 import streamfluence
 from streamfluence.cli import main
 from streamfluence.job import load_job
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
-from streamfluence.store import ANYTHING, RunStore, array_names
+from streamfluence.store import ANYTHING, array_names
 
 
 def invoke(*arguments):
@@ -66,7 +67,7 @@ def loo(run, *arguments):
 
 def truth_of(folder):
     (path,) = folder.glob("truth-*")
-    return RunStore.open(str(path), ANYTHING)
+    return OpenRun.open(str(path), ANYTHING)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def assert_same_outcomes(a, b):
             for partition, receipt in store.receipts(stage).items()
             if "outcome" in array_names(receipt) and not stage.startswith("judged/")
         }
-        for store in (RunStore.open(str(a), ANYTHING), RunStore.open(str(b), ANYTHING))
+        for store in (OpenRun.open(str(a), ANYTHING), OpenRun.open(str(b), ANYTHING))
     )
     assert one.keys() == other.keys() and one
     for key, values in one.items():

@@ -127,7 +127,7 @@ def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folde
     own, energy = evaluate_sanity.own_scores(pilot, made, rows)
     first_batches = pilot.rows % 32 < 16
     share = energy / made.factor.stored(rows).square().sum(1)
-    receipts = pilot.opened.store.receipts("collect/train/0").values()
+    receipts = pilot.opened.run.receipts("collect/train/0").values()
     stored = [receipt.facts["stored"] for receipt in receipts]
     assert sum(one["rows"] for one in stored) == first_batches.sum()
     kept = sum(one["kept"] for one in stored) / first_batches.sum()

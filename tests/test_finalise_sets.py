@@ -12,9 +12,10 @@ from small_job import write_job
 
 from streamfluence.errors import DamageError, StorageError
 from streamfluence.layout import collect_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
-from streamfluence.store import RunStore, exchange
+from streamfluence.store import exchange
 from streamfluence.store.digests import content_digest
 from streamfluence.store.documents import unseal
 
@@ -38,7 +39,7 @@ def rows_of(path: Path) -> np.ndarray:
 
 
 def objects_of(path: Path) -> list[Path]:
-    receipt = RunStore.open(str(path)).receipt(collect_stage("train", 0), 1)
+    receipt = OpenRun.open(str(path)).receipt(collect_stage("train", 0), 1)
     return [
         path / receipt.path / name for name in receipt.objects if not name.endswith("zarr.json")
     ]
@@ -57,7 +58,7 @@ def test_the_listing_says_what_every_object_is_and_what_it_rests_on(path):
         if file.is_file()
     }
     assert listing(path)["objects"] == found and "zarr.json" in found
-    receipts = RunStore.open(str(path)).receipts(collect_stage("train", 0))
+    receipts = OpenRun.open(str(path)).receipts(collect_stage("train", 0))
     wanted = content_digest(receipts[partition] for partition in sorted(receipts))
     assert listing(path)["rests_on"] == {collect_stage("train", 0): wanted}
     assert any(file.stat().st_nlink == 2 for file in tree.rglob("c.*"))

@@ -10,6 +10,7 @@ from small_job import TASK, write_job
 
 from streamfluence import budget
 from streamfluence.errors import BudgetError, InputError
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages import run as run_stage
 from streamfluence.store import RunStore
 from streamfluence.store.vacate import vacate
@@ -138,7 +139,7 @@ def full_disk(monkeypatch, free: int):
 
 def needed(folder) -> int:
     """What the missing rows take, in bytes: 8 + 3 * 4 + 1 + 8 beside each row."""
-    store = RunStore.open(str(folder / "run"))
+    store = OpenRun.open(str(folder / "run"))
     rows = store.read(store.receipt("collect/train/0", 0), "rows")
     query = store.read(store.receipt("collect/test/0", 0), "rows")
     return 80 * (rows[0].nbytes + 29) + 7 * (query[0].nbytes + 29)
@@ -178,7 +179,7 @@ def test_every_checkpoint_of_a_pattern_counts(folder, monkeypatch):
 
 def test_what_is_stored_already_does_not_count_again(folder, monkeypatch):
     assert run_job(folder).exit_code == 0
-    RunStore.open(str(folder / "run")).discard("collect/train/0", 1)
+    OpenRun.open(str(folder / "run")).discard("collect/train/0", 1)
     full_disk(monkeypatch, 40 * (256 + 29))
     assert run_job(folder).exit_code == 0
 

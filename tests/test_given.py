@@ -2,13 +2,14 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from streamfluence import given
 from streamfluence.data._preview import Text
 from streamfluence.data.arrays import Arrays
 from streamfluence.errors import InputError
-from streamfluence.evaluation.lists import read_json
+from streamfluence.evaluation.lists import listed_rows, read_json
 from streamfluence.readouts._subsets import open_subsets
 from streamfluence.scoring.spec import file_sha256
 
@@ -53,3 +54,12 @@ def test_what_is_no_file_has_no_digest(tmp_path):
 def test_a_list_is_read_as_it_is(tmp_path):
     (tmp_path / "given.json").write_text('[1, 2, "\u00e9"]', encoding="utf-8")
     assert given.read_json(tmp_path / "given.json") == [1, 2, "\u00e9"]
+
+
+@pytest.mark.parametrize("read", [lambda path: listed_rows(None, str(path), False), open_subsets])
+def test_a_header_that_promises_more_than_the_file_holds_takes_no_memory(tmp_path, read):
+    path = tmp_path / "given.npy"
+    np.lib.format.open_memmap(path, "w+", np.int64, (4,))
+    path.write_bytes(path.read_bytes().replace(b"(4,)", b"(10000000000000,)")[:200])
+    with pytest.raises(InputError, match="cannot read"):
+        read(path)

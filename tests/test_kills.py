@@ -9,15 +9,16 @@ import numpy as np
 from small_job import JOB, write_job
 
 from streamfluence.layout import MANIFEST
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages.run import run
-from streamfluence.store import RunStore, array_names
+from streamfluence.store import array_names
 
 KILLS = 20
 
 
 def committed(path):
     """Every committed array of a run, by stage, partition and name."""
-    store = RunStore.open(str(path))
+    store = OpenRun.open(str(path))
     return {
         (stage, partition, name): store.read(receipt, name)
         for stage in store.stages()

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from streamfluence.capture import Capture, dense_gradient
+from streamfluence.job import Curvature
 from streamfluence.likelihood import Categorical, Gaussian
 from streamfluence.linalg import sign_block
 from streamfluence.registry import member
-from streamfluence.run.damping import EARLY_STOPPING, resolve
+from streamfluence.sketching.damping import EARLY_STOPPING, resolve
 
 
 def flat_rows(capture, uses):
@@ -171,9 +172,7 @@ def test_stopping_early_is_the_penalty_that_shrinks_most_like_it():
     grid = np.arange(0.4, 0.9, 0.01)
     errors = [np.sum((1 - np.exp(-x) - x / (x + c)) ** 2) for c in grid]
     assert grid[np.argmin(errors)] == pytest.approx(EARLY_STOPPING["layer"], abs=0.006)
-    options = {"damping": "auto", "weight_decay": 1e-3, "learning_rate": 0.1, "steps": 50}
-    options |= {"blocks": "layer", "optimizer": "sgd"}
-    curvature = member("curvature", "gauss_newton")()
-    damping, rule = resolve({**options, "momentum": 0.5}, "gauss_newton", curvature)
+    told = Curvature(blocks="layer", weight_decay=1e-3, learning_rate=0.1, steps=50, momentum=0.5)
+    damping, rule = resolve(told, "gauss_newton", member("curvature", "gauss_newton")())
     assert damping == pytest.approx(1e-3 + 0.61 * 0.5 / 5)
     assert rule == "weight decay 0.001 + early stopping 0.061"

@@ -15,11 +15,11 @@ from small_job import JOB, TASK, write_job
 import streamfluence
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.execution import Execution
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
-from streamfluence.store import RunStore
 from streamfluence.task import load_task
 from streamfluence.user_code import load_file
 
@@ -253,4 +253,4 @@ def test_query_documents_that_name_code_run_nothing_when_planted(folder):
             call()
         assert not marked(folder)
     assert np.isfinite(opened.scores("code").compute()).all()
-    assert RunStore.open(str(folder / "run")).manifest["train"]["code"] == {}
+    assert OpenRun.open(str(folder / "run")).manifest["train"]["code"] == {}

@@ -10,9 +10,9 @@ from test_spectral import EXACT, coloured, pair_bases
 from streamfluence.errors import InputError
 from streamfluence.projections._components import components, orthonormal
 from streamfluence.registry import member
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state
 from streamfluence.stages.run import run
-from streamfluence.store import RunStore
 
 N = 30
 PAIRED = [block for block in BLOCKS if block.name in ("linear", "conv", "twice")]
@@ -188,7 +188,7 @@ def test_options_hold_in_a_run_whose_parts_may_be_left_without_rows(
     changes = {f"projection.options.{key}": value for key, value in options.items()}
     common = {"projection.name": projection, "projection.width": 5, "curvature.blocks": "joint"}
     run(tmp_path / "job.toml", str(tmp_path / "run"), common | changes | {"compute.batch_size": 4})
-    plan = load_state(RunStore.open(str(tmp_path / "run")), "sketch/0/plan", 0)[1]
+    plan = load_state(OpenRun.open(str(tmp_path / "run")), "sketch/0/plan", 0)[1]
     facts = plan["projection"]
     assert {key: facts[key] for key in expected} == expected
     assert 0 < facts["kept"] < 1 and plan["directions"] == 5

@@ -9,9 +9,11 @@ from calls import done
 from small_job import JOB, write_job
 
 import streamfluence
+from streamfluence.job import Curvature
 from streamfluence.run.decision import load_codec
 from streamfluence.run.doubts import row_doubts, sketch_doubts
-from streamfluence.store import RunStore
+from streamfluence.run.manifest import Method, PinnedProjection
+from streamfluence.run.opened import OpenRun
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_the_codec_error_in_the_record_is_that_of_the_stored_rows(folder, ran):
     done("run", folder / "job.toml", folder / "floats", *_same("float32", 0))
     stored = run.rows("train").compute()
     rows = streamfluence.open(str(folder / "floats")).rows("train").compute()
-    kept, _ = load_codec(RunStore.open(str(folder / "run")), 0)
+    kept, _ = load_codec(OpenRun.open(str(folder / "run")), 0)
     wanted = kept.query(torch.from_numpy(rows)).numpy().astype(float)
     chosen = [i for i in range(150) if i % 32 < 16 and i != 3]
     squares = ((stored - wanted) ** 2).sum(1)[chosen] / (wanted**2).sum(1)[chosen]
@@ -121,7 +123,7 @@ def test_a_sound_job_raises_no_doubt(tmp_path):
 def test_missing_partitions_that_were_allowed_are_a_warning(tmp_path):
     write_job(tmp_path)
     done("run", tmp_path / "job.toml", tmp_path / "run")
-    RunStore.open(str(tmp_path / "run")).discard("collect/train/0", 2)
+    OpenRun.open(str(tmp_path / "run")).discard("collect/train/0", 2)
     result = done("score", tmp_path / "run", "--allow-incomplete", "--name", "part")
     assert "1 of 5 partitions of training rows are missing" in result.stderr
 
@@ -144,9 +146,8 @@ def doubts(curvature="gauss_newton", count=10_000, coverage=None, projector="spe
         ],
     } | changes
     blocks = coverage or [{"name": "a", "size": 6000}, {"name": "b", "size": 4000}]
-    manifest = {"curvature": {"name": curvature}, "train": {"count": count}}
-    manifest["projection"] = {"name": projector}
-    return sketch_doubts(manifest, [plan], [{"blocks": blocks}])
+    method = Method(curvature=Curvature(curvature), projection=PinnedProjection(projector))
+    return sketch_doubts(method, count, [plan], [{"blocks": blocks}])
 
 
 def test_nothing_is_said_of_a_sound_sketch():
@@ -199,8 +200,7 @@ def test_a_block_that_is_kept_whole_cannot_be_too_narrow():
 
 
 def test_the_worst_checkpoint_speaks():
-    manifest = {"curvature": {"name": "gauss_newton"}, "train": {"count": 10}}
-    manifest["projection"] = {"name": "spectral"}
+    method = Method(projection=PinnedProjection("spectral"))
     good = {
         "curvature": "gauss_newton",
         "damping_rule": "given",
@@ -213,7 +213,7 @@ def test_the_worst_checkpoint_speaks():
     }
     cover = {"blocks": [{"name": "a", "size": 50}]}
     bad = good | {"projection": {"kept": 0.2}}
-    (sentence,) = sketch_doubts(manifest, [good, bad], [cover, cover])
+    (sentence,) = sketch_doubts(method, 10, [good, bad], [cover, cover])
     assert "only 20%" in sentence
 
 

@@ -14,6 +14,7 @@ import streamfluence
 from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
 from streamfluence.execution import Execution
 from streamfluence.job import load_job
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.stages.export import export
 from streamfluence.stages.finalise import finalise
@@ -22,7 +23,6 @@ from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.verify import verify
-from streamfluence.store import RunStore
 from streamfluence.store.documents import seal, unseal
 
 SERIAL = Execution(executor="serial")
@@ -227,7 +227,7 @@ def test_lost_query_rows_are_refused_and_not_shifted(finished, sound, tmp_path):
 def test_scores_of_rows_that_were_replaced_are_refused(finished, sound, tmp_path):
     """A receipt that is sound and names other bytes, as that of another attempt would."""
     path = copied(finished, tmp_path / "run")
-    store = RunStore.open(str(path))
+    store = OpenRun.open(str(path))
     receipt = store.receipt("collect/train/0", 2)
     arrays = store.read_all(receipt)
     arrays["rows"] = arrays["rows"][::-1].copy()
@@ -241,7 +241,7 @@ def test_scores_of_rows_that_were_replaced_are_refused(finished, sound, tmp_path
 
 def test_rows_of_another_sketch_are_refused(finished, tmp_path):
     path = copied(finished, tmp_path / "run")
-    store = RunStore.open(str(path))
+    store = OpenRun.open(str(path))
     receipt = store.receipt("sketch/0/plan", 0)
     arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
     arrays["damping"] = arrays["damping"] * 2
@@ -274,7 +274,7 @@ def test_a_score_that_no_longer_rests_on_its_rows_is_made_again_by_repair(
     finished, sound, tmp_path
 ):
     path = copied(finished, tmp_path / "run")
-    store = RunStore.open(str(path))
+    store = OpenRun.open(str(path))
     receipt = store.receipt("score/test", 0)
     arrays = store.read_all(receipt)
     arrays["state.self_influence.sum"] = arrays["state.self_influence.sum"] + 1
@@ -356,7 +356,7 @@ def test_a_sketch_is_not_finished_from_parts_of_another(tmp_path):
     path = str(folder / "run")
     open_run(load_job(write_job(folder, n=96)), path)
     sketch(path, SERIAL)
-    store = RunStore.open(path)
+    store = OpenRun.open(path)
     receipt = store.receipt("sketch/0/fitted-1", 0) or store.receipt("sketch/0/fitted-0", 0)
     arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
     name = next(name for name, array in arrays.items() if array.dtype.kind == "f" and array.size)
@@ -384,7 +384,7 @@ def test_a_sketch_is_not_finished_from_parts_of_another(tmp_path):
 )
 def test_a_result_whose_lists_make_no_sense_is_refused(finished, tmp_path, name, change):
     path = copied(finished, tmp_path / "run")
-    store = RunStore.open(str(path))
+    store = OpenRun.open(str(path))
     receipt = store.receipt("scores/test", 0)
     arrays = store.read_all(receipt)
     changed = arrays.pop(name)

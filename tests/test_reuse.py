@@ -6,11 +6,11 @@ from small_job import write_job
 
 import streamfluence
 from streamfluence.job import load_job
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.sketching import units as _sketch_tasks
 from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.stages.run import run
-from streamfluence.store import RunStore
 
 JOINT = {"curvature.blocks": "joint", "rows.bytes": 16}
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def taken_over(folder, name, changes):
     target = open_run(load_job(folder / "job.toml", JOINT | changes), str(folder / name))
-    return reuse_sketch(RunStore.open(str(folder / "source")), target)
+    return reuse_sketch(OpenRun.open(str(folder / "source")), target)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_runs_that_differ_after_the_sums_share_them_and_score_as_alone(
 def test_runs_whose_sums_differ_share_nothing(folder, changes):
     (name,) = changes
     assert not taken_over(folder, f"apart-{name}", changes)
-    assert RunStore.open(str(folder / f"apart-{name}")).stages() == []
+    assert OpenRun.open(str(folder / f"apart-{name}")).stages() == []
 
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.02, "steps": 150, "batch_size": 150}
@@ -87,10 +87,10 @@ def test_a_damping_by_weight_decides_the_coordinates_of_the_sums(folder, changes
     if not (folder / "adam").exists():
         run(folder / "job.toml", str(folder / "adam"), common)
     target = open_run(load_job(folder / "job.toml", changed), str(folder / name))
-    assert reuse_sketch(RunStore.open(str(folder / "adam")), target) == share
+    assert reuse_sketch(OpenRun.open(str(folder / "adam")), target) == share
 
 
 def test_other_data_share_nothing(folder):
     write_job(folder / "other", seed=9)
     target = open_run(load_job(folder / "other" / "job.toml", JOINT), str(folder / "other-run"))
-    assert not reuse_sketch(RunStore.open(str(folder / "source")), target)
+    assert not reuse_sketch(OpenRun.open(str(folder / "source")), target)

@@ -9,13 +9,13 @@ import pytest
 from small_job import write_job
 
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages import collect as collect_stage_module
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.top import top
 from streamfluence.stages.verify import verify
-from streamfluence.store import RunStore
 from streamfluence.store.documents import seal, unseal
 
 STAGE = "collect/train/0"
@@ -42,7 +42,7 @@ def receipt(path, stage=STAGE, partition=1) -> Path:
 
 def contents(path) -> dict[str, dict[str, bytes]]:
     """Return the bytes of all committed arrays and published sets, attempt names left out."""
-    store = RunStore.open(str(path))
+    store = OpenRun.open(str(path))
     found = {
         f"{stage}/{number}/{name}": (path / one.path / name).read_bytes()
         for stage in store.stages()
@@ -69,7 +69,7 @@ def swap(one, other):
 
 
 def attempt(path, stage=STAGE, partition=1) -> Path:
-    return path / RunStore.open(str(path)).receipt(stage, partition).path
+    return path / OpenRun.open(str(path)).receipt(stage, partition).path
 
 
 def objects(path, stage=STAGE, partition=1) -> list[Path]:
@@ -153,7 +153,7 @@ def test_a_damaged_identity_is_named_and_removed_because_it_is_only_a_shortcut(p
 def test_a_manifest_that_the_receipts_contradict_is_in_doubt_and_nothing_is_changed(path):
     manifest = path / "manifest.json"
     good = manifest.read_bytes()
-    fingerprint = RunStore.open(str(path)).fingerprint
+    fingerprint = OpenRun.open(str(path)).fingerprint
     content = unseal(good, "")
     content["sketch"]["seed"] = 7
     manifest.write_bytes(seal(content, indent=2))
@@ -295,7 +295,7 @@ def test_a_receipt_of_a_partition_that_the_run_cannot_have_is_set_aside(path):
 @pytest.mark.parametrize("with_facts", [True, False])
 def test_a_plan_of_another_sketch_is_replaced_and_not_the_rows(path, with_facts):
     """The rows are many and agree; believing the one plan would throw all of them away."""
-    store, before = RunStore.open(str(path)), contents(path)
+    store, before = OpenRun.open(str(path)), contents(path)
     arrays = store.read_all(store.receipt("sketch/0/plan", 0))
     attributes = store.read_attributes(store.receipt("sketch/0/plan", 0))
     facts = store.receipt("sketch/0/plan", 0).facts if with_facts else {}

@@ -8,7 +8,7 @@ import click
 
 from streamfluence.cli._clean import clean, forget, say, say_lines
 from streamfluence.cli._interrupts import Interruptible
-from streamfluence.errors import Interrupted, StreamfluenceError
+from streamfluence.errors import BudgetError, Interrupted, StreamfluenceError
 
 BUG_EXIT_CODE = 1
 
@@ -61,6 +61,10 @@ class Program(_Asked, click.Group):
             raise _cleaned(error) from None
         except (click.exceptions.Exit, click.Abort):
             raise
+        except MemoryError as error:
+            what = error or "an allocation failed"
+            say(f"error: not enough memory: {what}; ask for less, or use a larger machine")
+            ctx.exit(BudgetError.exit_code)
         except Exception:
             say_lines(traceback.format_exc())
             say("error: this is a bug in streamfluence; please report it")

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from streamfluence.capture import Uses
 from streamfluence.codecs.base import Codec
+from streamfluence.layout import plan_stage
 from streamfluence.registry import member
 from streamfluence.run.decision import load_factor
 from streamfluence.run.session import Session, session
-from streamfluence.run.sets import plan_stage
 from streamfluence.run.states import load_state, select
 
 
@@ -24,14 +24,14 @@ class Directions:
     """
 
     def __init__(self, opened: Session, checkpoint: int) -> None:
-        arrays, facts = load_state(opened.store, plan_stage(checkpoint), 0)
+        arrays, facts = load_state(opened.run, plan_stage(checkpoint), 0)
         self.facts = facts
         self.projection = opened.projection(checkpoint)
         self.projection.load(select(arrays, "projection"))
         self.projection = self.projection.to(opened.device)
         self.scales = opened.scales(checkpoint)
         self.factor = load_factor(arrays).to(opened.device)
-        kind = member("codecs", opened.manifest["rows"]["codec"])
+        kind = member("codecs", opened.run.method.rows.codec)
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
 
     def features(self, uses: Uses) -> Tensor:
@@ -42,7 +42,7 @@ class Directions:
 def directions(run_path: str, device: str, checkpoint: int) -> Directions:
     """Return the directions of one checkpoint, loaded once a process."""
     opened = session(run_path, device)
-    receipt = opened.store.receipt(plan_stage(checkpoint), 0)
+    receipt = opened.run.receipt(plan_stage(checkpoint), 0)
     assert receipt is not None, "collect checks that the sketch is there"
     return _directions(opened, checkpoint, receipt.attempt)
 

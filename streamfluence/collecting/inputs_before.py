@@ -6,46 +6,46 @@ at every checkpoint, and the same when a partition is computed again.
 
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import collect_stage, receipt_path
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
 from streamfluence.store.aside import ASIDE
 from streamfluence.store.receipts import parse_receipt
 
 
 def refuse_other_input(
-    store: RunStore, example_set: str, checkpoint: int, partition: int, digest: int
+    run: OpenRun, example_set: str, checkpoint: int, partition: int, digest: int
 ) -> None:
     """Raise InputError if a partition was computed from other examples before.
 
     Args:
         digest: Of what it was computed from now.
     """
-    for where, before in _before(store, example_set, checkpoint, partition).items():
+    for where, before in _before(run, example_set, checkpoint, partition).items():
         if before != digest:
             raise InputError(
                 f"the data of {example_set!r} gives other examples for partition {partition} than those "
-                f"that {store.url}/{where} was made from; restore the data, or use a new run folder"
+                f"that {run.url}/{where} was made from; restore the data, or use a new run folder"
             )
 
 
-def _before(store: RunStore, example_set: str, checkpoint: int, partition: int) -> dict[str, int]:
+def _before(run: OpenRun, example_set: str, checkpoint: int, partition: int) -> dict[str, int]:
     """Return the digests on record, by the path of the receipt that has each."""
     places = []
-    for other in range(len(store.manifest["checkpoints"])):
+    for other in run.checkpoints:
         stage = collect_stage(example_set, other)
         if other != checkpoint:
             places.append((stage, receipt_path(stage, partition)))
         aside = f"{ASIDE}/{stage}"
-        names = store.storage.children(aside)[1]
+        names = run.storage.children(aside)[1]
         places += [(stage, f"{aside}/{n}") for n in names if n.startswith(f"{partition:08d}.")]
-    digests = {path: _digest(store, path, stage, partition) for stage, path in places}
+    digests = {path: _digest(run, path, stage, partition) for stage, path in places}
     return {path: digest for path, digest in digests.items() if digest is not None}
 
 
-def _digest(store: RunStore, path: str, stage: str, partition: int) -> int | None:
+def _digest(run: OpenRun, path: str, stage: str, partition: int) -> int | None:
     """Return the digest in a receipt; None if it is damaged, gone or of another run."""
     try:
-        data = store.storage.read(path)
-        receipt = parse_receipt(data, stage, partition, store.fingerprint, store.url)
+        data = run.storage.read(path)
+        receipt = parse_receipt(data, stage, partition, run.fingerprint, run.url)
     except (DamageError, FileNotFoundError):
         return None
     digest = receipt.facts.get("input_crc32c")

@@ -36,21 +36,21 @@ def collect(
     """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
     opened = session(run_path, device)
     made = directions(run_path, device, checkpoint)
-    facts = opened.table(example_set)
+    facts = opened.run.example_set(example_set)
     stage = collect_stage(example_set, checkpoint)
-    size = facts["partition_examples"]
+    size = facts.partition_examples
     opened.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
     pending: Future | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
-            span = Span(partition * size, min((partition + 1) * size, facts["count"]))
+            span = Span(partition * size, min((partition + 1) * size, facts.count))
             arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
             opened.refuse_touched(example_set)
             refuse_other_input(
-                opened.store, example_set, checkpoint, partition, notes["input_crc32c"]
+                opened.run, example_set, checkpoint, partition, notes["input_crc32c"]
             )
-            notes |= row_bases(opened.store, example_set, checkpoint)
+            notes |= row_bases(opened.run, example_set, checkpoint)
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
             pending = committer.submit(commit, opened, stage, partition, span, arrays, notes)
@@ -116,7 +116,7 @@ def partition_arrays(
     coded = _Coded(made.codec)
     gradient = opened.gradient(checkpoint, made.projection, made.scales)
     alone = gradient.capture.one_by_one
-    measurement = opened.table(example_set)["measurement"]
+    measurement = opened.run.example_set(example_set).measurement
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)
         batch = opened.batch(host_batch)
@@ -143,7 +143,7 @@ def partition_arrays(
 def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span, Any]]:
     """Yield the batches of a partition, read one ahead of the computation."""
     reader = opened.reader(example_set)
-    parts = list(cut(span, opened.manifest["compute"]["batch_size"]))
+    parts = list(cut(span, opened.run.method.batches.batch_size))
     return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
 
 
@@ -204,10 +204,10 @@ def commit(
     notes: dict[str, Any],
 ) -> None:
     """Commit the rows of one partition."""
-    compressor = opened.manifest["rows"]["compressor"]
+    compressor = opened.run.method.rows.compressor
     # For readers that know Zarr but not runs: bytes of text look like any other numbers.
     text = {"example_id": TEXT} if arrays["example_id"].ndim == 2 else {}
-    opened.store.commit(
+    opened.run.commit(
         stage, partition, arrays, {"stage": stage, **text}, notes, {"rows": compressor}, span=span
     )
 

@@ -9,13 +9,13 @@ import numpy as np
 from streamfluence import given
 from streamfluence.errors import InputError
 from streamfluence.run.columns import columns
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
 from streamfluence.store.text import decode_ids
 
 _SHOWN = 5
 
 
-def listed_rows(store: RunStore, path: str, by_id: bool) -> np.ndarray:
+def listed_rows(run: OpenRun, path: str, by_id: bool) -> np.ndarray:
     """Return the global rows that a file lists, sorted, int64.
 
     Args:
@@ -28,7 +28,7 @@ def listed_rows(store: RunStore, path: str, by_id: bool) -> np.ndarray:
             row, no id, or there twice.
     """
     values = _read(Path(path), by_id)
-    count = store.manifest["train"]["count"]
+    count = run.train.count
     if isinstance(values, np.ndarray) and values.dtype == np.bool_:
         if by_id:
             raise InputError(f"{path} is a mask over rows, which has no ids; leave out --ids")
@@ -39,7 +39,7 @@ def listed_rows(store: RunStore, path: str, by_id: bool) -> np.ndarray:
             )
         return np.flatnonzero(values)
     if by_id:
-        return rows_of_ids(store, distinct_ids(values, path), path)[0]
+        return rows_of_ids(run, distinct_ids(values, path), path)[0]
     return np.sort(checked_rows(whole_numbers(values, path), count, path))
 
 
@@ -90,7 +90,7 @@ def checked_rows(rows: np.ndarray, count: int, where: str) -> np.ndarray:
     return rows
 
 
-def rows_of_ids(store: RunStore, ids: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+def rows_of_ids(run: OpenRun, ids: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the examples that have one of these ids, in order, and the id of each.
 
     Ids are compared as text where either side is text, and returned in the type of ``ids``.
@@ -99,7 +99,7 @@ def rows_of_ids(store: RunStore, ids: np.ndarray, where: str) -> tuple[np.ndarra
         InputError: If no example has an id; the message lists the first few.
     """
     rows, found = [], []
-    for part in columns(store, ["example_id"]):
+    for part in columns(run, ["example_id"]):
         mine = decode_ids(part.values["example_id"][0])
         mine = mine.astype(str) if ids.dtype.kind == "U" else mine
         hit = np.flatnonzero(np.isin(mine, ids.astype(str) if mine.dtype.kind == "U" else ids))
@@ -127,7 +127,7 @@ def _read(path: Path, by_id: bool) -> Any:
     if path.suffix == ".json":
         return read_json(path)
     text = _read_lines if by_id else _read_text
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".txt": text}
+    readers = {".npy": given.read_array, ".npz": _read_npz, ".txt": text}
     if path.suffix not in readers:
         raise InputError(f"{path}: it must end in .npy, .npz, .json or .txt")
     try:
@@ -136,17 +136,11 @@ def _read(path: Path, by_id: bool) -> Any:
         raise InputError(f"cannot read {path}: {_reason(error)}") from error
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    return np.load(path, allow_pickle=False)
-
-
 def _read_npz(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
-        if len(arrays.files) != 1:
-            raise InputError(
-                f"{path} holds {len(arrays.files)} arrays ({', '.join(arrays.files)}); save one"
-            )
-        return arrays[arrays.files[0]]
+    arrays = given.read_arrays(path)
+    if len(arrays) != 1:
+        raise InputError(f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}); save one")
+    return next(iter(arrays.values()))
 
 
 def _read_text(path: Path) -> np.ndarray:

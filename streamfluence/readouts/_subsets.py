@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from streamfluence.errors import InputError
-from streamfluence.given import read_json
+from streamfluence.given import read_array, read_arrays, read_json
 
 
 class Subsets(Protocol):
@@ -108,22 +108,13 @@ def open_subsets(source: Any) -> Subsets:
 
 
 def _read(path: Path) -> Any:
-    readers = {".npy": _read_mask, ".npz": _read_lists, ".json": read_json}
+    readers = {".npy": read_array, ".npz": read_arrays, ".json": read_json}
     if path.suffix not in readers:
         raise InputError(f"subsets = {str(path)!r}: it must end in {', '.join(readers)}")
     try:
         return readers[path.suffix](path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read subsets from {str(path)!r}: {error}") from error
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _read_lists(path: Path) -> list[np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return [arrays[name] for name in arrays.files]
 
 
 def _checked_rows(index: int, listed: Any) -> np.ndarray:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamfluence.layout import collect_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import set_facts
-from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store import Receipt, array_names
 from streamfluence.store.text import decode_ids
 
 
@@ -27,48 +27,48 @@ class Columns:
     values: dict[str, np.ndarray]
 
 
-def columns(store: RunStore, names: Sequence[str]) -> Iterator[Columns]:
+def columns(run: OpenRun, names: Sequence[str]) -> Iterator[Columns]:
     """Yield the named columns of every partition of the training set, in order."""
-    checkpoints = range(len(store.manifest["checkpoints"]))
-    for receipts in zip(*(row_receipts(store, "train", c) for c in checkpoints), strict=True):
-        flags = np.stack([store.read(receipt, "flags") for receipt in receipts])
+    checkpoints = run.checkpoints
+    for receipts in zip(*(row_receipts(run, "train", c) for c in checkpoints), strict=True):
+        flags = np.stack([run.read(receipt, "flags") for receipt in receipts])
         values = {
-            name: np.stack([column_of(store, receipt, name) for receipt in receipts])
+            name: np.stack([column_of(run, receipt, name) for receipt in receipts])
             for name in names
         }
         yield Columns(receipts[0].start, (flags == 0).all(axis=0), values)
 
 
-def has_column(store: RunStore, example_set: str, name: str) -> bool:
+def has_column(run: OpenRun, example_set: str, name: str) -> bool:
     """Return whether a set's examples have such a column, by its first partition."""
-    receipt = store.receipt(collect_stage(example_set, 0), 0)
+    receipt = run.receipt(collect_stage(example_set, 0), 0)
     return receipt is not None and name in array_names(receipt)
 
 
-def column(store: RunStore, example_set: str, name: str) -> np.ndarray:
+def column(run: OpenRun, example_set: str, name: str) -> np.ndarray:
     """Return a column of a whole set at its first checkpoint; for query sets, which are small."""
-    receipts = row_receipts(store, example_set, 0)
-    return np.concatenate([column_of(store, receipt, name) for receipt in receipts])
+    receipts = row_receipts(run, example_set, 0)
+    return np.concatenate([column_of(run, receipt, name) for receipt in receipts])
 
 
-def set_values(store: RunStore, example_set: str, name: str, rows: np.ndarray) -> np.ndarray | None:
+def set_values(run: OpenRun, example_set: str, name: str, rows: np.ndarray) -> np.ndarray | None:
     """Return a column at the first checkpoint of some rows, or None where the set has none.
 
     Args:
         rows: Sorted; no partition is read twice.
     """
-    owners = rows // set_facts(store, example_set)["partition_examples"]
+    owners = rows // run.example_set(example_set).partition_examples
     chosen = np.unique(owners).tolist()
-    receipts = row_receipts(store, example_set, 0, chosen)
+    receipts = row_receipts(run, example_set, 0, chosen)
     if any(name not in array_names(receipt) for receipt in receipts):
         return None
     pieces = [
-        column_of(store, receipt, name)[rows[owners == receipt.partition] - receipt.start]
+        column_of(run, receipt, name)[rows[owners == receipt.partition] - receipt.start]
         for receipt in receipts
     ]
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
-def column_of(store: RunStore, receipt: Receipt, name: str) -> np.ndarray:
+def column_of(run: OpenRun, receipt: Receipt, name: str) -> np.ndarray:
     """Return a column of one partition, one value an example; text as strings."""
-    return decode_ids(store.read(receipt, name))
+    return decode_ids(run.read(receipt, name))

@@ -2,11 +2,11 @@
 
 from streamfluence.codecs.base import Codec
 from streamfluence.curvature.base import Factor
+from streamfluence.layout import plan_stage
 from streamfluence.linalg import State
 from streamfluence.registry import member
-from streamfluence.run.sets import plan_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state, select
-from streamfluence.store import RunStore
 
 
 def load_factor(arrays: State) -> Factor:
@@ -18,9 +18,7 @@ def load_factor(arrays: State) -> Factor:
     return Factor(vectors, arrays["values"], arrays["damping"], arrays["lean"], turns)
 
 
-def load_codec(store: RunStore, checkpoint: int) -> tuple[Codec, Factor]:
+def load_codec(run: OpenRun, checkpoint: int) -> tuple[Codec, Factor]:
     """Return codec and factor of one checkpoint without opening the model; scoring needs no more."""
-    arrays, _ = load_state(store, plan_stage(checkpoint), 0)
-    return member("codecs", store.manifest["rows"]["codec"])(select(arrays, "codec")), load_factor(
-        arrays
-    )
+    arrays, _ = load_state(run, plan_stage(checkpoint), 0)
+    return member("codecs", run.method.rows.codec)(select(arrays, "codec")), load_factor(arrays)

@@ -6,6 +6,8 @@ Pure functions of what the sketch and the receipts recorded.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from streamfluence.run.manifest import Method
+
 # examples x probes a direction; measured on a small MLP (digits): one probe each of 1,437
 # examples costs .04 of LDS at 512 directions, eight cost .007.
 VECTORS_A_DIRECTION = 20
@@ -30,19 +32,19 @@ LEAST_LOSS = 1e-3  # of a query; a smaller one may well change by more than itse
 Facts = Mapping[str, Any]
 
 
-def energy_kept(manifest: Mapping[str, Any], plan: Facts) -> float | None:
+def energy_kept(plan: Facts, examples: int) -> float | None:
     """Return the share of the training set's gradient energy in the directions; None if not known.
 
     Under the projection ``principal`` it is of whitened gradients, and where the directions were not
     made from all of the training set, an estimate for the others.
     """
     found = plan["projection"]
-    whole = found.get("components_of", 0) >= manifest["train"]["count"]
+    whole = found.get("components_of", 0) >= examples
     return found.get("kept") if whole else found.get("kept_beyond", found.get("kept"))
 
 
 def sketch_doubts(
-    manifest: Mapping[str, Any], plans: Sequence[Facts], coverages: Sequence[Facts]
+    method: Method, examples: int, plans: Sequence[Facts], coverages: Sequence[Facts]
 ) -> list[str]:
     """Return the doubts that the sketch alone justifies; the worst checkpoint speaks.
 
@@ -50,11 +52,11 @@ def sketch_doubts(
         plans: What each checkpoint's sketch decided.
         coverages: What each checkpoint's coverage check found.
     """
-    found = [_damping(plans[0]), _fallback(manifest, plans[0])]
-    found.append(_vectors(manifest, min(plans, key=_vectors_a_direction)))
-    shares = [energy_kept(manifest, plan) for plan in plans]
+    found = [_damping(plans[0]), _fallback(method, plans[0])]
+    found.append(_vectors(examples, min(plans, key=_vectors_a_direction)))
+    shares = [energy_kept(plan, examples) for plan in plans]
     kept = min(1.0 if share is None else share for share in shares)
-    if manifest["projection"]["name"] == "principal":
+    if method.projection.name == "principal":
         found.append(_whitened(kept))  # which says what is left out, as the width does for pairs
     else:
         found += (_width(max(map(_used_width, plans, coverages))), _energy(kept))
@@ -165,8 +167,8 @@ def _damping(plan: Facts) -> str | None:
     )
 
 
-def _fallback(manifest: Mapping[str, Any], plan: Facts) -> str | None:
-    if manifest["curvature"]["name"] == plan["curvature"]:
+def _fallback(method: Method, plan: Facts) -> str | None:
+    if method.curvature.name == plan["curvature"]:
         return None
     return (
         "the task gives only loss(), which has no output Hessian, so the curvature is the empirical "
@@ -178,10 +180,10 @@ def _vectors_a_direction(plan: Facts) -> float:
     return plan["sample_examples"] * plan["vectors_an_example"] / max(plan["directions"], 1)
 
 
-def _vectors(manifest: Mapping[str, Any], plan: Facts) -> str | None:
+def _vectors(examples: int, plan: Facts) -> str | None:
     """Probes are noisy; exact columns and loss gradients of a sample must at least span the width."""
     probes = "probes" in plan["vectors"]
-    whole = plan["sample_examples"] >= manifest["train"]["count"]
+    whole = plan["sample_examples"] >= examples
     wanted = VECTORS_A_DIRECTION if probes else (0 if whole else 1)
     if not plan["blocks"] or _vectors_a_direction(plan) >= wanted:
         return None

@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
+from streamfluence.layout import result_stage, score_path, score_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import (
-    partition_count,
-    pinned_score_names,
-    query_sets,
-    score_names,
-    score_path,
-)
-from streamfluence.store import Receipt, RunStore
+from streamfluence.run.sets import pinned_score_names, score_names
+from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
 
 _WORDS = {
@@ -48,51 +44,51 @@ class Finished:
     tasks: list[Receipt]
 
 
-def finished(store: RunStore, label: str) -> Finished:
+def finished(run: OpenRun, label: str) -> Finished:
     """Return finished scores.
 
     Raises:
         IncompleteError: If they are not finished, or a part or a row they rest on is missing.
         DamageError: If something they rest on is not what it was.
     """
-    spec = read_spec(store, label)
-    receipt = store.receipt(f"scores/{label}", 0)
+    spec = read_spec(run, label)
+    receipt = run.receipt(result_stage(label), 0)
     if receipt is None:
         raise IncompleteError(
-            f"scores {label!r} of {store.url} are not finished; run `streamfluence score`"
+            f"scores {label!r} of {run.url} are not finished; run `streamfluence score`"
         )
-    tasks = task_receipts(store, label, spec)
+    tasks = task_receipts(run, label, spec)
     found = {"score": document_digest(spec), "tasks": content_digest(tasks)}
     changed = differing(receipt.facts, found)
     if changed:
         what = "other settings" if "score" in changed else "other parts"
         raise DamageError(
-            f"the result of scores {label!r} of {store.url} was made from {what} than are there now; "
-            f"{_advice(store)}"
+            f"the result of scores {label!r} of {run.url} was made from {what} than are there now; "
+            f"{_advice(run)}"
         )
     return Finished(label, spec, receipt, tasks)
 
 
-def read_spec(store: RunStore, label: str) -> dict[str, Any]:
+def read_spec(run: OpenRun, label: str) -> dict[str, Any]:
     """Return the document of a score, checked: it belongs to this run and to its query set.
 
     Raises:
         DamageError: If it does not, or its query set is no longer pinned.
     """
-    spec = store.read_document(score_path(label))
-    where = f"{store.url}/{score_path(label)}"
+    spec = run.read_document(score_path(label))
+    where = f"{run.url}/{score_path(label)}"
     try:
         name, promised = spec["queries"], dict(spec["rests_on"])
         partitions = [*spec["missing_partitions"], *(p for task in spec["tasks"] for p in task)]
-        whole = sorted(partitions) == list(range(partition_count(store, "train")))
+        whole = sorted(partitions) == list(range(run.train.partitions))
     except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(f"{where} is malformed ({error}); {_advice(store)}") from error
-    if name not in query_sets(store):
+        raise DamageError(f"{where} is malformed ({error}); {_advice(run)}") from error
+    if name not in run.query_sets():
         raise DamageError(
-            f"scores {label!r} of {store.url} are of the query set {name!r}, whose document is gone; "
+            f"scores {label!r} of {run.url} are of the query set {name!r}, whose document is gone; "
             f"repeat `streamfluence run` with the same job, which writes it again"
         )
-    if not whole or differing(promised, spec_bases(store, name)):
+    if not whole or differing(promised, spec_bases(run, name)):
         raise DamageError(
             f"{where} is of another query set or run than {name!r} here; put back what was there, or "
             f"score under another --name"
@@ -100,24 +96,24 @@ def read_spec(store: RunStore, label: str) -> dict[str, Any]:
     return spec
 
 
-def spec_bases(store: RunStore, example_set: str) -> dict[str, str]:
+def spec_bases(run: OpenRun, example_set: str) -> dict[str, str]:
     """Return the digests that the document of a score carries."""
-    return {"run": store.fingerprint, "queries": set_digest(store, example_set)}
+    return {"run": run.fingerprint, "queries": set_digest(run, example_set)}
 
 
-def task_receipts(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[Receipt]:
+def task_receipts(run: OpenRun, label: str, spec: Mapping[str, Any]) -> list[Receipt]:
     """Return the receipts of all parts of a score, in order, their chain checked."""
-    found = store.receipts(f"score/{label}")
+    found = run.receipts(score_stage(label))
     missing = [task for task in range(len(spec["tasks"])) if task not in found]
     if missing:
         raise IncompleteError(
-            f"scores {label!r} of {store.url} lack {len(missing)} of {len(spec['tasks'])} parts "
+            f"scores {label!r} of {run.url} lack {len(missing)} of {len(spec['tasks'])} parts "
             f"(the first: {missing[0]}); run `streamfluence score`"
         )
     tasks = list(range(len(spec["tasks"])))
-    bases = Bases(store, spec, tasks)
+    bases = Bases(run, spec, tasks)
     for task in tasks:
-        refuse_changed(store, label, found[task], bases)
+        refuse_changed(run, label, found[task], bases)
     return [found[task] for task in tasks]
 
 
@@ -129,18 +125,18 @@ class Bases:
         DamageError: If rows do not belong together.
     """
 
-    def __init__(self, store: RunStore, spec: Mapping[str, Any], tasks: Sequence[int]) -> None:
-        checkpoints = range(len(store.manifest["checkpoints"]))
+    def __init__(self, run: OpenRun, spec: Mapping[str, Any], tasks: Sequence[int]) -> None:
+        checkpoints = run.checkpoints
         self._tasks = spec["tasks"]
         self._common = {
             "score": document_digest(spec),
-            "sketch": document_digest([sketch_digest(store, c) for c in checkpoints]),
+            "sketch": document_digest([sketch_digest(run, c) for c in checkpoints]),
             "queries": content_digest(
-                receipt for c in checkpoints for receipt in row_receipts(store, spec["queries"], c)
+                receipt for c in checkpoints for receipt in row_receipts(run, spec["queries"], c)
             ),
         }
         chosen = [partition for task in tasks for partition in self._tasks[task]]
-        rows = [row_receipts(store, "train", c, chosen) for c in checkpoints]
+        rows = [row_receipts(run, "train", c, chosen) for c in checkpoints]
         self._rows = {
             partition: content_digest(receipts)
             for partition, *receipts in zip(chosen, *rows, strict=True)
@@ -152,94 +148,94 @@ class Bases:
         return {**self._common, "train": document_digest(rows)}
 
 
-def refuse_changed(store: RunStore, label: str, receipt: Receipt, bases: Bases) -> None:
+def refuse_changed(run: OpenRun, label: str, receipt: Receipt, bases: Bases) -> None:
     """Raise DamageError unless one part of a score rests on what is there now."""
     changed = differing(receipt.facts, bases.of(receipt.partition))
     if changed:
         raise DamageError(
-            f"part {receipt.partition} of scores {label!r} of {store.url} was made from "
-            f"{' and '.join(_WORDS[name] for name in changed)} than are there now; {_advice(store)}"
+            f"part {receipt.partition} of scores {label!r} of {run.url} was made from "
+            f"{' and '.join(_WORDS[name] for name in changed)} than are there now; {_advice(run)}"
         )
 
 
-def parse_query(store: RunStore, query: str, name: str | None) -> tuple[str, int]:
+def parse_query(run: OpenRun, query: str, name: str | None) -> tuple[str, int]:
     """Return the name of the scores and the row of the query."""
     label, _, number = query.rpartition("/")
     if not re.fullmatch(r"-?[0-9]{1,18}", number):
         raise InputError(f"query {query!r} is neither INDEX nor SET/INDEX")
-    names = pinned_score_names(store)
+    names = pinned_score_names(run)
     label = name or label
     if not label:
         if len(names) != 1:
             known = ", ".join(names) or "none yet: run `streamfluence score`"
             raise (InputError if names else IncompleteError)(
-                f"{store.url} has {len(names)} scores ({known}); name one as SET/{number}"
+                f"{run.url} has {len(names)} scores ({known}); name one as SET/{number}"
             )
         label = names[0]
     if label not in names:
         raise InputError(
-            f"{store.url} has no scores {label!r}; there are: {', '.join(names) or 'none'}"
+            f"{run.url} has no scores {label!r}; there are: {', '.join(names) or 'none'}"
         )
     return label, int(number)
 
 
-def _advice(store: RunStore) -> str:
-    return f"put back what was there, or `streamfluence repair {store.url}` makes the scores again"
+def _advice(run: OpenRun) -> str:
+    return f"put back what was there, or `streamfluence repair {run.url}` makes the scores again"
 
 
-def stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
+def stale(run: OpenRun, label: str, spec: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return stage and partition of every part of a score that was made from something else than is there.
 
     Raises:
         DamageError: If nothing there was made from its document: then that is what was replaced.
     """
-    tasks, count = store.receipts(f"score/{label}"), len(spec["tasks"])
-    bases = Bases(store, spec, range(count))
+    tasks, count = run.receipts(score_stage(label)), len(spec["tasks"])
+    bases = Bases(run, spec, range(count))
     wrong = [
-        (f"score/{label}", task)
+        (score_stage(label), task)
         for task, receipt in sorted(tasks.items())
         if task >= count or differing(receipt.facts, bases.of(task))
     ]
-    result = store.receipt(f"scores/{label}", 0)
-    if other_document(store, label, spec):
+    result = run.receipt(result_stage(label), 0)
+    if other_document(run, label, spec):
         raise DamageError(
-            f"{store.url}/{score_path(label)} is not what the parts of scores {label!r} were made from; put "
+            f"{run.url}/{score_path(label)} is not what the parts of scores {label!r} were made from; put "
             f"back the one that was there, or score under another --name"
         )
     if result is not None:
         parts = [tasks[task] for task in range(count) if task in tasks]
         found = {"score": document_digest(spec), "tasks": content_digest(parts)}
         if wrong or (len(parts) == count and differing(result.facts, found)):
-            wrong.append((f"scores/{label}", 0))
+            wrong.append((result_stage(label), 0))
     return wrong
 
 
-def other_document(store: RunStore, label: str, spec: Mapping[str, Any]) -> bool:
+def other_document(run: OpenRun, label: str, spec: Mapping[str, Any]) -> bool:
     """Return whether parts of a score are there, and none of them was made from its document."""
     parts = [
-        *store.receipts(f"score/{label}").values(),
-        *store.receipts(f"scores/{label}").values(),
+        *run.receipts(score_stage(label)).values(),
+        *run.receipts(result_stage(label)).values(),
     ]
     return bool(parts) and document_digest(spec) not in {p.facts.get("score") for p in parts}
 
 
-def unmerged_scores(store: RunStore) -> list[str]:
+def unmerged_scores(run: OpenRun) -> list[str]:
     """Return the names of scores of which every part is there, but not the result."""
     found = []
-    for name in score_names(store):
+    for name in score_names(run):
         with suppress(StreamfluenceError):
-            whole = not store.missing(f"score/{name}", len(read_spec(store, name)["tasks"]))
-            found += [name] if whole and not store.receipt_there(f"scores/{name}", 0) else []
+            whole = not run.missing(score_stage(name), len(read_spec(run, name)["tasks"]))
+            found += [name] if whole and not run.receipt_there(result_stage(name), 0) else []
     return found
 
 
-def stale_scores(store: RunStore) -> list[str]:
+def stale_scores(run: OpenRun) -> list[str]:
     """Return the names of scores of which something no longer rests on what is there.
 
     Scores of which that cannot be said, because something is missing or damaged, are not among them.
     """
     found = []
-    for name in score_names(store):
+    for name in score_names(run):
         with suppress(StreamfluenceError):
-            found += [name] if stale(store, name, read_spec(store, name)) else []
+            found += [name] if stale(run, name, read_spec(run, name)) else []
     return found

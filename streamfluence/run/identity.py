@@ -10,18 +10,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from streamfluence.data import open_reader
 from streamfluence.data.base import Reader
 from streamfluence.errors import DamageError, InputError, StorageError
-from streamfluence.run.sets import set_facts
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
 from streamfluence.store.documents import seal, unseal
 
 
-def pinned_reader(store: RunStore, example_set: str) -> tuple[Reader, Any]:
+def pinned_reader(run: OpenRun, example_set: str) -> tuple[Reader, Any]:
     """Return the reader of a set whose data is what the run pinned, and its signature.
 
     Code that the set names is compared with its digests before it runs.
@@ -29,14 +27,14 @@ def pinned_reader(store: RunStore, example_set: str) -> tuple[Reader, Any]:
     Raises:
         InputError: If the code or the data changed.
     """
-    facts = set_facts(store, example_set)
-    reader = open_reader(dict(facts["table"]), Path(store.manifest["root"]))
-    reader.expect_code(facts["code"])
-    found, signature = signed_identity(store.storage, reader, facts["table"])
-    if found != facts["identity"]:
+    pinned = run.example_set(example_set)
+    reader = open_reader(dict(pinned.table), run.place.root)
+    reader.expect_code(pinned.code)
+    found, signature = signed_identity(run.storage, reader, pinned.table)
+    if found != pinned.identity:
         raise InputError(
-            f"the data of {example_set!r} changed since {store.url} was made: "
-            f"{_difference(facts['identity'], found)}; restore it, or use a new run folder"
+            f"the data of {example_set!r} changed since {run.url} was made: "
+            f"{_difference(pinned.identity, found)}; restore it, or use a new run folder"
         )
     return reader, signature
 

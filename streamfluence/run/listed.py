@@ -5,14 +5,14 @@ import numpy as np
 from streamfluence.errors import DamageError, InputError
 from streamfluence.readouts.base import Arrays
 from streamfluence.run.finished import Finished
-from streamfluence.run.sets import set_facts
-from streamfluence.store import RunStore, array_names
+from streamfluence.run.opened import OpenRun
+from streamfluence.store import array_names
 
 SIDES = {"helps": "positive", "hurts": "negative"}
 FIELDS = ("rows", "scores", "loss", "self_influence")
 
 
-def lists(store: RunStore, scores: Finished) -> dict[str, Arrays]:
+def lists(run: OpenRun, scores: Finished) -> dict[str, Arrays]:
     """Return for ``helps`` and ``hurts`` the rows, scores, losses and self-influence, ``(query, rank)``.
 
     Raises:
@@ -23,10 +23,10 @@ def lists(store: RunStore, scores: Finished) -> dict[str, Arrays]:
         raise InputError(
             f"scores {scores.label!r} were made without the readout top_k; add it to score.readouts"
         )
-    queries = set_facts(store, scores.spec["queries"])["count"]
-    examples = store.manifest["train"]["count"]
+    queries = run.example_set(scores.spec["queries"]).count
+    examples = run.train.count
     found = {
-        side: {name: store.read(scores.receipt, f"top_k.{sign}_{name}") for name in FIELDS}
+        side: {name: run.read(scores.receipt, f"top_k.{sign}_{name}") for name in FIELDS}
         for side, sign in SIDES.items()
     }
     for arrays in found.values():
@@ -34,12 +34,12 @@ def lists(store: RunStore, scores: Finished) -> dict[str, Arrays]:
         kinds = "".join(arrays[name].dtype.kind for name in FIELDS)
         if len(shapes) > 1 or rows.ndim != 2 or len(rows) != queries or kinds != "ifff":
             raise DamageError(
-                f"the lists of scores {scores.label!r} of {store.url} are not of {queries:,} queries; "
+                f"the lists of scores {scores.label!r} of {run.url} are not of {queries:,} queries; "
                 f"score again under another --name"
             )
         if np.any((rows < -1) | (rows >= examples)):
             raise DamageError(
-                f"scores {scores.label!r} of {store.url} list rows that the training set does not have; "
+                f"scores {scores.label!r} of {run.url} list rows that the training set does not have; "
                 f"score again under another --name"
             )
     return found

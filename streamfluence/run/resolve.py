@@ -11,20 +11,21 @@ from streamfluence.data import open_reader
 from streamfluence.data._files import file_signatures
 from streamfluence.errors import InputError
 from streamfluence.job import Job
-from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples
+from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
 from streamfluence.registry import member
 from streamfluence.run.defaults import decisive, projection_of
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rehearsal import rehearse
-from streamfluence.store import RunStore, open_storage
+from streamfluence.store import open_storage
 from streamfluence.store.vacate import vacate
 from streamfluence.task import load_task
 
 _QUERY_KEYS = ("measurement",)
 
 
-def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = None) -> RunStore:
+def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = None) -> OpenRun:
     """Create the run of a job, or open it when it exists and agrees.
 
     A run of another job in which nothing was ever made is no run yet, and gives way.
@@ -70,13 +71,13 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
         },
     }
     vacate(storage, manifest)
-    store = RunStore.create(run_path, manifest)
+    run = OpenRun.create(run_path, manifest)
     for name, table in job.queries.items():
-        add_query_set(store, job, name, table)
-    return store
+        add_query_set(run, job, name, table)
+    return run
 
 
-def add_query_set(store: RunStore, job: Job, name: str, table: Mapping[str, Any]) -> None:
+def add_query_set(run: OpenRun, job: Job, name: str, table: Mapping[str, Any]) -> None:
     """Pin one query set under the run; the same set again is no change, another is refused."""
     data = {key: value for key, value in table.items() if key not in _QUERY_KEYS}
     reader = open_reader(dict(data), job.root)
@@ -88,15 +89,15 @@ def add_query_set(store: RunStore, job: Job, name: str, table: Mapping[str, Any]
         "measurement": table.get("measurement", "loss"),
         "count": count,
         "partition_examples": _partition_examples(job, count),
-        "identity": identity(store.storage, reader, data),
+        "identity": identity(run.storage, reader, data),
         "code": reader.code(),
     }
-    path = f"queries/{name}.json"
-    if not store.has(path):
-        store.create_document(path, document)
-    elif store.read_document(path) != _plain(document):
+    path = queries_path(name)
+    if not run.has(path):
+        run.create_document(path, document)
+    elif run.read_document(path) != _plain(document):
         raise InputError(
-            f"query set {name!r} of {store.url} was made from other data or another measurement; give "
+            f"query set {name!r} of {run.url} was made from other data or another measurement; give "
             f"the new set another name, or use a new run folder"
         )
 

@@ -8,27 +8,22 @@ directions its rows are in, so rows of other queries or of another sketch are fo
 from collections.abc import Sequence
 
 from streamfluence.errors import DamageError
-from streamfluence.layout import Span, collect_stage, partitions
+from streamfluence.layout import Span, collect_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
-from streamfluence.run.sets import refuse_missing, set_facts
-from streamfluence.store import Receipt, RunStore
+from streamfluence.run.sets import refuse_missing
+from streamfluence.store import Receipt
 
 _WORDS = {"set": "another data set or measurement", "sketch": "another sketch"}
 
 
-def row_bases(store: RunStore, example_set: str, checkpoint: int) -> dict[str, str]:
+def row_bases(run: OpenRun, example_set: str, checkpoint: int) -> dict[str, str]:
     """Return the digests that every receipt of these rows carries."""
-    return {"set": set_digest(store, example_set), "sketch": sketch_digest(store, checkpoint)}
-
-
-def spans(store: RunStore, example_set: str) -> list[Span]:
-    """Return the examples of every partition of a set, in order."""
-    facts = set_facts(store, example_set)
-    return partitions(facts["count"], facts["partition_examples"])
+    return {"set": set_digest(run, example_set), "sketch": sketch_digest(run, checkpoint)}
 
 
 def row_receipts(
-    store: RunStore, example_set: str, checkpoint: int, chosen: Sequence[int] | None = None
+    run: OpenRun, example_set: str, checkpoint: int, chosen: Sequence[int] | None = None
 ) -> list[Receipt]:
     """Return the receipts of a set's rows at one checkpoint, in order.
 
@@ -39,41 +34,41 @@ def row_receipts(
         IncompleteError: If a partition is missing.
         DamageError: If one holds other examples than it must, or rests on something else.
     """
-    stage, cut = collect_stage(example_set, checkpoint), spans(store, example_set)
+    stage, cut = collect_stage(example_set, checkpoint), run.example_set(example_set).spans
     if chosen is None:
-        found = store.receipts(stage)
+        found = run.receipts(stage)
     else:
-        read = {partition: store.receipt(stage, partition) for partition in chosen}
+        read = {partition: run.receipt(stage, partition) for partition in chosen}
         found = {partition: receipt for partition, receipt in read.items() if receipt is not None}
     wanted = list(range(len(cut)) if chosen is None else chosen)
     missing = [partition for partition in wanted if partition not in found]
     if missing:
-        refuse_missing(store, example_set, missing)
-    bases = row_bases(store, example_set, checkpoint)
+        refuse_missing(run, example_set, missing)
+    bases = row_bases(run, example_set, checkpoint)
     for partition in wanted:
-        _check(store, found[partition], cut[partition], bases)
+        _check(run, found[partition], cut[partition], bases)
     return [found[partition] for partition in wanted]
 
 
-def refuse_strangers(store: RunStore, example_set: str, checkpoint: int) -> None:
+def refuse_strangers(run: OpenRun, example_set: str, checkpoint: int) -> None:
     """Raise DamageError if rows that are there belong to something else than more of them would."""
-    stage, cut = collect_stage(example_set, checkpoint), spans(store, example_set)
-    bases = row_bases(store, example_set, checkpoint)
-    for partition, receipt in store.receipts(stage).items():
+    stage, cut = collect_stage(example_set, checkpoint), run.example_set(example_set).spans
+    bases = row_bases(run, example_set, checkpoint)
+    for partition, receipt in run.receipts(stage).items():
         if partition < len(cut):
-            _check(store, receipt, cut[partition], bases)
+            _check(run, receipt, cut[partition], bases)
 
 
-def _check(store: RunStore, receipt: Receipt, span: Span, bases: dict[str, str]) -> None:
-    where = f"{store.url}: partition {receipt.partition} of stage {receipt.stage}"
+def _check(run: OpenRun, receipt: Receipt, span: Span, bases: dict[str, str]) -> None:
+    where = f"{run.url}: partition {receipt.partition} of stage {receipt.stage}"
     if receipt.span != span:
         raise DamageError(
             f"{where} holds the rows {receipt.start:,} to {receipt.stop:,}, but must hold "
-            f"{span.start:,} to {span.stop:,}; `streamfluence repair {store.url}` makes it again"
+            f"{span.start:,} to {span.stop:,}; `streamfluence repair {run.url}` makes it again"
         )
     changed = differing(receipt.facts, bases)
     if changed:
         raise DamageError(
             f"{where} was collected for {' and '.join(_WORDS[name] for name in changed)} than the run "
-            f"has now; put back what was there, or `streamfluence repair {store.url}` collects it again"
+            f"has now; put back what was there, or `streamfluence repair {run.url}` collects it again"
         )

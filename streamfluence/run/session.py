@@ -5,8 +5,8 @@ everything else is looked up here and kept for the next task.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +18,13 @@ from streamfluence.data._batches import batch_length, map_batch, to_tensors
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
 from streamfluence.features.gradient import Gradient
+from streamfluence.layout import scales_stage
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
-from streamfluence.run import damping as _damping
 from streamfluence.run import resolve as _resolve
 from streamfluence.run.identity import pinned_reader, plain
-from streamfluence.run.sets import scales_stage, set_facts
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state
-from streamfluence.store import RunStore
 from streamfluence.task import Task, load_task
 
 PLANNING = 16  # examples a capture is planned on: enough for routed experts to show
@@ -39,23 +38,17 @@ class Session:
     """
 
     def __init__(self, run_path: str, device: str) -> None:
-        self.run_path, self.store = run_path, RunStore.open(run_path)
-        self.manifest: dict[str, Any] = self.store.manifest
-        self.root = Path(self.manifest["root"])
+        self.run_path, self.run = run_path, OpenRun.open(run_path)
         self.device = torch.device(device)
         self.task = self._task()
         self._readers: dict[str, tuple[Reader, Any]] = {}
         self._models: dict[int, nn.Module] = {}
         self._captures: dict[int, Capture] = {}
 
-    def table(self, example_set: str) -> dict[str, Any]:
-        """Return the pinned facts of an example set: table, count, partition_examples, measurement."""
-        return set_facts(self.store, example_set)
-
     def reader(self, example_set: str) -> Reader:
         """Return the reader of an example set, after checking that its data is what the run pinned."""
         if example_set not in self._readers:
-            self._readers[example_set] = pinned_reader(self.store, example_set)
+            self._readers[example_set] = pinned_reader(self.run, example_set)
         return self._readers[example_set][0]
 
     def refresh(self, example_set: str) -> None:
@@ -99,7 +92,7 @@ class Session:
     @property
     def half(self) -> bool:
         """Whether forward and backward run in bfloat16."""
-        return self.manifest["compute"]["precision"] == "bf16"
+        return self.run.method.batches.precision == "bf16"
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Run the task's forward at the run's precision, and check what it returns."""
@@ -124,30 +117,25 @@ class Session:
 
     def planned(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> Capture:
         """Return a capture of ``model`` under ``forward``, planned on the first examples."""
-        rows = self.reader("train").read(0, min(PLANNING, self.table("train")["count"]))
-        chosen = self.manifest["model"]
-        alone = chosen.get("one_by_one", False)
-        return Capture(model, forward, self.batch(rows), tuple(chosen["exclude"]), alone)
+        rows = self.reader("train").read(0, min(PLANNING, self.run.train.count))
+        chosen = self.run.method.model
+        return Capture(model, forward, self.batch(rows), chosen.exclude, chosen.one_by_one)
 
     def projection(self, checkpoint: int) -> Projection:
         """Return the run's projection, not fitted yet."""
-        wanted = self.manifest["projection"]
-        kind = member("projections", wanted["name"])
+        wanted = self.run.method.projection
+        kind = member("projections", wanted.name)
         try:
             return kind(
                 self.capture(checkpoint).blocks,
-                self.width(),
-                self.manifest["sketch"]["seed"],
-                **wanted["options"],
+                wanted.width,
+                self.run.method.sketch.seed,
+                **wanted.options,
             )
         except TypeError as error:
             raise InputError(
-                f"projection {wanted['name']}: {error}; check projection.options"
+                f"projection {wanted.name}: {error}; check projection.options"
             ) from error
-
-    def width(self) -> int:
-        """Return how many features are wanted."""
-        return self.manifest["projection"]["width"]
 
     def curvature(self) -> Curvature:
         """Return the run's curvature; without a likelihood Gauss-Newton falls back to the Fisher."""
@@ -155,7 +143,7 @@ class Session:
 
     def curvature_name(self) -> str:
         """Return the curvature in use, which differs from the asked one only for a bare loss."""
-        asked = self.manifest["curvature"]["name"]
+        asked = self.run.method.curvature.name
         return "fisher" if asked == "gauss_newton" and self.task.likelihood is None else asked
 
     def gradient(self, checkpoint: int, projection: Projection | None, scales: Scales) -> Gradient:
@@ -164,14 +152,11 @@ class Session:
 
     def scales(self, checkpoint: int) -> Scales:
         """Return the coordinates in which the damping is the same for every weight, on the device."""
-        if not _damping.by_weight(self.manifest["curvature"]):
+        if not self.run.method.curvature.by_weight:
             return Scales()
-        arrays, _ = load_state(self.store, scales_stage(checkpoint), 0)
+        arrays, _ = load_state(self.run, scales_stage(checkpoint), 0)
         blocks = self.capture(checkpoint).blocks
         return Scales(by_block(blocks, arrays["left"], arrays["right"])).to(self.device)
-
-    def checkpoint_count(self) -> int:
-        return len(self.manifest["checkpoints"])
 
     def model(self, checkpoint: int) -> nn.Module:
         """Return the model of one checkpoint on the device; only one is kept at a time."""
@@ -181,12 +166,12 @@ class Session:
         return self._models[checkpoint]
 
     def _load_model(self, checkpoint: int) -> nn.Module:
-        pinned = self.manifest["checkpoints"][checkpoint]
-        path = self.root / pinned["path"]
+        pinned = self.run.method.checkpoints[checkpoint]
+        path = self.run.place.root / pinned.path
         before = _resolve.checkpoint_signature(path)
-        if _resolve.checkpoint_facts(self.root, pinned["path"]) != pinned:
+        if _resolve.checkpoint_facts(self.run.place.root, pinned.path) != asdict(pinned):
             raise InputError(
-                f"checkpoint {path} changed since {self.store.url} was made; "
+                f"checkpoint {path} changed since {self.run.url} was made; "
                 f"restore it, or use a new run folder"
             )
         model = self.task.model(path).to(self.device)
@@ -195,15 +180,15 @@ class Session:
                 f"checkpoint {path} was written to while it was loaded; wait until nothing writes to it, "
                 f"then run the same command again"
             )
-        # Only pilot runs of `evaluate sanity` name a seed here; a job cannot.
-        seed = self.manifest["model"].get("shuffle")
+        seed = self.run.method.model.shuffle
         return model if seed is None else shuffled(model, seed)
 
     def _task(self) -> Task:
-        task = load_task(self.manifest["task"], self.root, self.manifest["task_files"])
-        if task.digest != self.manifest["task_digest"]:
+        place, method = self.run.place, self.run.method
+        task = load_task(place.task, place.root, method.task_files)
+        if task.digest != method.task_digest:
             raise InputError(
-                f"the manifest of {self.store.url} names files of task {self.manifest['task']} that its own "
+                f"the manifest of {self.run.url} names files of task {place.task} that its own "
                 f"task_digest is not of; it was edited, so use a new run folder"
             )
         return task
@@ -224,7 +209,7 @@ def session(run_path: str, device: str) -> Session:
 
     The fingerprint is part of the key: a run made anew in the same place is another run.
     """
-    return _session(run_path, device, RunStore.open(run_path).fingerprint)
+    return _session(run_path, device, OpenRun.open(run_path).fingerprint)
 
 
 @lru_cache(maxsize=2)

@@ -12,19 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
-from streamfluence.layout import collect_stage, receipt_path
-from streamfluence.run import damping as _damping
-from streamfluence.run.finished import other_document, read_spec, stale
-from streamfluence.run.rests_on import sketch_digest
-from streamfluence.run.rows import row_bases, spans
-from streamfluence.run.sets import (
+from streamfluence.layout import (
+    collect_stage,
     plan_stage,
-    query_sets,
+    queries_path,
+    receipt_path,
+    result_stage,
     scales_stage,
-    score_names,
     score_path,
+    score_stage,
+    sketch_stage,
 )
-from streamfluence.store import Problem, Receipt, RunStore
+from streamfluence.run.finished import other_document, read_spec, stale
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.rests_on import sketch_digest
+from streamfluence.run.rows import row_bases
+from streamfluence.run.sets import score_names
+from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
 from streamfluence.store.finalise import listing_path
 
@@ -55,12 +59,12 @@ class Survey:
         self.problems.append(Problem("", -1, path, what))
 
 
-def survey(store: RunStore) -> Survey:
+def survey(run: OpenRun) -> Survey:
     """Return what of a run is lost, missing, or does not belong together; reads no rows."""
     found = Survey()
-    if store.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
+    if run.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
         return found
-    known = _Known(store)
+    known = _Known(run)
     _lost_documents(known, found)
     _strangers(known, found)
     needed = _needed_rows(known, found)
@@ -79,22 +83,22 @@ def survey(store: RunStore) -> Survey:
 class _Known:
     """The sets, checkpoints and scores of a run, as far as their documents are sound."""
 
-    def __init__(self, store: RunStore) -> None:
-        self.store = store
-        self.checkpoints = range(len(store.manifest["checkpoints"]))
+    def __init__(self, run: OpenRun) -> None:
+        self.run = run
+        self.checkpoints = run.checkpoints
         self.sets: dict[str, int] = {}
         self.specs: dict[str, Mapping[str, Any]] = {}
-        for name in ["train", *query_sets(store)]:
+        for name in ["train", *run.query_sets()]:
             with suppress(StreamfluenceError):
-                self.sets[name] = len(spans(store, name))
-        for label in score_names(store):
+                self.sets[name] = len(run.example_set(name).spans)
+        for label in score_names(run):
             with suppress(StreamfluenceError):
-                self.specs[label] = store.read_document(score_path(label))
-        self.stages = store.stages()
+                self.specs[label] = run.read_document(score_path(label))
+        self.stages = run.stages()
 
     def there(self, stage: str) -> set[int]:
         """Return the partitions of a stage that have a receipt."""
-        return set(self.store.committed(stage)) if stage in self.stages else set()
+        return set(self.run.committed(stage)) if stage in self.stages else set()
 
     def below(self, top: str) -> set[str]:
         """Return the names directly below ``top`` that have any receipt."""
@@ -103,15 +107,15 @@ class _Known:
 
 
 def _lost_documents(known: _Known, found: Survey) -> None:
-    store = known.store
-    documents = set(query_sets(store))
+    run = known.run
+    documents = set(run.query_sets())
     for name in sorted(known.below("collect") - documents - {"train"}):
         found.document(
-            f"queries/{name}.json",
+            queries_path(name),
             "is missing, but rows of it are there; repeat `streamfluence run` with the job that made "
             "the run, which writes it again",
         )
-    for label in sorted((known.below("score") | known.below("scores")) - set(score_names(store))):
+    for label in sorted((known.below("score") | known.below("scores")) - set(score_names(run))):
         found.document(
             score_path(label),
             "is missing, but scores of that name are there; repeat `streamfluence score` or `run` as "
@@ -144,26 +148,26 @@ def _needed_rows(known: _Known, found: Survey) -> dict[str, set[int]]:
     """Return the partitions of every set that scores were made from, after a look at the scores."""
     needed: dict[str, set[int]] = {}
     for label, spec in known.specs.items():
-        tasks, parts = set(range(len(spec["tasks"]))), known.there(f"score/{label}")
-        result = bool(known.there(f"scores/{label}"))
+        tasks, parts = set(range(len(spec["tasks"]))), known.there(score_stage(label))
+        result = bool(known.there(result_stage(label)))
         lost = sorted(tasks - parts)
         if result:
             for part in lost:
                 found.lost(
-                    f"score/{label}", part, f"the result of scores {label!r} was made from it"
+                    score_stage(label), part, f"the result of scores {label!r} was made from it"
                 )
         else:
-            found.missing[f"scores/{label}"] = [0]
+            found.missing[result_stage(label)] = [0]
             if lost:
-                found.missing[f"score/{label}"] = lost
+                found.missing[score_stage(label)] = lost
         if not parts and not result:
             continue
         needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
         queries = spec["queries"]
         needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
-        if queries not in query_sets(known.store) and queries not in known.below("collect"):
+        if queries not in known.run.query_sets() and queries not in known.below("collect"):
             found.document(
-                f"queries/{queries}.json",
+                queries_path(queries),
                 f"is missing, but scores {label!r} are of it; repeat `streamfluence run` with the job",
             )
     return needed
@@ -186,16 +190,16 @@ def _rows(
 
 def _bases(known: _Known, found: Survey, example_set: str, checkpoint: int) -> None:
     """Find rows of other examples, another set or another sketch than the run has now."""
-    store, stage = known.store, collect_stage(example_set, checkpoint)
-    cut = spans(store, example_set)
-    receipts = [r for r in _sound(store, stage) if r.partition < len(cut)]
+    run, stage = known.run, collect_stage(example_set, checkpoint)
+    cut = run.example_set(example_set).spans
+    receipts = [r for r in _sound(run, stage) if r.partition < len(cut)]
     for receipt in receipts:
         span = cut[receipt.partition]
         if receipt.span != span:
             what = f"holds rows {receipt.start:,} to {receipt.stop:,}, not {span.start:,} to {span.stop:,}"
             found.wrong(stage, receipt.partition, what)
     with suppress(StreamfluenceError):  # a lost or damaged sketch is told of by itself
-        bases = row_bases(store, example_set, checkpoint)
+        bases = row_bases(run, example_set, checkpoint)
         for base, digest in bases.items():
             _agree(found, receipts, base, digest, example_set, checkpoint)
 
@@ -223,9 +227,7 @@ def _agree(
             if problem.object not in {p.object for p in found.problems}:
                 found.problems.append(problem)
         elif example_set != "train":
-            found.document(
-                f"queries/{example_set}.json", f"{what}; put back the one that was there"
-            )
+            found.document(queries_path(example_set), f"{what}; put back the one that was there")
         return
     for receipt in receipts:
         if str(receipt.facts.get(base)) != digest:
@@ -244,34 +246,34 @@ def _sketch(known: _Known, found: Survey, checkpoint: int) -> None:
             found.missing[plan] = [0]
         if not used:
             return
-    lasting = [f"sketch/{checkpoint}/coverage"]
-    if _damping.by_weight(known.store.manifest["curvature"]):
+    lasting = [sketch_stage(checkpoint, "coverage")]
+    if known.run.method.curvature.by_weight:
         lasting.append(scales_stage(checkpoint))
     for stage in lasting:
         if not known.there(stage):
             found.lost(stage, 0, "the sketch was made from it")
     with suppress(IncompleteError):
         try:
-            sketch_digest(known.store, checkpoint)
+            sketch_digest(known.run, checkpoint)
         except DamageError as error:
             found.wrong(plan, 0, str(error))
 
 
 def _chain(known: _Known, found: Survey, label: str) -> None:
     """Find scores that were made from something else than is there now."""
-    store = known.store
+    run = known.run
     try:
-        spec = read_spec(store, label)
+        spec = read_spec(run, label)
     except StreamfluenceError as error:
         if known.specs[label]["queries"] in known.sets:  # else its document is told of by itself
             found.document(score_path(label), str(error))
         return
     with suppress(StreamfluenceError):  # what is lost or damaged is told of by itself
-        if other_document(store, label, spec):
+        if other_document(run, label, spec):
             what = "is not what its parts were made from; put back the one that was there"
             found.document(score_path(label), what)
             return
-        for stage, part in stale(store, label, spec):
+        for stage, part in stale(run, label, spec):
             path = receipt_path(stage, part)  # not the partition's own damage: see ``rescore``
             found.problems.append(
                 Problem(stage, -1, path, "was made from something else than is there now")
@@ -280,16 +282,16 @@ def _chain(known: _Known, found: Survey, label: str) -> None:
 
 def _published(known: _Known, found: Survey, example_set: str) -> None:
     """Find a published set that was linked from other rows than are there now."""
-    store, path = known.store, listing_path(example_set)
+    run, path = known.run, listing_path(example_set)
     with suppress(StreamfluenceError):  # one that is not there or damaged is told of by itself
-        rests_on = store.read_document(path)["rests_on"]
+        rests_on = run.read_document(path)["rests_on"]
         for stage in rests_on if isinstance(rests_on, dict) else ():
-            rows = [r for r in _sound(store, stage) if r.partition < known.sets[example_set]]
+            rows = [r for r in _sound(run, stage) if r.partition < known.sets[example_set]]
             if rests_on[stage] != content_digest(rows):
                 found.document(path, f"was published from other rows of {stage} than are there now")
 
 
-def _sound(store: RunStore, stage: str) -> Iterator[Receipt]:
-    for receipt in store.all_receipts(stage).values():
+def _sound(run: OpenRun, stage: str) -> Iterator[Receipt]:
+    for receipt in run.all_receipts(stage).values():
         if isinstance(receipt, Receipt):
             yield receipt

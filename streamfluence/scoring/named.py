@@ -17,8 +17,8 @@ from streamfluence.errors import DamageError, StorageError
 from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.columns import set_values
 from streamfluence.run.identity import pinned_reader
-from streamfluence.run.sets import set_facts
-from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.run.opened import OpenRun
+from streamfluence.store import Receipt, array_names
 from streamfluence.store.text import decode_ids, encode_text
 
 PREFIX = "named."
@@ -52,7 +52,7 @@ class Named:
 
 
 def name_examples(
-    store: RunStore,
+    run: OpenRun,
     example_set: str,
     readouts: Mapping[str, Readout],
     results: Mapping[str, Arrays],
@@ -65,11 +65,11 @@ def name_examples(
     """
     listed = [readouts[name].named_rows(result) for name, result in results.items()]
     first = np.concatenate([rows for rows in listed] or [np.empty(0, np.int64)])
-    queries = np.arange(set_facts(store, example_set)["count"])
+    queries = np.arange(run.example_set(example_set).count)
     arrays: Arrays = {}
     notes = {}
     for role, name, wanted in (("train", "train", first), ("queries", example_set, queries)):
-        found, notes[role] = _of_set(store, name, wanted)
+        found, notes[role] = _of_set(run, name, wanted)
         arrays |= {f"{PREFIX}{role}.{key}": array for key, array in found.items()}
     return arrays, {"previews": notes}
 
@@ -79,7 +79,7 @@ def compressed(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {key: "zstd" for key, array in arrays.items() if key.startswith(PREFIX) and array.size}
 
 
-def named(store: RunStore, receipt: Receipt, role: str) -> Named:
+def named(run: OpenRun, receipt: Receipt, role: str) -> Named:
     """Return what a result has stored of the examples it names.
 
     Args:
@@ -88,29 +88,29 @@ def named(store: RunStore, receipt: Receipt, role: str) -> Named:
     prefix, found = f"{PREFIX}{role}.", {}
     for name in array_names(receipt):
         if name.startswith(prefix):
-            array = store.read(receipt, name)
+            array = run.read(receipt, name)
             found[name.removeprefix(prefix)] = decode_ids(array)
     rows = found.pop("row", np.empty((0, 0)))
     sound = rows.ndim == 1 and rows.dtype.kind == "i" and bool((np.diff(rows) > 0).all())
     if not sound or "id" not in found or any(a.shape != rows.shape for a in found.values()):
         raise DamageError(
-            f"the result {receipt.stage} of {store.url} does not say which examples it names; score "
+            f"the result {receipt.stage} of {run.url} does not say which examples it names; score "
             f"again under another --name"
         )
     return Named(rows, found)
 
 
-def _of_set(store: RunStore, example_set: str, wanted: np.ndarray) -> tuple[Arrays, str | None]:
+def _of_set(run: OpenRun, example_set: str, wanted: np.ndarray) -> tuple[Arrays, str | None]:
     """Return the columns of some rows, in any order and with repeats, and why there are no previews."""
     rows = np.unique(wanted)
     found: Arrays = {"row": rows}
     for key, column in (("id", "example_id"), ("loss", "loss"), ("group", "group")):
-        values = set_values(store, example_set, column, rows)
+        values = set_values(run, example_set, column, rows)
         if values is not None:
             found[key] = values
     shown = np.sort(_first_of(wanted))
     try:
-        reader = pinned_reader(store, example_set)[0]
+        reader = pinned_reader(run, example_set)[0]
         previews = [reader.preview(int(row)) or "" for row in shown]
         groups = _group_names(reader, found.get("group"))
     except (StorageError, MemoryError):

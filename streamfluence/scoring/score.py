@@ -5,6 +5,7 @@ from typing import Any
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.job import Score
+from streamfluence.layout import result_stage, score_path, score_stage
 from streamfluence.run.finished import (
     Bases,
     Finished,
@@ -13,10 +14,9 @@ from streamfluence.run.finished import (
     refuse_changed,
     stale,
 )
-from streamfluence.run.sets import score_path
+from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import units as work
 from streamfluence.scoring.spec import make_spec, pin
-from streamfluence.store import RunStore
 
 
 def score_set(
@@ -38,14 +38,14 @@ def score_set(
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
-    store = RunStore.open(run_path)
+    run = OpenRun.open(run_path)
     label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
-    spec = make_spec(store, example_set, options or Score(), damping, allow_incomplete)
-    if options is None and store.has(score_path(label)):
-        spec["readouts"] = store.read_document(score_path(label))["readouts"]
-    pin(store, label, spec)
-    _execute(store, run_path, label, spec, execution, progress)
-    return _merge(store, run_path, label)
+    spec = make_spec(run, example_set, options or Score(), damping, allow_incomplete)
+    if options is None and run.has(score_path(label)):
+        spec["readouts"] = run.read_document(score_path(label))["readouts"]
+    pin(run, label, spec)
+    _execute(run, run_path, label, spec, execution, progress)
+    return _merge(run, run_path, label)
 
 
 def rescore(
@@ -55,44 +55,44 @@ def rescore(
     progress: Progress | None = None,
 ) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
-    store = RunStore.open(run_path)
+    run = OpenRun.open(run_path)
     for label in labels:
-        spec = read_spec(store, label)
-        _discard_stale(store, label, spec)
-        _execute(store, run_path, label, spec, execution or Execution(), progress or Silent())
-        _discard_stale(store, label, spec)  # parts made on another machine may have other last bits
-        _merge(store, run_path, label)
+        spec = read_spec(run, label)
+        _discard_stale(run, label, spec)
+        _execute(run, run_path, label, spec, execution or Execution(), progress or Silent())
+        _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
+        _merge(run, run_path, label)
 
 
-def _discard_stale(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
-    for stage, part in stale(store, label, spec):
-        store.discard(stage, part)
+def _discard_stale(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
+    for stage, part in stale(run, label, spec):
+        run.discard(stage, part)
 
 
 def _execute(
-    store: RunStore,
+    run: OpenRun,
     run_path: str,
     label: str,
     spec: Mapping[str, Any],
     execution: Execution,
     progress: Progress,
 ) -> None:
-    missing = store.missing(f"score/{label}", len(spec["tasks"]))
+    missing = run.missing(score_stage(label), len(spec["tasks"]))
     there = sorted(set(range(len(spec["tasks"]))) - set(missing))
-    bases = Bases(store, spec, there)
+    bases = Bases(run, spec, there)
     for task in there:
-        receipt = store.receipt(f"score/{label}", task)
+        receipt = run.receipt(score_stage(label), task)
         if receipt is not None:
-            refuse_changed(store, label, receipt, bases)
+            refuse_changed(run, label, receipt, bases)
     if missing:
-        with execution.open(len(missing), store.manifest["compute"]["threads"]) as executor:
+        with execution.open(len(missing), run.method.batches.threads) as executor:
             progress.start(f"score {label}", len(missing), "tasks")
             tasks = [(run_path, execution.resolved_device(), label, task) for task in missing]
             run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
             progress.finish()
 
 
-def _merge(store: RunStore, run_path: str, label: str) -> Finished:
-    if store.receipt(f"scores/{label}", 0) is None:
+def _merge(run: OpenRun, run_path: str, label: str) -> Finished:
+    if run.receipt(result_stage(label), 0) is None:
         work.merge(run_path, label)
-    return finished(store, label)
+    return finished(run, label)

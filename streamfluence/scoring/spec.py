@@ -8,20 +8,15 @@ from typing import Any
 
 from streamfluence.errors import InputError
 from streamfluence.job import Score
-from streamfluence.layout import collect_stage
+from streamfluence.layout import collect_stage, queries_path, score_path
 from streamfluence.readouts.base import Readout
 from streamfluence.registry import member
 from streamfluence.run.finished import (
     spec_bases,
 )
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import (
-    named_query_set,
-    partition_count,
-    refuse_missing,
-    score_path,
-)
-from streamfluence.store import RunStore
+from streamfluence.run.sets import named_query_set, refuse_missing
 from streamfluence.store.documents import differences
 
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
@@ -37,37 +32,34 @@ MEANING = (
 
 
 def make_spec(
-    store: RunStore, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
+    run: OpenRun, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
 ) -> dict[str, Any]:
     """Return everything that decides a result, after checking that its rows are there."""
-    named_query_set(store, example_set)
-    _check_damping(store, damping)
-    for checkpoint in range(len(store.manifest["checkpoints"])):
-        row_receipts(store, example_set, checkpoint)
+    named_query_set(run, example_set)
+    _check_damping(run, damping)
+    for checkpoint in run.checkpoints:
+        row_receipts(run, example_set, checkpoint)
     missing = sorted(
         {
             partition
-            for checkpoint in range(len(store.manifest["checkpoints"]))
-            for partition in store.missing(
-                collect_stage("train", checkpoint), partition_count(store, "train")
-            )
+            for checkpoint in run.checkpoints
+            for partition in run.missing(collect_stage("train", checkpoint), run.train.partitions)
         }
     )
     if missing and not allow_incomplete:
-        refuse_missing(store, "train", missing)
-    facts = store.read_document(f"queries/{example_set}.json")
-    present = sorted(set(range(partition_count(store, "train"))) - set(missing))
-    size = max(
-        1, _task_rows(options, facts["count"]) // store.manifest["train"]["partition_examples"]
-    )
-    root = Path(store.manifest["root"])
+        refuse_missing(run, "train", missing)
+    facts = run.read_document(queries_path(example_set))
+    present = sorted(set(range(run.train.partitions)) - set(missing))
+    size = max(1, _task_rows(options, facts["count"]) // run.train.partition_examples)
+    root = run.place.root
     return {
         "queries": example_set,
-        "rests_on": spec_bases(store, example_set),
+        "rests_on": spec_bases(run, example_set),
         "measurement": facts["measurement"],
         "damping": damping,
         "readouts": {
-            readout: readout_options(readout, options, root) for readout in options.readouts
+            readout: readout_options(readout, options, run.train.count, root)
+            for readout in options.readouts
         },
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
@@ -76,15 +68,15 @@ def make_spec(
     }
 
 
-def _check_damping(store: RunStore, damping: float | None) -> None:
+def _check_damping(run: OpenRun, damping: float | None) -> None:
     """Refuse another damping that is no number to damp with, or that nothing would be damped by."""
     if damping is None:
         return
     if not 0 < damping < math.inf:
         raise InputError(f"damping = {damping}; it must be positive and finite")
-    if store.manifest["curvature"]["name"] == "identity":
+    if run.method.curvature.name == "identity":
         raise InputError(
-            f"{store.url} was made with curvature.name = 'identity', which has no damping to change; "
+            f"{run.url} was made with curvature.name = 'identity', which has no damping to change; "
             "leave --damping out, or make a run with a curvature"
         )
 
@@ -96,25 +88,29 @@ def _task_rows(options: Score, queries: int) -> int:
     return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
 
 
-def readout_options(readout: str, options: Score, root: Path) -> dict[str, Any]:
-    """Return the options of one readout among those of a score, in a job of the folder ``root``."""
+def readout_options(readout: str, options: Score, examples: int, root: Path) -> dict[str, Any]:
+    """Return the options of one readout among those of a score, in a job of the folder ``root``.
+
+    Args:
+        examples: Of the training set; no list is longer.
+    """
     if readout == "subset_sum":
         if options.subsets is None:
             raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
         return {"subsets": options.subsets, "sha256": file_sha256(root / options.subsets)}
-    return {"k": options.top_k} if readout in ("top_k", "self_influence") else {}
+    return {"k": min(options.top_k, examples)} if readout in ("top_k", "self_influence") else {}
 
 
-def pin(store: RunStore, label: str, spec: Mapping[str, Any]) -> None:
+def pin(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
     """Fix what a result of that name is, once everything in it was seen to be possible."""
-    build_readouts(spec, Path(store.manifest["root"]))
-    if not store.has(score_path(label)):
-        store.create_document(score_path(label), dict(spec))
+    build_readouts(spec, run.place.root)
+    if not run.has(score_path(label)):
+        run.create_document(score_path(label), dict(spec))
         return
-    there = store.read_document(score_path(label))
+    there = run.read_document(score_path(label))
     if there != spec:
         raise InputError(
-            f"scores {label!r} of {store.url} were made with other settings: "
+            f"scores {label!r} of {run.url} were made with other settings: "
             f"{differences(there, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
         )
 

@@ -11,12 +11,13 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.errors import NonFiniteError
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.run.decision import load_codec
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import set_facts
 from streamfluence.scoring import product as _product
-from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest
+from streamfluence.store.run_store import RunStore
 
 QUERY_BYTES = 256 << 20  # of query rows held at once, all checkpoints together
 
@@ -29,18 +30,18 @@ class StoredRows:
         with_codes: Whether the rows themselves are read, and not only what is stored beside them.
     """
 
-    def __init__(self, store: RunStore, receipts: Sequence[Receipt], with_codes: bool) -> None:
-        self.store, self.receipts, self.with_codes = store, receipts, with_codes
+    def __init__(self, run: RunStore, receipts: Sequence[Receipt], with_codes: bool) -> None:
+        self.run, self.receipts, self.with_codes = run, receipts, with_codes
 
     def blocks(self, block_rows: int) -> Iterator[_product.RowBlock]:
         for receipt in self.receipts:
             small = {
-                name: self.store.read(receipt, name)
+                name: self.run.read(receipt, name)
                 for name in ("scale", "flags", "self_influence", "loss", "group")
                 if name in array_names(receipt)
             }
             start, count, done = receipt.start, len(small["flags"]), 0
-            codes = self.store.read_blocks(receipt, "rows", block_rows) if self.with_codes else None
+            codes = self.run.read_blocks(receipt, "rows", block_rows) if self.with_codes else None
             while done < count:
                 stop = min(done + block_rows, count)
                 part = {name: array[done:stop] for name, array in small.items()}
@@ -56,15 +57,15 @@ class StoredRows:
                 done = stop
 
 
-def query_tiles(store: RunStore, example_set: str) -> list[tuple[int, int]]:
+def query_tiles(run: OpenRun, example_set: str) -> list[tuple[int, int]]:
     """Return the ranges of queries that are scored at a time: all, where their rows fit in memory.
 
     Every tile reads the training rows once. The cut depends on the run alone, never on the
     machine, so that results do not.
     """
-    count = set_facts(store, example_set)["count"]
-    checkpoints = len(store.manifest["checkpoints"])
-    widths = [len(load_codec(store, checkpoint)[1].values) for checkpoint in range(checkpoints)]
+    count = run.example_set(example_set).count
+    checkpoints = len(run.checkpoints)
+    widths = [len(load_codec(run, checkpoint)[1].values) for checkpoint in range(checkpoints)]
     size = max(_product.PADDING_ROWS, QUERY_BYTES // (4 * sum(widths)))
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -81,12 +82,12 @@ def score_sides(
     Args:
         tile: Range of queries; None takes all.
     """
-    store = RunStore.open(run_path)
-    checkpoints = range(len(store.manifest["checkpoints"]))
-    rows = content_digest(r for c in checkpoints for r in row_receipts(store, example_set, c))
-    sketches = tuple(sketch_digest(store, c) for c in checkpoints)
+    run = OpenRun.open(run_path)
+    checkpoints = run.checkpoints
+    rows = content_digest(r for c in checkpoints for r in row_receipts(run, example_set, c))
+    sketches = tuple(sketch_digest(run, c) for c in checkpoints)
     return _cached_sides(
-        run_path, device, example_set, damping, tile, (store.fingerprint, rows, *sketches)
+        run_path, device, example_set, damping, tile, (run.fingerprint, rows, *sketches)
     )
 
 
@@ -100,14 +101,14 @@ def _cached_sides(
     rests_on: tuple[str, ...],
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return the sides; the digests tell runs and query sets of one name apart."""
-    store = RunStore.open(run_path)
-    count = store.manifest["train"]["count"]
+    run = OpenRun.open(run_path)
+    count = run.train.count
     sides = []
-    weights = store.manifest["checkpoint_weights"]
-    assert len(weights) == len(store.manifest["checkpoints"]), "a weight is missing"
+    weights = run.method.weights
+    assert len(weights) == len(run.checkpoints), "a weight is missing"
     for checkpoint, weight in enumerate(weights):
-        codec, factor = load_codec(store, checkpoint)
-        queries = query_rows(store, example_set, checkpoint, tile)
+        codec, factor = load_codec(run, checkpoint)
+        queries = query_rows(run, example_set, checkpoint, tile)
         if damping is not None:
             queries = factor.redamp(queries, damping)
         sides.append((codec.to(device), codec.query(queries).to(device), weight / count))
@@ -115,7 +116,7 @@ def _cached_sides(
 
 
 def query_rows(
-    store: RunStore, example_set: str, checkpoint: int, tile: tuple[int, int] | None = None
+    run: OpenRun, example_set: str, checkpoint: int, tile: tuple[int, int] | None = None
 ) -> Tensor:
     """Return the whitened float32 rows of a query set, or a tile of it, ``(query, feature)``.
 
@@ -123,8 +124,8 @@ def query_rows(
         NonFiniteError: If a query was NaN or infinite; its scores would mean nothing.
         IncompleteError: If one is missing.
     """
-    ordered = row_receipts(store, example_set, checkpoint)
-    flags = np.concatenate([store.read(receipt, "flags") for receipt in ordered])
+    ordered = row_receipts(run, example_set, checkpoint)
+    flags = np.concatenate([run.read(receipt, "flags") for receipt in ordered])
     if flags.any():
         bad = np.flatnonzero(flags)[:8].tolist()
         raise NonFiniteError(
@@ -133,11 +134,11 @@ def query_rows(
         )
     low, high = tile or (0, ordered[-1].stop)
     pieces = [
-        store.read(receipt, "rows", rows=slice(max(low - receipt.start, 0), high - receipt.start))
+        run.read(receipt, "rows", rows=slice(max(low - receipt.start, 0), high - receipt.start))
         for receipt in ordered
         if receipt.start < high and receipt.stop > low
     ]
-    rows = np.concatenate(pieces or [store.read(ordered[0], "rows")[:0]])
+    rows = np.concatenate(pieces or [run.read(ordered[0], "rows")[:0]])
     assert len(rows) == high - low, "partitions that follow each other hold every query"
     return torch.from_numpy(rows)
 
@@ -154,12 +155,12 @@ def partition_scores(
     Args:
         tile: Range of queries; None takes all, whose rows are then held a tile at a time.
     """
-    store = RunStore.open(run_path)
-    tiles = [tile] if tile is not None else query_tiles(store, example_set)
+    run = OpenRun.open(run_path)
+    tiles = [tile] if tile is not None else query_tiles(run, example_set)
     pieces = [
         np.where(block.valid[:, None], block.scores, np.float32(np.nan))
         for tile in tiles
-        for block in tile_blocks(run_path, store, example_set, damping, [partition], tile)
+        for block in tile_blocks(run_path, run, example_set, damping, [partition], tile)
     ]
     rows = len(pieces) // len(tiles)
     columns = [np.concatenate(pieces[i : i + rows]) for i in range(0, len(pieces), rows)]
@@ -168,7 +169,7 @@ def partition_scores(
 
 def tile_blocks(
     run_path: str,
-    store: RunStore,
+    run: OpenRun,
     example_set: str,
     damping: float | None,
     partitions: Sequence[int],
@@ -182,7 +183,7 @@ def tile_blocks(
     """
     terms = [
         _product.Term(
-            StoredRows(store, row_receipts(store, "train", checkpoint, partitions), True),
+            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), True),
             codec,
             queries if chosen is None else queries[chosen],
             weight,
@@ -200,16 +201,16 @@ def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: 
     Training rows are decoded; queries are turned as training rows are before they are stored, so
     inner products of both are the scores of this checkpoint times n.
     """
-    store = RunStore.open(run_path)
-    (receipt,) = row_receipts(store, example_set, checkpoint, [partition])
-    rows = torch.from_numpy(store.read(receipt, "rows"))
-    codec, _ = load_codec(store, checkpoint)
+    run = OpenRun.open(run_path)
+    (receipt,) = row_receipts(run, example_set, checkpoint, [partition])
+    rows = torch.from_numpy(run.read(receipt, "rows"))
+    codec, _ = load_codec(run, checkpoint)
     if example_set != "train":
         return codec.query(rows).numpy()
-    scale = torch.from_numpy(store.read(receipt, "scale"))
+    scale = torch.from_numpy(run.read(receipt, "scale"))
     return codec.decode(Encoded(rows, scale)).numpy()
 
 
-def row_width(store: RunStore, checkpoint: int) -> int:
+def row_width(run: OpenRun, checkpoint: int) -> int:
     """Return the number of stored coordinates of a row."""
-    return load_codec(store, checkpoint)[0].stored
+    return load_codec(run, checkpoint)[0].stored

@@ -1,31 +1,32 @@
 """The work units of score: read out some partitions of rows, then merge what was read out."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamfluence.errors import StorageError
+from streamfluence.layout import result_stage, score_stage
 from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_receipts
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
 from streamfluence.scoring import product as _product
 from streamfluence.scoring.named import compressed, name_examples
 from streamfluence.scoring.spec import build_readouts
 from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
-from streamfluence.store import Receipt, RunStore, array_names
+from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest, document_digest
 
 
 def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     """Read out one task's partitions and commit its states; return counts for the progress report."""
-    store = RunStore.open(run_path)
-    spec = read_spec(store, name)
-    bases = Bases(store, spec, [task]).of(task)
-    readouts = build_readouts(spec, Path(store.manifest["root"]))
+    run = OpenRun.open(run_path)
+    spec = read_spec(run, name)
+    bases = Bases(run, spec, [task]).of(task)
+    readouts = build_readouts(spec, run.place.root)
     needs_scores = any(readout.needs_scores for readout in readouts.values())
-    tiles = query_tiles(store, spec["queries"]) if needs_scores else [(0, 0)]
+    tiles = query_tiles(run, spec["queries"]) if needs_scores else [(0, 0)]
     read = [
         _read_tile(run_path, device, spec, task, readouts, tile, needs_scores) for tile in tiles
     ]
@@ -39,16 +40,16 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
         "invalid": max(each[2].invalid for each in read),
     }
     compressors = {key: "blosc-bitshuffle-zstd" for key in arrays if key.startswith("example.")}
-    if Bases(store, spec, [task]).of(task) != bases:
+    if Bases(run, spec, [task]).of(task) != bases:
         raise StorageError(
-            f"rows of {store.url} were replaced while part {task} of scores {name!r} was made (a repair at "
+            f"rows of {run.url} were replaced while part {task} of scores {name!r} was made (a repair at "
             f"the same time?); run the same command again"
         )
     facts = {**counts_read, **bases}
-    receipt = store.commit(
-        f"score/{name}", task, arrays, {"score": name}, facts, compressors=compressors
+    receipt = run.commit(
+        score_stage(name), task, arrays, {"score": name}, facts, compressors=compressors
     )
-    refuse_changed(store, name, receipt, Bases(store, spec, [task]))
+    refuse_changed(run, name, receipt, Bases(run, spec, [task]))
     return counts_read
 
 
@@ -62,10 +63,10 @@ def _read_tile(
     needs_scores: bool,
 ) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    store, partitions = RunStore.open(run_path), spec["tasks"][task]
+    run, partitions = OpenRun.open(run_path), spec["tasks"][task]
     terms = [
         _product.Term(
-            StoredRows(store, row_receipts(store, "train", checkpoint, partitions), needs_scores),
+            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs_scores),
             codec,
             queries,
             weight,
@@ -105,13 +106,13 @@ def _joined(
 
 def merge(run_path: str, name: str) -> None:
     """Merge the states of all tasks in their order, and commit the results with the examples they name."""
-    store = RunStore.open(run_path)
-    spec = read_spec(store, name)
-    readouts = build_readouts(spec, Path(store.manifest["root"]))
-    tasks = task_receipts(store, name, spec)
-    merged = _product.merge(readouts, (_reading(store, receipt) for receipt in tasks))
+    run = OpenRun.open(run_path)
+    spec = read_spec(run, name)
+    readouts = build_readouts(spec, run.place.root)
+    tasks = task_receipts(run, name, spec)
+    merged = _product.merge(readouts, (_reading(run, receipt) for receipt in tasks))
     results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}
-    examples, notes = name_examples(store, spec["queries"], readouts, results)
+    examples, notes = name_examples(run, spec["queries"], readouts, results)
     facts = {
         "examples": merged.examples,
         "invalid": merged.invalid,
@@ -120,16 +121,16 @@ def merge(run_path: str, name: str) -> None:
         **notes,
     }
     arrays = _flat(results) | examples
-    store.commit(f"scores/{name}", 0, arrays, {"score": name}, facts, compressed(arrays))
+    run.commit(result_stage(name), 0, arrays, {"score": name}, facts, compressed(arrays))
 
 
-def _reading(store: RunStore, receipt: Receipt) -> _product.Reading:
+def _reading(run: OpenRun, receipt: Receipt) -> _product.Reading:
     states: dict[str, Arrays] = {}
     for name in array_names(receipt):
         kind, _, rest = name.partition(".")
         if kind == "state":
             readout, _, key = rest.partition(".")
-            states.setdefault(readout, {})[key] = store.read(receipt, name)
+            states.setdefault(readout, {})[key] = run.read(receipt, name)
     return _product.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
 
 

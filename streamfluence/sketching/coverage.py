@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from streamfluence.capture import Capture
+from streamfluence.layout import sketch_stage
 from streamfluence.run.session import Session, session
 from streamfluence.run.states import save_state
 from streamfluence.sketching.plausible import plausibility
@@ -16,7 +17,7 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
     """Prove on the first batch that the captured gradients are autograd's, and commit the facts."""
     opened = session(run_path, device)
     capture = opened.capture(checkpoint)
-    first = torch.arange(min(8, opened.table("train")["count"]))
+    first = torch.arange(min(8, opened.run.train.count))
     rows = opened.batch(opened.reader("train").read(0, len(first)))
     _, batch = finite_examples(opened, checkpoint, first, rows)
     model = opened.model(checkpoint)
@@ -33,7 +34,7 @@ def coverage(run_path: str, device: str, checkpoint: int) -> None:
             for b in capture.blocks
         ],
     }
-    save_state(opened.store, f"sketch/{checkpoint}/coverage", 0, {}, facts)
+    save_state(opened.run, sketch_stage(checkpoint, "coverage"), 0, {}, facts)
 
 
 def _covered(model: torch.nn.Module, capture: Capture) -> dict[str, Any]:

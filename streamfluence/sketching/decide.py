@@ -4,13 +4,13 @@ from typing import Any
 
 from streamfluence.curvature.base import Factor
 from streamfluence.errors import InputError
+from streamfluence.layout import plan_stage, scales_stage, sketch_stage
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
-from streamfluence.run import damping as _damping
 from streamfluence.run.rests_on import scales_digest
 from streamfluence.run.session import Session, session
-from streamfluence.run.sets import plan_stage, scales_stage
 from streamfluence.run.states import load_state, save_state, select
+from streamfluence.sketching.damping import resolve
 from streamfluence.sketching.fitted import block_widths, projection_arrays, ready_projection
 from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import merged
@@ -20,15 +20,15 @@ def decide(run_path: str, device: str, checkpoint: int) -> None:
     """Factor the curvature, settle the damping and the codec, and commit what collect needs."""
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint).to("cpu")
-    curvature, manifest = opened.curvature(), opened.manifest
+    curvature, method = opened.curvature(), opened.run.method
     merge = Sums(curvature, projection, block_widths(opened, projection)).merge
     state, examples = merged(opened, checkpoint, "gram", merge)
     sizes = _sizes(opened, projection)
     n_weights = sum(block.size for block in projection.blocks)
-    by_weight = _damping.by_weight(manifest["curvature"])
-    scale_facts = load_state(opened.store, scales_stage(checkpoint), 0)[1] if by_weight else {}
-    damping, rule = _damping.resolve(
-        manifest["curvature"],
+    by_weight = method.curvature.by_weight
+    scale_facts = load_state(opened.run, scales_stage(checkpoint), 0)[1] if by_weight else {}
+    damping, rule = resolve(
+        method.curvature,
         opened.curvature_name(),
         curvature,
         scale_facts.get("mean_square", 0.0),
@@ -44,11 +44,11 @@ def decide(run_path: str, device: str, checkpoint: int) -> None:
         factor, energies = factor.turned([gram / examples for gram in rows])
     else:
         energies = curvature.energies(sums, factor, examples)
-    codec_kind = member("codecs", manifest["rows"]["codec"])
+    codec_kind = member("codecs", method.rows.codec)
     codec_arrays = codec_kind.plan(
         energies,
-        manifest["rows"]["bytes"] or None,
-        manifest["sketch"]["seed"],
+        method.rows.bytes or None,
+        method.sketch.seed,
         **_codec_options(opened),
     )
     arrays = {f"codec/{key}": value for key, value in codec_arrays.items()}
@@ -59,7 +59,7 @@ def decide(run_path: str, device: str, checkpoint: int) -> None:
     arrays |= {f"turns/{i}": turn for i, turn in enumerate(factor.turns)}
     spectra = {"values": factor.values, "damping": factor.damping, "lean": factor.lean}
     arrays |= {**spectra, "energies": energies}
-    sampled = load_state(opened.store, f"sketch/{checkpoint}/gram", 0)[1]
+    sampled = load_state(opened.run, sketch_stage(checkpoint, "gram"), 0)[1]
     facts = {
         "curvature": opened.curvature_name(),
         "damping_rule": rule,
@@ -71,25 +71,26 @@ def decide(run_path: str, device: str, checkpoint: int) -> None:
         "codec": codec_kind(codec_arrays).facts(),
         "blocks": _block_facts(opened, projection, factor),
     }
-    rests_on = {"scales": scales_digest(opened.store, checkpoint)}
-    save_state(opened.store, plan_stage(checkpoint), 0, arrays, facts, rests_on)
+    rests_on = {"scales": scales_digest(opened.run, checkpoint)}
+    save_state(opened.run, plan_stage(checkpoint), 0, arrays, facts, rests_on)
 
 
 def _sizes(opened: Session, projection: Projection) -> list[int]:
     """Return how many weights each curvature block stands for."""
     sizes = {block.name: block.size for block in projection.blocks}
     everything = sum(sizes.values())  # a part that is no layer lies over all of them
-    if opened.manifest["curvature"]["blocks"] == "joint":
+    if opened.run.method.curvature.blocks == "joint":
         return [everything]
     return [sizes.get(part.name, everything) for part in projection.parts]
 
 
 def _codec_options(opened: Session) -> dict[str, Any]:
-    rows = opened.manifest["rows"]
-    options = {key: rows[key] for key in ("width", "bits") if rows[key] is not None}
-    if options and rows["codec"] != "bands":
+    rows = opened.run.method.rows
+    asked = {"width": rows.width, "bits": rows.bits}
+    options = {key: value for key, value in asked.items() if value is not None}
+    if options and rows.codec != "bands":
         raise InputError(
-            f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows['codec']!r}"
+            f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows.codec!r}"
         )
     return options
 
@@ -98,7 +99,7 @@ def _block_facts(opened: Session, projection: Projection, factor: Factor) -> lis
     """Return width, damping and effective dimension of every curvature block."""
     if not factor.vectors:
         return []
-    joint = opened.manifest["curvature"]["blocks"] == "joint"
+    joint = opened.run.method.curvature.blocks == "joint"
     names = ["joint"] if joint else [part.name for part in projection.parts]
     widths = [len(basis) for basis in factor.vectors]
     dampings = [float(block[0]) for block in factor.damping.split(widths)]

@@ -1,5 +1,6 @@
 """The projection of a checkpoint as the passes of its fit left it."""
 
+from streamfluence.layout import sketch_stage
 from streamfluence.linalg import State
 from streamfluence.projections.base import Projection
 from streamfluence.run.session import Session
@@ -24,18 +25,18 @@ def projection_arrays(opened: Session, checkpoint: int) -> State:
     if not projection.fitted:
         return {}
     last = fitted(len(projection.passes) - 1)
-    return load_state(opened.store, f"sketch/{checkpoint}/{last}", 0)[0]
+    return load_state(opened.run, sketch_stage(checkpoint, last), 0)[0]
 
 
 def projection_after(opened: Session, checkpoint: int, number: int) -> Projection:
     """Return the projection as it is after pass ``number``."""
     projection = opened.projection(checkpoint)
-    stage = f"sketch/{checkpoint}/{fitted(number)}"
-    projection.load(load_state(opened.store, stage, 0)[0])
+    stage = sketch_stage(checkpoint, fitted(number))
+    projection.load(load_state(opened.run, stage, 0)[0])
     return projection.to(opened.device)
 
 
 def block_widths(opened: Session, projection: Projection) -> list[int]:
     """Return how many features each curvature block has."""
     widths = [part.width for part in projection.parts]
-    return [sum(widths)] if opened.manifest["curvature"]["blocks"] == "joint" else widths
+    return [sum(widths)] if opened.run.method.curvature.blocks == "joint" else widths

@@ -32,7 +32,7 @@ def plausibility(opened: Session, checkpoint: int) -> dict[str, Any]:
         ``mean`` loss and that of the ``guess``; None without a likelihood. ``batch_norm``: the ``layer``
         with the largest ``share`` of channels that are far from its statistics; None without one.
     """
-    rows, size = sample_of(opened, EXAMPLES), opened.manifest["compute"]["batch_size"]
+    rows, size = sample_of(opened, EXAMPLES), opened.run.method.batches.batch_size
     model, reader = opened.model(checkpoint), opened.reader("train")
     losses = _Losses(opened.task.likelihood)
     with _watched(model) as watched:

@@ -7,20 +7,19 @@ weight to weight, how it does decides the coordinates of the sums.
 
 from typing import Any
 
-from streamfluence.run import damping as _damping
-from streamfluence.run.sets import plan_stage
+from streamfluence.layout import plan_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state, save_state
-from streamfluence.store import RunStore
 
 _OF_THE_PLAN = ("rows", "checkpoint_weights", "format_version")
 _OF_THE_SUMS = {"name", "blocks"}  # of the curvature; all else in its table is about damping
 
 
-def reuse_sketch(source: RunStore, target: RunStore) -> bool:
+def reuse_sketch(source: OpenRun, target: OpenRun) -> bool:
     """Copy the states of a finished sketch, verified; False if the runs must sketch apart."""
-    if _decides(source.manifest) != _decides(target.manifest):
+    if _decides(source) != _decides(target):
         return False
-    plans = {plan_stage(number) for number in range(len(source.manifest["checkpoints"]))}
+    plans = {plan_stage(number) for number in source.checkpoints}
     for stage in source.stages():
         if stage.startswith("sketch/") and stage not in plans:
             for part, receipt in source.receipts(stage).items():
@@ -29,9 +28,9 @@ def reuse_sketch(source: RunStore, target: RunStore) -> bool:
     return True
 
 
-def _decides(manifest: dict[str, Any]) -> dict[str, Any]:
+def _decides(run: OpenRun) -> dict[str, Any]:
     """Return the part of a manifest that decides the sums of a sketch."""
-    found = {key: value for key, value in manifest.items() if key not in _OF_THE_PLAN}
+    found = {key: value for key, value in run.manifest.items() if key not in _OF_THE_PLAN}
     curvature = found["curvature"]
-    told = set(curvature) - {"damping"} if _damping.by_weight(curvature) else _OF_THE_SUMS
+    told = set(curvature) - {"damping"} if run.method.curvature.by_weight else _OF_THE_SUMS
     return found | {"curvature": {key: curvature[key] for key in told}}

@@ -22,21 +22,21 @@ BATCHES_PER_TASK = 4  # and none so short that writing its state takes longer th
 
 def sample_rows(session: Session) -> np.ndarray:
     """Return the sorted global rows of the sample, int64."""
-    return sample_of(session, session.manifest["sketch"]["examples"])
+    return sample_of(session, session.run.method.sketch.examples)
 
 
 def sample_of(session: Session, wanted: int) -> np.ndarray:
     """Return the rows of the sample that a sketch of ``wanted`` examples would take."""
-    count = session.table("train")["count"]
+    count = session.run.train.count
     if wanted >= count:
         return np.arange(count)
-    generator = np.random.default_rng(session.manifest["sketch"]["seed"])
+    generator = np.random.default_rng(session.run.method.sketch.seed)
     return np.sort(generator.choice(count, wanted, replace=False, shuffle=False))
 
 
 def sample_tasks(session: Session) -> int:
     """Return into how many tasks the sample is cut."""
-    batches = -(-len(sample_rows(session)) // session.manifest["compute"]["batch_size"])
+    batches = -(-len(sample_rows(session)) // session.run.method.batches.batch_size)
     return min(TASKS, -(-batches // BATCHES_PER_TASK))
 
 
@@ -51,7 +51,7 @@ def sample_batches(
     Raises:
         NonFiniteError: If a whole batch is NaN or infinite.
     """
-    rows, size = sample_rows(session), session.manifest["compute"]["batch_size"]
+    rows, size = sample_rows(session), session.run.method.batches.batch_size
     batches = np.split(rows, range(size, len(rows), size))
     chosen = torch.from_numpy(_evenly(rows, at_most or len(rows)))
     mine = np.array_split(np.arange(len(batches)), sample_tasks(session))[task]

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.executors.base import Executor
+from streamfluence.layout import plan_stage, sketch_stage
 from streamfluence.registry import member
-from streamfluence.run import damping as _damping
+from streamfluence.run.manifest import Method
 from streamfluence.run.session import Session, session
-from streamfluence.run.sets import plan_stage
 from streamfluence.sketching import units as work
 from streamfluence.sketching.coverage import coverage
 from streamfluence.sketching.decide import decide
@@ -35,11 +35,11 @@ class Step(NamedTuple):
     grows: bool = False
 
 
-def steps_of(manifest: dict[str, Any]) -> list[Step]:
+def steps_of(method: Method) -> list[Step]:
     """Return the steps of one checkpoint, in order."""
-    kind = member("projections", manifest["projection"]["name"])
+    kind = member("projections", method.projection.name)
     steps = [Step("coverage", coverage, False)]
-    if _damping.by_weight(manifest["curvature"]):
+    if method.curvature.by_weight:
         steps += [Step("squares", work.squares, True), Step("scales", work.scales, False)]
     if kind.fitted:
         steps += [Step("fit", work.fit, True), Step(fitted(0), work.basis, False)]
@@ -53,11 +53,11 @@ def steps_of(manifest: dict[str, Any]) -> list[Step]:
 
 def steps_left(opened: Session, checkpoint: int) -> list[Step]:
     """Return the steps that are not known to be done: all, or after the plan what it does not hold."""
-    steps, receipts = steps_of(opened.manifest), opened.store.receipts
+    steps, receipts = steps_of(opened.run.method), opened.run.receipts
     if not receipts(plan_stage(checkpoint)):
         return steps
     lost = {s.stage for s in steps if s.stage in LASTING}
-    lost = {stage for stage in lost if not receipts(f"sketch/{checkpoint}/{stage}")}
+    lost = {stage for stage in lost if not receipts(sketch_stage(checkpoint, stage))}
     if "scales" in lost:
         lost.add("squares")
     return [step for step in steps if step.stage in lost]
@@ -68,13 +68,13 @@ def sketch_missing(run_path: str, execution: Execution, progress: Progress | Non
     opened, progress = session(run_path, execution.resolved_device()), progress or Silent()
     left = [
         (checkpoint, step)
-        for checkpoint in range(opened.checkpoint_count())
+        for checkpoint in opened.run.checkpoints
         for step in steps_left(opened, checkpoint)
     ]
     if not left:
         return
     parts = sample_tasks(opened)
-    with execution.open(parts, opened.manifest["compute"]["threads"]) as executor:
+    with execution.open(parts, opened.run.method.batches.threads) as executor:
         progress.start("sketch", len(left), "steps")
         for checkpoint, step in left:
             do_step(executor, opened, checkpoint, step, parts)
@@ -84,8 +84,8 @@ def sketch_missing(run_path: str, execution: Execution, progress: Progress | Non
 
 def do_step(executor: Executor, opened: Session, checkpoint: int, step: Step, parts: int) -> None:
     """Do the work units of one step that are missing; ``parts`` is how many the sample is cut into."""
-    store = opened.store
-    missing = store.missing(f"sketch/{checkpoint}/{step.stage}", parts if step.split else 1)
+    run = opened.run
+    missing = run.missing(sketch_stage(checkpoint, step.stage), parts if step.split else 1)
     common = (opened.run_path, str(opened.device), checkpoint, *step.arguments)
     tasks = [(*common, *([part] if step.split else [])) for part in missing]
     run_all(executor, step.function, tasks)

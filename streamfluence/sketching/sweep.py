@@ -8,12 +8,11 @@ import torch
 
 from streamfluence.capture import Scales, Uses
 from streamfluence.errors import DamageError, NonFiniteError
+from streamfluence.layout import scales_stage, sketch_stage
 from streamfluence.linalg import State
 from streamfluence.registry import member
-from streamfluence.run import damping as _damping
 from streamfluence.run.rests_on import only_receipt
 from streamfluence.run.session import Session
-from streamfluence.run.sets import scales_stage
 from streamfluence.run.states import load_state, save_state
 from streamfluence.sketching.sample import sample_batches, sample_rows, sample_tasks
 from streamfluence.store.digests import content_digest
@@ -69,8 +68,8 @@ def accumulate(
             )
     opened.refuse_touched("train")
     save_state(
-        opened.store,
-        f"sketch/{checkpoint}/{stage}",
+        opened.run,
+        sketch_stage(checkpoint, stage),
         task,
         state,
         {"examples": examples, "vectors": vectors, "vectors_an_example": number},
@@ -89,7 +88,7 @@ def _vectors(
     """Yield one batch's vectors and their weights; ``asked`` gets the probes, None for all columns."""
     if source == "loss":
         return gradient.loss_uses(batch)
-    seed = opened.manifest["sketch"]["seed"]
+    seed = opened.run.method.sketch.seed
 
     def probes(columns: int) -> int | None:
         asked.append(probe_count(opened, columns))
@@ -100,12 +99,12 @@ def _vectors(
 
 def probe_count(opened: Session, columns: int) -> int | None:
     """Return how many probes an example gets; None for the exact columns."""
-    wanted = opened.manifest["sketch"]["probes"]
+    wanted = opened.run.method.sketch.probes
     if wanted == "exact" or (wanted == "auto" and columns <= EXACT_COLUMNS):
         return None
     if wanted != "auto":
         return wanted
-    needed = PROBES_PER_DIRECTION * opened.width() / len(sample_rows(opened))
+    needed = PROBES_PER_DIRECTION * opened.run.method.projection.width / len(sample_rows(opened))
     return min(math.ceil(needed), MOST_PROBES)
 
 
@@ -115,34 +114,34 @@ def merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tup
     The state is on the device, where eigenvectors are found faster.
     """
     _refuse_other_base(opened, checkpoint, stage)
-    state, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", 0)
+    state, facts = load_state(opened.run, sketch_stage(checkpoint, stage), 0)
     examples = facts["examples"]
     for task in range(1, sample_tasks(opened)):
-        part, facts = load_state(opened.store, f"sketch/{checkpoint}/{stage}", task)
+        part, facts = load_state(opened.run, sketch_stage(checkpoint, stage), task)
         state, examples = merge(state, part), examples + facts["examples"]
     return {key: value.to(opened.device) for key, value in state.items()}, examples
 
 
 def pass_base(opened: Session, checkpoint: int, stage: str) -> str:
     """Return a digest of the states that a pass over the sample was given: coordinates and directions."""
-    kind = member("projections", opened.manifest["projection"]["name"])
+    kind = member("projections", opened.run.method.projection.name)
     given = []
-    if stage != "squares" and _damping.by_weight(opened.manifest["curvature"]):
+    if stage != "squares" and opened.run.method.curvature.by_weight:
         given.append(scales_stage(checkpoint))
-    fitted = f"sketch/{checkpoint}/fitted"
+    fitted = sketch_stage(checkpoint, "fitted")
     if stage.startswith("refine-"):
         given.append(f"{fitted}-{int(stage.removeprefix('refine-')) - 1}")
     elif stage == "gram" and kind.fitted:
         given.append(f"{fitted}-{len(kind.passes) - 1}")
-    return content_digest(only_receipt(opened.store, each) for each in given)
+    return content_digest(only_receipt(opened.run, each) for each in given)
 
 
 def _refuse_other_base(opened: Session, checkpoint: int, stage: str) -> None:
     """Raise DamageError unless every part of a pass was given the states that are there now."""
     base = pass_base(opened, checkpoint, stage)
-    for task, receipt in opened.store.receipts(f"sketch/{checkpoint}/{stage}").items():
+    for task, receipt in opened.run.receipts(sketch_stage(checkpoint, stage)).items():
         if receipt.facts.get("states") != base:
             raise DamageError(
-                f"part {task} of stage {receipt.stage} of {opened.store.url} was made with other states of "
+                f"part {task} of stage {receipt.stage} of {opened.run.url} was made with other states of "
                 f"the sketch than are there now; put back what was there, or use a new run folder"
             )

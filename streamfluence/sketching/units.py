@@ -5,11 +5,11 @@
 """
 
 from streamfluence.features._mean_squares import MeanSquares
+from streamfluence.layout import scales_stage, sketch_stage
 from streamfluence.linalg import State
-from streamfluence.run import damping as _damping
 from streamfluence.run.session import Session, session
-from streamfluence.run.sets import scales_stage
 from streamfluence.run.states import save_state
+from streamfluence.sketching.damping import share_by_weight
 from streamfluence.sketching.fitted import block_widths, fitted, projection_after, ready_projection
 from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import accumulate, merged
@@ -28,9 +28,9 @@ def scales(run_path: str, device: str, checkpoint: int) -> None:
     sums = MeanSquares(opened.capture(checkpoint).blocks)
     state, examples = merged(opened, checkpoint, "squares", sums.merge)
     mean_square = sums.mean_square(state, examples)
-    share = _damping.share_by_weight(opened.manifest["curvature"], mean_square)
+    share = share_by_weight(opened.run.method.curvature, mean_square)
     facts = {"mean_square": mean_square, "share_by_weight": share}
-    save_state(opened.store, scales_stage(checkpoint), 0, sums.scales(state, share), facts)
+    save_state(opened.run, scales_stage(checkpoint), 0, sums.scales(state, share), facts)
 
 
 def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
@@ -71,7 +71,7 @@ def choose(run_path: str, device: str, checkpoint: int, number: int) -> None:
 
 
 def _save_fitted(opened: Session, checkpoint: int, number: int, arrays: State) -> None:
-    save_state(opened.store, f"sketch/{checkpoint}/{fitted(number)}", 0, arrays, {})
+    save_state(opened.run, sketch_stage(checkpoint, fitted(number)), 0, arrays, {})
 
 
 def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:

@@ -14,9 +14,9 @@ from streamfluence.errors import InputError
 from streamfluence.new_file import new_file
 from streamfluence.run.finished import Finished, finished, parse_query
 from streamfluence.run.listed import lists
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import record
 from streamfluence.scoring.named import named
-from streamfluence.store import RunStore
 
 FIELDS = (
     "query",
@@ -53,24 +53,24 @@ def export(
         DamageError: If something they rest on is not what it was.
         InputError: If the file exists, or the scores have no top_k.
     """
-    store, path = RunStore.open(run_path), Path(output)
+    run, path = OpenRun.open(run_path), Path(output)
     kind = format or path.suffix.lstrip(".")
     if kind not in _WRITERS:
         raise InputError(f"format {kind!r} is none of {', '.join(_WRITERS)}; give --format")
     if kind == "parquet":
         _pyarrow()  # refused before anything is written
-    label, _ = parse_query(store, "0", name)
-    scores = finished(store, label)
-    header, lines = record(store, label, scores), list(_lines(store, scores))
+    label, _ = parse_query(run, "0", name)
+    scores = finished(run, label)
+    header, lines = record(run, label, scores), list(_lines(run, scores))
     with new_file(path) as temporary:
         _WRITERS[kind](temporary, header, lines)
     return {"output": str(path), "format": kind, "lines": len(lines), "record": header}
 
 
-def _lines(store: RunStore, scores: Finished) -> Iterator[dict[str, Any]]:
+def _lines(run: OpenRun, scores: Finished) -> Iterator[dict[str, Any]]:
     """Yield one dictionary a listed example."""
-    examples, queries = (named(store, scores.receipt, role) for role in ("train", "queries"))
-    for side, arrays in lists(store, scores).items():
+    examples, queries = (named(run, scores.receipt, role) for role in ("train", "queries"))
+    for side, arrays in lists(run, scores).items():
         for query, rank in zip(*np.nonzero(arrays["rows"] >= 0), strict=True):
             row = int(arrays["rows"][query, rank])
             yield {

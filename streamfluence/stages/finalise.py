@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from streamfluence.run.rows import row_receipts, spans
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.rows import row_receipts
 
 
 def finalise(run_path: str, example_set: str = "train") -> dict[str, Any]:
@@ -13,9 +13,9 @@ def finalise(run_path: str, example_set: str = "train") -> dict[str, Any]:
         IncompleteError: If partitions are missing.
         DamageError: If bytes differ from their receipts, or rows do not belong together.
     """
-    store = RunStore.open(run_path)
-    checkpoints = len(store.manifest["checkpoints"])
+    run = OpenRun.open(run_path)
+    checkpoints = len(run.checkpoints)
     for checkpoint in range(checkpoints):
-        row_receipts(store, example_set, checkpoint)
-    count = len(spans(store, example_set))
-    return {"path": str(store.finalise(example_set, checkpoints, count))}
+        row_receipts(run, example_set, checkpoint)
+    count = len(run.example_set(example_set).spans)
+    return {"path": str(run.finalise(example_set, checkpoints, count))}

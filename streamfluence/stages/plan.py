@@ -23,7 +23,7 @@ from streamfluence.data import open_reader
 from streamfluence.job import Job, load_job
 from streamfluence.layout import Span, collect_stage
 from streamfluence.registry import member
-from streamfluence.run.defaults import decisive
+from streamfluence.run.manifest import ExampleSet, Method
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import Session, session
 from streamfluence.scoring.spec import TASK_ROWS, readout_options
@@ -94,26 +94,26 @@ def _probe(job: Job) -> dict[str, Any]:
     device = execution.resolved_device()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "run")
-        store = open_run(short, path, digest=False)
-        facts = store.manifest["train"]
+        run = open_run(short, path, digest=False)
+        train = run.train
         started = time.monotonic()
         sketch(path, execution)
         sketch_seconds = time.monotonic() - started
         made, opened = directions(path, device, 0), session(path, device)
-        rows = min(facts["count"], size * PROBE_BATCHES)
+        rows = min(train.count, size * PROBE_BATCHES)
         rate = _time_collect(opened, made, rows)
         fixed = _fixed(sketch_seconds, rate, rows)
         queries = {
             name: open_reader(dict(table), job.root).count() for name, table in job.queries.items()
         }
         most_rows = opened.projection(0).most_rows
-        sketched = _sketch_stored(Path(path), short, job, facts["count"], most_rows)
+        sketched = _sketch_stored(Path(path), run.method, job, train.count, most_rows)
         stored = _stored(Path(path), opened, made, job, queries, sketched)
         return {
-            "examples": facts["count"],
+            "examples": train.count,
             "queries": queries,
-            "checkpoints": opened.checkpoint_count(),
-            "partition_examples": facts["partition_examples"],
+            "checkpoints": len(opened.run.checkpoints),
+            "partition_examples": train.partition_examples,
             "row_bytes": made.codec.stored_bytes,
             "directions": opened_width(made),
             "stored_files": stored.files,
@@ -122,19 +122,21 @@ def _probe(job: Job) -> dict[str, Any]:
             "sketch_fixed_seconds": round(fixed, 3),
             "sketch_seconds_per_example": (sketch_seconds - fixed) / rows,
             "collect_seconds_per_example": rate,
-            "peak_bytes": _peak_bytes() + _partition_bytes(facts, made.codec.stored_bytes),
+            "peak_bytes": _peak_bytes() + _partition_bytes(train, made.codec.stored_bytes),
             "device": device,
             "probe_seconds": time.monotonic() - begun,
         }
 
 
-def _sketch_stored(path: Path, short: Job, job: Job, count: int, most_rows: int | None) -> Stored:
+def _sketch_stored(
+    path: Path, short: Method, job: Job, count: int, most_rows: int | None
+) -> Stored:
     """Return what the sketch of one checkpoint takes: the probe's, its split steps once a task."""
     examples = min(job.sketch.examples, count)
     batches = -(-examples // job.compute.batch_size)
     tasks = min(TASKS, -(-batches // BATCHES_PER_TASK))
     total = Stored()
-    for step in steps_of(decisive(short)):
+    for step in steps_of(short):
         here = Stored()
         for top in ("parts", "receipts"):
             here += budget.stored_below(path / top / "sketch/0" / step.stage)
@@ -157,7 +159,7 @@ def _stored(
     sketched: Stored,
 ) -> Stored:
     """Return what the whole run takes, from one partition of rows that is committed for real."""
-    rows = min(opened.table("train")["count"], job.compute.batch_size)
+    rows = min(opened.run.train.count, job.compute.batch_size)
     arrays, notes = _collect_tasks.partition_arrays(opened, made, "train", 0, Span(0, rows))
     _collect_tasks.commit(opened, collect_stage("train", 0), 0, Span(0, rows), arrays, notes)
     own = Stored()
@@ -165,11 +167,11 @@ def _stored(
         own += budget.stored_below(path / top / "collect")
     row_bytes = made.codec.stored_bytes
     partition = own + Stored(0, -budget.disk_bytes(rows, row_bytes, 1))
-    count, size = opened.table("train")["count"], opened.table("train")["partition_examples"]
+    count, size = opened.run.train.count, opened.run.train.partition_examples
     total = sketched + budget.rows_stored(count, -(-count // size), row_bytes, partition)
     for n in queries.values():
         total += budget.rows_stored(n, -(-n // size), 4 * opened_width(made), partition)
-    total = total * opened.checkpoint_count()
+    total = total * len(opened.run.checkpoints)
     tasks = -(-count // TASK_ROWS)
     for n in queries.values():
         total += _score_stored(job, count, n) * (tasks + 1)
@@ -182,7 +184,7 @@ def _score_stored(job: Job, examples: int, queries: int) -> Stored:
     """Return what one task of one score takes; the merged result takes as much again."""
     total = Stored(2, 2048)
     for name in job.score.readouts:
-        options = readout_options(name, job.score, job.root)
+        options = readout_options(name, job.score, examples, job.root)
         if "subsets" in options:
             options = {"subsets": job.root / options["subsets"]}
         readout = member("readouts", name)(**options)
@@ -210,9 +212,9 @@ def _fixed(sketch_seconds: float, rate: float, rows: int) -> float:
     return max(0.0, sketch_seconds - rows * rate * MOST_PROBES)
 
 
-def _partition_bytes(facts: Mapping[str, Any], row_bytes: int) -> int:
+def _partition_bytes(train: ExampleSet, row_bytes: int) -> int:
     """Return what the finished rows of two partitions take: one is written while one is computed."""
-    return 3 * facts["partition_examples"] * (row_bytes + 40)
+    return 3 * train.partition_examples * (row_bytes + 40)
 
 
 def _peak_bytes() -> int:

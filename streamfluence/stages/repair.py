@@ -11,9 +11,10 @@ from typing import Any
 
 from streamfluence.errors import DamageError, Interrupted, StorageError, StreamfluenceError
 from streamfluence.execution import Execution, Progress
+from streamfluence.layout import plan_stage, result_stage
 from streamfluence.run.finished import stale_scores, unmerged_scores
-from streamfluence.run.rows import spans
-from streamfluence.run.sets import plan_stage, score_names
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.sets import score_names
 from streamfluence.run.survey import survey
 from streamfluence.scoring.score import rescore
 from streamfluence.sketching.steps import LASTING
@@ -21,7 +22,7 @@ from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.verify import described
-from streamfluence.store import ANYTHING, Problem, RunStore
+from streamfluence.store import ANYTHING, Problem
 from streamfluence.store.verify_rest import set_of
 
 Place = tuple[str, int]
@@ -43,24 +44,24 @@ def repair(
         DamageError: If the manifest itself is in doubt, and then nothing was changed; or if
             something remains that cannot be made again here, after all else was.
     """
-    store = RunStore.open(run_path, ANYTHING)
-    store.refuse_doubtful_manifest()
-    problems = [*store.verify(), *survey(store).problems]
-    aside = _set_aside(store, problems)
-    wanted = {(p.stage, p.partition) for p in problems if p.partition >= 0} | {*store.unfinished()}
-    is_run = store.manifest.get("holds") is None
-    wanted |= {(f"scores/{label}", 0) for label in unmerged_scores(store)} if is_run else set()
-    removed = _remove_shortcuts(store, problems)
+    run = OpenRun.open(run_path, ANYTHING)
+    run.refuse_doubtful_manifest()
+    problems = [*run.verify(), *survey(run).problems]
+    aside = _set_aside(run, problems)
+    wanted = {(p.stage, p.partition) for p in problems if p.partition >= 0} | {*run.unfinished()}
+    is_run = run.manifest.get("holds") is None
+    wanted |= {(result_stage(label), 0) for label in unmerged_scores(run)} if is_run else set()
+    removed = _remove_shortcuts(run, problems)
     failed: list[str] = []
     if is_run:  # else whoever made it goes on where something is missing
-        for step in _steps(store, run_path, wanted, execution, progress):
+        for step in _steps(run, run_path, wanted, execution, progress):
             _attempt(step, failed)
     sets = sorted({name for p in problems if (name := set_of(p.object)) is not None})
     for name in sets:
         _attempt(partial(finalise, run_path, name), failed)
-    removed += [leftover.path for leftover in store.collect_garbage()]
-    made = sorted(place for place in wanted if store.receipt_there(*place))
-    remaining = [*store.verify(fraction=0.0), *survey(store).problems]
+    removed += [leftover.path for leftover in run.collect_garbage()]
+    made = sorted(place for place in wanted if run.receipt_there(*place))
+    remaining = [*run.verify(fraction=0.0), *survey(run).problems]
     if remaining or failed:
         raise DamageError(
             f"{run_path}: {len(aside)} receipts were set aside and {len(made)} partitions made again, but "
@@ -75,12 +76,12 @@ def repair(
     }
 
 
-def _set_aside(store: RunStore, problems: list[Problem]) -> list[dict[str, Any]]:
+def _set_aside(run: OpenRun, problems: list[Problem]) -> list[dict[str, Any]]:
     """Set the receipts of damaged partitions aside; return which, and what was wrong with them."""
     aside = []
     first = {(p.stage, p.partition): p for p in reversed(problems) if p.partition >= 0}
     for (stage, partition), problem in sorted(first.items()):
-        if store.discard(stage, partition):
+        if run.discard(stage, partition):
             what = problem.what.partition("; ")[0]
             aside.append(
                 {"stage": stage, "partition": partition, "object": problem.object, "what": what}
@@ -88,16 +89,16 @@ def _set_aside(store: RunStore, problems: list[Problem]) -> list[dict[str, Any]]
     return aside
 
 
-def _remove_shortcuts(store: RunStore, problems: list[Problem]) -> list[str]:
+def _remove_shortcuts(run: OpenRun, problems: list[Problem]) -> list[str]:
     """Remove damaged identities: each is made again by whoever needs it."""
     paths = sorted({p.object for p in problems if p.object.startswith("identities/")})
     for path in paths:
-        store.storage.remove(path)
+        run.storage.remove(path)
     return paths
 
 
 def _steps(
-    store: RunStore,
+    run: OpenRun,
     run_path: str,
     wanted: set[Place],
     execution: Execution | None,
@@ -106,11 +107,11 @@ def _steps(
     """Return what makes the wanted partitions, in the order in which one rests on the other."""
 
     def sketches() -> None:
-        if any(_is_needed(store, place) for place in _lacking(store, wanted)):
+        if any(_is_needed(run, place) for place in _lacking(run, wanted)):
             sketch(run_path, execution, progress)
 
     def rows() -> None:
-        lacking = [place for place in _lacking(store, wanted) if _has_examples(store, place)]
+        lacking = [place for place in _lacking(run, wanted) if _has_examples(run, place)]
         for example_set in sorted({stage.split("/")[1] for stage, _ in lacking}):
             numbers = sorted({n for stage, n in lacking if stage.split("/")[1] == example_set})
             for number in numbers:
@@ -118,34 +119,34 @@ def _steps(
 
     def scores() -> None:
         lacking = {
-            stage.split("/")[1] for stage, _ in _lacking(store, wanted) if stage[:5] == "score"
+            stage.split("/")[1] for stage, _ in _lacking(run, wanted) if stage[:5] == "score"
         }
-        labels = sorted(lacking & set(score_names(store)) | set(stale_scores(store)))
+        labels = sorted(lacking & set(score_names(run)) | set(stale_scores(run)))
         if labels:
             rescore(run_path, labels, execution, progress)
 
     return [sketches, rows, scores]
 
 
-def _lacking(store: RunStore, wanted: set[Place]) -> list[Place]:
-    return sorted(place for place in wanted if not store.receipt_there(*place))
+def _lacking(run: OpenRun, wanted: set[Place]) -> list[Place]:
+    return sorted(place for place in wanted if not run.receipt_there(*place))
 
 
-def _is_needed(store: RunStore, place: Place) -> bool:
+def _is_needed(run: OpenRun, place: Place) -> bool:
     """Return whether a part of a sketch is: all of it before there is a plan, then what outlasts it."""
     top, checkpoint, *step = [*place[0].split("/"), ""]
     if top != "sketch" or not checkpoint.isdecimal():
         return False
-    return step[0] in LASTING or not store.receipt_there(plan_stage(int(checkpoint)), 0)
+    return step[0] in LASTING or not run.receipt_there(plan_stage(int(checkpoint)), 0)
 
 
-def _has_examples(store: RunStore, place: Place) -> bool:
+def _has_examples(run: OpenRun, place: Place) -> bool:
     """Return whether a place is one of rows that the run can have, as far as that can be known."""
     top, example_set, *checkpoint = [*place[0].split("/"), ""]
-    if top != "collect" or checkpoint[0] not in map(str, range(len(store.manifest["checkpoints"]))):
+    if top != "collect" or checkpoint[0] not in map(str, run.checkpoints):
         return False
     with suppress(StreamfluenceError):  # the document that says how many there are is damaged
-        return place[1] < len(spans(store, example_set))
+        return place[1] < len(run.example_set(example_set).spans)
     return False
 
 

@@ -7,15 +7,15 @@ from typing import Any
 from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.job import Job, load_job
+from streamfluence.layout import plan_stage
 from streamfluence.run.decision import load_codec
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import row_warnings, sketch_warnings
 from streamfluence.run.resolve import open_run
-from streamfluence.run.sets import plan_stage, set_facts
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import score
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.status import status
-from streamfluence.store import RunStore
 
 
 def run(
@@ -33,18 +33,18 @@ def run(
     job = load_job(Path(job_path), overrides)
     execution = execution_of(job)
     execution.check()
-    store = open_run(job, run_path, device=execution.resolved_device())
-    _refuse_full_disk(store, run_path)
+    run = open_run(job, run_path, device=execution.resolved_device())
+    _refuse_full_disk(run, run_path)
     sketched = sketch(run_path, execution, progress)
-    _refuse_full_disk(store, run_path)
+    _refuse_full_disk(run, run_path)
     for facts in sketched["checkpoints"]:
         for announcement in facts["coverage"]["announcements"]:
             progress.message(announcement)
     # Before the long work: a doubt that the sketch alone justifies may change the job.
-    doubts = sketch_warnings(store)
+    doubts = sketch_warnings(run)
     _say(progress, doubts)
     collected = collect(run_path, None, execution, progress)
-    found = row_warnings(store, [])
+    found = row_warnings(run, [])
     _say(progress, found)
     scores: list[dict[str, Any]] = []
     if job.queries:
@@ -70,23 +70,23 @@ def run(
     }
 
 
-def _refuse_full_disk(store: RunStore, run_path: str) -> None:
+def _refuse_full_disk(run: OpenRun, run_path: str) -> None:
     """Raise BudgetError when the rows still missing exceed the free disk space.
 
     Before the sketch a row is what was asked for, or as much as nothing; after it, what it is.
     """
     total = 0
     for part in status(run_path)["sets"]:
-        size = set_facts(store, part["set"])["partition_examples"]
+        size = run.example_set(part["set"]).partition_examples
         rows = min(len(part["missing"]) * size, part["examples"])
-        total += disk_bytes(rows, _row_bytes(store, part["set"], part["checkpoint"]), 1)
+        total += disk_bytes(rows, _row_bytes(run, part["set"], part["checkpoint"]), 1)
     refuse_what_does_not_fit(Cost(total, 0, 0, 0, 0.0), run_path, None)
 
 
-def _row_bytes(store: RunStore, example_set: str, checkpoint: int) -> int:
-    if store.receipt(plan_stage(checkpoint), 0) is None:
-        return store.manifest["rows"]["bytes"] if example_set == "train" else 0
-    codec, factor = load_codec(store, checkpoint)
+def _row_bytes(run: OpenRun, example_set: str, checkpoint: int) -> int:
+    if run.receipt(plan_stage(checkpoint), 0) is None:
+        return run.method.rows.bytes if example_set == "train" else 0
+    codec, factor = load_codec(run, checkpoint)
     return codec.stored_bytes if example_set == "train" else 4 * len(factor.values)
 
 

@@ -9,12 +9,12 @@ from streamfluence.job import Score
 from streamfluence.run.finished import (
     Finished,
 )
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import warnings
 from streamfluence.run.sets import (
     pinned_query_sets,
 )
 from streamfluence.scoring.score import score_set
-from streamfluence.store import RunStore
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
 
@@ -51,8 +51,8 @@ def score(
     options = None
     if readouts or top_k or subsets:
         options = Score(tuple(readouts or Score.readouts), top_k or Score.top_k, subsets)
-    store = RunStore.open(run_path)
-    chosen = queries or pinned_query_sets(store)
+    run = OpenRun.open(run_path)
+    chosen = queries or pinned_query_sets(run)
     if not chosen:
         raise InputError(
             f"{run_path} has no query set; add [queries.NAME] to the job and run it again"
@@ -70,7 +70,7 @@ def score(
     missing = sorted({part for one in results for part in one.spec["missing_partitions"]})
     return {
         "scores": [_facts(one) for one in results],
-        "warnings": warnings(store, missing, results),
+        "warnings": warnings(run, missing, results),
     }
 
 

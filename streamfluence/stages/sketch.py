@@ -3,8 +3,8 @@
 from typing import Any
 
 from streamfluence.execution import Execution, Progress
+from streamfluence.layout import plan_stage, sketch_stage
 from streamfluence.run.session import session
-from streamfluence.run.sets import plan_stage
 from streamfluence.run.states import load_state
 from streamfluence.sketching.steps import sketch_missing
 
@@ -30,9 +30,7 @@ def describe(run_path: str, execution: Execution | None = None) -> dict[str, Any
     """Return the facts of a finished sketch: directions, damping, effective dimension, bits, coverage."""
     opened = session(run_path, (execution or Execution()).resolved_device())
     facts = []
-    for checkpoint in range(opened.checkpoint_count()):
-        coverage = load_state(opened.store, f"sketch/{checkpoint}/coverage", 0)[1]
-        facts.append(
-            {**load_state(opened.store, plan_stage(checkpoint), 0)[1], "coverage": coverage}
-        )
+    for checkpoint in opened.run.checkpoints:
+        coverage = load_state(opened.run, sketch_stage(checkpoint, "coverage"), 0)[1]
+        facts.append({**load_state(opened.run, plan_stage(checkpoint), 0)[1], "coverage": coverage})
     return {"checkpoints": facts}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from streamfluence.layout import collect_stage
-from streamfluence.run.sets import partition_count, query_sets, score_names, set_facts
-from streamfluence.store import RunStore
+from streamfluence.layout import collect_stage, plan_stage, result_stage, score_path, score_stage
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.sets import score_names
 
 
 def status(run_path: str) -> dict[str, Any]:
@@ -14,18 +14,18 @@ def status(run_path: str) -> dict[str, Any]:
         ``complete`` (rows of every set and all scores asked for so far are there), ``sketch``,
         ``sets`` and ``scores`` with done / of and missing partitions.
     """
-    store = RunStore.open(run_path)
-    checkpoints = len(store.manifest["checkpoints"])
-    sketched = sum(bool(store.receipts(f"sketch/{c}/plan")) for c in range(checkpoints))
+    run = OpenRun.open(run_path)
+    checkpoints = len(run.checkpoints)
+    sketched = sum(bool(run.receipts(plan_stage(c))) for c in range(checkpoints))
     sets = [
-        _set(store, example_set, checkpoint)
-        for example_set in ["train", *query_sets(store)]
+        _set(run, example_set, checkpoint)
+        for example_set in ["train", *run.query_sets()]
         for checkpoint in range(checkpoints)
     ]
-    scores = [_score(store, label) for label in score_names(store)]
+    scores = [_score(run, label) for label in score_names(run)]
     return {
         "run": run_path,
-        "fingerprint": store.fingerprint,
+        "fingerprint": run.fingerprint,
         "sketch": {"done": sketched, "of": checkpoints},
         "sets": sets,
         "scores": scores,
@@ -34,13 +34,13 @@ def status(run_path: str) -> dict[str, Any]:
     }
 
 
-def _set(store: RunStore, example_set: str, checkpoint: int) -> dict[str, Any]:
-    receipts = store.receipts(collect_stage(example_set, checkpoint))
-    wanted = partition_count(store, example_set)
+def _set(run: OpenRun, example_set: str, checkpoint: int) -> dict[str, Any]:
+    receipts = run.receipts(collect_stage(example_set, checkpoint))
+    wanted = run.example_set(example_set).partitions
     return {
         "set": example_set,
         "checkpoint": checkpoint,
-        "examples": set_facts(store, example_set)["count"],
+        "examples": run.example_set(example_set).count,
         "done": len(receipts),
         "of": wanted,
         "missing": sorted(set(range(wanted)) - set(receipts)),
@@ -50,11 +50,11 @@ def _set(store: RunStore, example_set: str, checkpoint: int) -> dict[str, Any]:
     }
 
 
-def _score(store: RunStore, label: str) -> dict[str, Any]:
-    spec = store.read_document(f"scores/{label}/score.json")
+def _score(run: OpenRun, label: str) -> dict[str, Any]:
+    spec = run.read_document(score_path(label))
     tasks = len(spec["tasks"])
-    missing = store.missing(f"score/{label}", tasks)
-    merged = bool(store.receipts(f"scores/{label}"))
+    missing = run.missing(score_stage(label), tasks)
+    merged = bool(run.receipts(result_stage(label)))
     return {
         "name": label,
         "queries": spec["queries"],

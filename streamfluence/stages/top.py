@@ -11,10 +11,9 @@ from streamfluence.errors import InputError
 from streamfluence.readouts.base import Arrays
 from streamfluence.run.finished import Finished, finished, parse_query
 from streamfluence.run.listed import lists
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import record
-from streamfluence.run.sets import set_facts
 from streamfluence.scoring.named import Named, named
-from streamfluence.store import RunStore
 
 DEFAULT_K = 10
 
@@ -45,29 +44,31 @@ def top(
         DamageError: If something they rest on is not what it was.
         InputError: If there is no such query.
     """
-    store = RunStore.open(run_path)
-    label, row = parse_query(store, query, name)
-    scores = finished(store, label)
-    found = lists(store, scores)
-    count = set_facts(store, scores.spec["queries"])["count"]
+    run = OpenRun.open(run_path)
+    label, row = parse_query(run, query, name)
+    scores = finished(run, label)
+    found = lists(run, scores)
+    count = run.example_set(scores.spec["queries"]).count
     if not 0 <= row < count:
         raise InputError(f"query {row}: {scores.spec['queries']!r} has queries 0 to {count - 1}")
     listed = found["helps"]["rows"].shape[1]
     if k is None:
         k = min(DEFAULT_K, listed)
+    if listed == run.train.count:
+        k = min(k, listed)
     if not 1 <= k <= listed:
         raise InputError(
             f"{k} examples were asked for, but scores {label!r} kept {listed} (score.top_k); "
             f"ask for 1 to {listed}"
         )
-    examples = named(store, scores.receipt, "train")
+    examples = named(run, scores.receipt, "train")
     wanted = {"helps": positive, "hurts": negative}
     sides = {side: _side(found[side], examples, row, k) for side, on in wanted.items() if on}
-    return {"query": _query(store, scores, row), **sides, "record": record(store, label, scores)}
+    return {"query": _query(run, scores, row), **sides, "record": record(run, label, scores)}
 
 
-def _query(store: RunStore, scores: Finished, row: int) -> dict[str, Any]:
-    queries = named(store, scores.receipt, "queries")
+def _query(run: OpenRun, scores: Finished, row: int) -> dict[str, Any]:
+    queries = named(run, scores.receipt, "queries")
     return {
         "set": scores.spec["queries"],
         "row": row,

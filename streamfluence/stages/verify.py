@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.survey import survey
 from streamfluence.run.turn import next_turn
-from streamfluence.store import ANYTHING, Problem, RunStore
+from streamfluence.store import ANYTHING, Problem
 
 SHOWN = 5  # damaged things that the message names
 SAMPLE = 0.05  # share of stored objects whose bytes a sampled check reads
@@ -30,13 +31,13 @@ def verify(
     """
     if seed is not None and seed < 0:
         raise InputError(f"--seed {seed}: shares are counted from 0")
-    store = RunStore.open(run_path, ANYTHING)
-    store.refuse_doubtful_manifest()
+    run = OpenRun.open(run_path, ANYTHING)
+    run.refuse_doubtful_manifest()
     share = 1.0 if full else fraction or SAMPLE
-    turn = 0 if share >= 1 else next_turn(store) if seed is None else seed
+    turn = 0 if share >= 1 else next_turn(run) if seed is None else seed
     there, read = _Count(), _Count()
-    problems = store.verify(fraction=share, seed=turn, checked=read.add, there=there.add)
-    found = survey(store)
+    problems = run.verify(fraction=share, seed=turn, checked=read.add, there=there.add)
+    found = survey(run)
     problems += found.problems
     turns = max(1, int(1 / share))
     if problems:

@@ -7,7 +7,7 @@ of each other: the first receipt wins, and every writer returns that one.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class RunStore:
         self.fingerprint = sha256(canonical(manifest)).hexdigest()
 
     @classmethod
-    def create(cls, url: Any, manifest: Mapping[str, Any]) -> "RunStore":
+    def create(cls, url: Any, manifest: Mapping[str, Any]) -> Self:
         """Create a run, or open the one that is there if it has the same manifest.
 
         Args:
@@ -78,7 +78,7 @@ class RunStore:
         return cls(storage, *create_manifest(storage, manifest))
 
     @classmethod
-    def open(cls, url: Any, holds: str | None = None) -> "RunStore":
+    def open(cls, url: Any, holds: str | None = None) -> Self:
         """Open a run.
 
         Args:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 import streamfluence
 from streamfluence.job import load_job
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.stages.run import run as run_job
 from streamfluence.stages.sketch import describe
-from streamfluence.store import RunStore
 
 JOB = """
 task = "task.py"
@@ -89,7 +89,7 @@ class Workspace:
         if run_path.exists():
             run_path.rename(before)
             made = open_run(load_job(job, options), str(run_path))
-            reuse_sketch(RunStore.open(str(before)), made)
+            reuse_sketch(OpenRun.open(str(before)), made)
         run_job(job, str(run_path), options)
         scores = streamfluence.open(str(run_path)).scores("test", damping).compute()
         facts = describe(str(run_path))["checkpoints"][0]

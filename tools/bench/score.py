@@ -28,6 +28,7 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.layout import collect_stage, default_partition_examples, partitions
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member
+from streamfluence.run.opened import OpenRun
 from streamfluence.scoring.product import Reading, Term, read_out, rows_per_block, score_blocks
 from streamfluence.scoring.stored import StoredRows
 from streamfluence.store import RunStore
@@ -64,7 +65,7 @@ def make_run(path: str, codec: Codec, rows: int, partition_rows: int, row_bytes:
 
 def score(path: str, codec: Codec, queries: torch.Tensor, top: int) -> Reading:
     """Score every partition in one task, top-k included, and return what was read out."""
-    store = RunStore.open(path)
+    store = OpenRun.open(path)
     source = StoredRows(store, [r for _, r in sorted(store.receipts(STAGE).items())], True)
     block_rows = rows_per_block(len(queries), queries.device)
     blocks = score_blocks([Term(source, codec, queries, 1e-6)], block_rows)
@@ -86,7 +87,7 @@ class Bare:
     """Files of codes and scales, and buffers for one inner chunk."""
 
     def __init__(self, path: str, codec: Codec, queries: torch.Tensor) -> None:
-        store = RunStore.open(path)
+        store = OpenRun.open(path)
         self.codec, self.queries, self.parts = codec, queries, []
         for _, receipt in sorted(store.receipts(STAGE).items()):
             codes, scales = (store.reader(receipt, name).grid for name in ("rows", "scale"))

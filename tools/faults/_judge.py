@@ -14,9 +14,10 @@ from _damages import Damage
 from _finished import SERIAL, Case, several_tasks
 from _tree import copy, read_by
 
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages.repair import repair
 from streamfluence.stages.verify import verify
-from streamfluence.store import RunStore, array_names
+from streamfluence.store import array_names
 
 _CLI_SHARE = 30  # one case in so many is asked through the command line, too
 # One repaired run in so many is asked for everything; of the others all that is stored is compared
@@ -199,7 +200,7 @@ class Judge:
 
 def stored(run: str) -> Any:
     """Return every committed array of a run, and its documents."""
-    store = RunStore.open(run)
+    store = OpenRun.open(run)
     arrays = {
         f"{stage}/{partition}/{name}": store.read(receipt, name)
         for stage in store.stages()

@@ -23,6 +23,7 @@ from streamfluence.errors import InputError
 from streamfluence.execution import Execution
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.run import resolve as _resolve
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.session import Session, session
 from streamfluence.run.sets import named_query_set, require_complete
@@ -30,7 +31,7 @@ from streamfluence.scoring.stored import score_sides
 from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.sketching.sample import sample_of
 from streamfluence.sketching.steps import sketch_missing
-from streamfluence.store import RunStore, open_storage
+from streamfluence.store import open_storage
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,18 @@ def choose_pilot(
         IncompleteError: If rows are missing.
     """
     opened = session(run_path, device)
-    name = named_query_set(opened.store, example_set)
+    name = named_query_set(opened.run, example_set)
     for read in ("train", name):
         opened.refresh(read)
     good = []
-    for checkpoint in range(opened.checkpoint_count()):
-        require_complete(opened.store, "train", checkpoint)
-        require_complete(opened.store, name, checkpoint)
+    for checkpoint in opened.run.checkpoints:
+        require_complete(opened.run, "train", checkpoint)
+        require_complete(opened.run, name, checkpoint)
         rows = sample_of(opened, n_examples)
-        good.append(stored_values(opened.store, "flags", checkpoint, rows) == 0)
+        good.append(stored_values(opened.run, "flags", checkpoint, rows) == 0)
     rows = rows[np.all(good, axis=0)]
-    facts = opened.table(name)
-    queries = np.unique(np.linspace(0, facts["count"] - 1, n_queries).astype(np.int64))
+    facts = opened.run.example_set(name)
+    queries = np.unique(np.linspace(0, facts.count - 1, n_queries).astype(np.int64))
     return Pilot(
         run_path=run_path,
         opened=opened,
@@ -106,12 +107,12 @@ def choose_pilot(
         queries=queries,
         batches=_batches(opened, "train", rows),
         query_batches=_batches(opened, name, queries),
-        measurement=facts["measurement"],
+        measurement=facts.measurement,
     )
 
 
 def pilot_run(
-    pilot: Pilot, folder: Path, changes: Mapping[str, Any], like: RunStore | None = None
+    pilot: Pilot, folder: Path, changes: Mapping[str, Any], like: OpenRun | None = None
 ) -> str:
     """Make a temporary run in ``folder``, sketch it, and return its path.
 
@@ -119,19 +120,19 @@ def pilot_run(
         changes: Keys of the manifest, such as ``rows.bytes``, and their other values.
         like: Another pilot run, whose sketch is taken over as far as it is the same.
     """
-    manifest = deepcopy(pilot.opened.manifest)
+    manifest = deepcopy(pilot.opened.run.manifest)
     for key, value in changes.items():
         table, _, last = key.partition(".")
         manifest[table][last] = value
     path = str(folder)
     train = manifest["train"]
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
-    reader = open_reader(dict(train["table"]), pilot.opened.root)
+    reader = open_reader(dict(train["table"]), pilot.opened.run.place.root)
     reader.expect_code(train["code"])
     train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
-    store = RunStore.create(path, manifest)
+    run = OpenRun.create(path, manifest)
     if like is not None:
-        reuse_sketch(like, store)
+        reuse_sketch(like, run)
     sketch_missing(path, Execution(executor="serial", workers=1, device=pilot.device))
     return path
 
@@ -139,9 +140,9 @@ def pilot_run(
 def pilot_scores(pilot: Pilot, path: str) -> Scored:
     """Return the scores that a sketched run gives the pilot, its rows made in memory."""
     opened = session(path, pilot.device)
-    count = opened.table("train")["count"]
+    count = opened.run.train.count
     total = Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
-    for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
+    for checkpoint, weight in enumerate(opened.run.method.weights):
         made = Directions(opened, checkpoint)
         queries = torch.cat(list(whitened(opened, checkpoint, made, pilot, of_queries=True)))
         turned, pieces = made.codec.query(made.factor.asked(queries)), []
@@ -156,13 +157,13 @@ def pilot_scores(pilot: Pilot, path: str) -> Scored:
 
 def stored_scores(pilot: Pilot) -> Scored:
     """Return the scores of the pilot from the rows that the run itself has stored."""
-    store, total = pilot.opened.store, Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
+    run, total = pilot.opened.run, Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
     sides = score_sides(pilot.run_path, pilot.device, pilot.example_set, None)
     for checkpoint, (codec, queries, weight) in enumerate(sides):
-        arrays = [stored_values(store, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
+        arrays = [stored_values(run, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
         total.add(codec.product(queries[pilot.queries], encoded) * weight, {})
-        for receipt in row_receipts(store, "train", checkpoint):
+        for receipt in row_receipts(run, "train", checkpoint):
             total.add(torch.zeros(()), receipt.facts["stored"])
     return total
 
@@ -187,12 +188,12 @@ def whitened(
         yield measured_rows(made, gradient, batch, measurement)[0]
 
 
-def stored_values(store: RunStore, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
+def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
     """Return an array of training examples at sorted global rows, reading no partition twice."""
-    size, pieces = store.manifest["train"]["partition_examples"], []
-    for receipt in row_receipts(store, "train", checkpoint, np.unique(rows // size).tolist()):
+    size, pieces = run.train.partition_examples, []
+    for receipt in row_receipts(run, "train", checkpoint, np.unique(rows // size).tolist()):
         mine = rows[rows // size == receipt.partition] - receipt.start
-        part = store.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
+        part = run.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
         pieces.append(part[mine - mine[0]])
     return np.concatenate(pieces)
 
@@ -212,6 +213,6 @@ def dampings(plan: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _batches(opened: Session, example_set: str, rows: np.ndarray) -> list[Any]:
-    size, reader = opened.manifest["compute"]["batch_size"], opened.reader(example_set)
+    size, reader = opened.run.method.batches.batch_size, opened.reader(example_set)
     cuts: Sequence[np.ndarray] = np.split(rows, range(size, len(rows), size))
     return [opened.batch(reader.take(cut)) for cut in cuts]

@@ -65,9 +65,10 @@ def reference_scores(
     Raises:
         InputError: If the model has no forward-mode derivatives.
     """
-    opened, total, systems = pilot.opened, 0.0, []
+    opened, systems = pilot.opened, []
+    total = np.zeros((len(pilot.rows), len(pilot.queries)))
     precision = "float64"
-    for checkpoint, weight in enumerate(opened.manifest["checkpoint_weights"]):
+    for checkpoint, weight in enumerate(opened.run.method.weights):
         net = _Net(pilot, checkpoint, double)
         precision = net.precision
         capture = opened.capture(checkpoint)
@@ -76,10 +77,10 @@ def reference_scores(
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
             part, solved = net.scores({name: blocks[name] for name in group}, values, tolerance)
-            total = total + part * (weight / opened.table("train")["count"])
+            total = total + part * (weight / opened.run.train.count)
             systems += solved
     return Solution(
-        scores=np.asarray(total),
+        scores=total,
         residual=max(system.residual for system in systems),
         iterations=max(system.iterations for system in systems),
         converged=all(system.converged for system in systems),

@@ -51,7 +51,7 @@ def fill(
     check(truth, opened, choices)
     if total := sum(map(len, rounds)):
         where = (run_path, execution.resolved_device(), truth.example_set, truth.path)
-        with execution.open(total, opened.manifest["compute"]["threads"]) as executor:
+        with execution.open(total, opened.run.method.batches.threads) as executor:
             progress.start("retrain", total, "retrainings")
             for tasks in rounds:
                 run_all(

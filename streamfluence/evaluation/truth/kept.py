@@ -126,14 +126,14 @@ def open_truth(
 
 def _manifest(opened: Session, example_set: str) -> dict[str, Any]:
     """Return what decides the outcomes; names and paths do not."""
-    train, queries = opened.table("train"), opened.table(example_set)
+    train, queries = opened.run.example_set("train"), opened.run.example_set(example_set)
     return {
         "format_version": FORMAT_VERSION,
         "holds": HOLDS,
         "task_digest": opened.task.digest,
-        "train": {key: train[key] for key in ("count", "identity")},
-        "queries": {key: queries[key] for key in ("count", "identity")},
-        "measurement": queries["measurement"],
+        "train": {"count": train.count, "identity": train.identity},
+        "queries": {"count": queries.count, "identity": queries.identity},
+        "measurement": queries.measurement,
     }
 
 

@@ -11,34 +11,34 @@ from streamfluence.evaluation.truth.kept import Truth
 from streamfluence.execution import Execution, Progress
 from streamfluence.layout import Span, cut
 from streamfluence.run.finished import finished, read_spec
-from streamfluence.run.rows import row_receipts, spans
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import pinned_query_sets, pinned_score_names
 from streamfluence.scoring.score import score_set
 from streamfluence.scoring.stored import partition_scores
-from streamfluence.store import RunStore
 
 _BLOCK_ROWS = 8192
 
 
-def judged_query_set(store: RunStore, queries: str | None, scores: str | None) -> str:
+def judged_query_set(run: OpenRun, queries: str | None, scores: str | None) -> str:
     """Return the query set that is judged: that of the scores, the named one, or the only one.
 
     Raises:
         InputError: If there is none, or the names contradict each other.
     """
     if scores is not None:
-        if scores not in pinned_score_names(store):
-            known = ", ".join(pinned_score_names(store)) or "none"
-            raise InputError(f"{store.url} has no scores {scores!r}; there are: {known}")
-        of_scores = read_spec(store, scores)["queries"]
+        if scores not in pinned_score_names(run):
+            known = ", ".join(pinned_score_names(run)) or "none"
+            raise InputError(f"{run.url} has no scores {scores!r}; there are: {known}")
+        of_scores = read_spec(run, scores)["queries"]
         if queries not in (None, of_scores):
             raise InputError(f"scores {scores!r} are of the queries {of_scores!r}, not {queries!r}")
         return of_scores
-    names = pinned_query_sets(store)
+    names = pinned_query_sets(run)
     chosen = queries or (names[0] if len(names) == 1 else None)
     if chosen not in names:
         raise InputError(
-            f"{store.url} has query sets {', '.join(names) or 'none'}; name one of them by --queries"
+            f"{run.url} has query sets {', '.join(names) or 'none'}; name one of them by --queries"
         )
     return str(chosen)
 
@@ -61,8 +61,8 @@ def judged_scores(
         raise InputError("give either --scores or --damping: named scores have a damping already")
     if scores is None:
         scores = score_set(run_path, example_set, None, damping, None, execution, progress).label
-    store = RunStore.open(run_path)
-    if finished(store, scores).spec["missing_partitions"]:
+    run = OpenRun.open(run_path)
+    if finished(run, scores).spec["missing_partitions"]:
         raise InputError(
             f"scores {scores!r} leave out partitions of the training set, so their sums over subsets mean "
             f"nothing; run `streamfluence collect` and score under another --name"
@@ -79,9 +79,9 @@ class Scores:
     """
 
     def __init__(self, run_path: str, label: str) -> None:
-        self.run_path, self.store = run_path, RunStore.open(run_path)
-        self.spec = finished(self.store, label).spec
-        self.count = self.store.manifest["train"]["count"]
+        self.run_path, self.run = run_path, OpenRun.open(run_path)
+        self.spec = finished(self.run, label).spec
+        self.count = self.run.train.count
         self.without_score: set[int] = set()
 
     def blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[Span, np.ndarray]]:
@@ -90,8 +90,8 @@ class Scores:
         Args:
             rows: Only partitions that hold one of these.
         """
-        size = self.store.manifest["train"]["partition_examples"]
-        wanted = range(len(spans(self.store, "train")))
+        size = self.run.train.partition_examples
+        wanted = range(len(self.run.train.spans))
         if rows is not None:
             wanted = np.unique(np.asarray(rows) // size).tolist()
         for partition in wanted:
@@ -135,18 +135,18 @@ class Scores:
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return ``loss`` (mean over checkpoints) or ``self_influence`` (in the unit of scores) of rows."""
-        manifest, total = self.store.manifest, np.zeros(len(rows))
-        size = manifest["train"]["partition_examples"]
-        weights = np.asarray(manifest["checkpoint_weights"])
+        total = np.zeros(len(rows))
+        size = self.run.train.partition_examples
+        weights = np.asarray(self.run.method.weights)
         scale = (
             weights / self.count
             if name == "self_influence"
             else np.full(len(weights), 1 / len(weights))
         )
         for checkpoint, factor in enumerate(scale):
-            receipts = row_receipts(self.store, "train", checkpoint)
+            receipts = row_receipts(self.run, "train", checkpoint)
             for partition in np.unique(rows // size):
-                values = self.store.read(receipts[int(partition)], name)
+                values = self.run.read(receipts[int(partition)], name)
                 inside = rows // size == partition
                 total[inside] += factor * values[rows[inside] - partition * size]
         return total

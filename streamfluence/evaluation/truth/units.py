@@ -2,7 +2,6 @@
 
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ class Measurer:
 
     def __init__(self, opened: Session, example_set: str) -> None:
         self.opened, self.example_set = opened, example_set
-        self.measurement = opened.table(example_set)["measurement"]
+        self.measurement = opened.run.example_set(example_set).measurement
         self._batches: list[Any] = []
         self._model = self._new_model()
 
@@ -86,15 +85,18 @@ class Measurer:
 
     def _new_model(self) -> nn.Module:
         opened = self.opened
-        path = Path(opened.manifest["root"]) / opened.manifest["checkpoints"][0]["path"]
+        path = opened.run.place.root / opened.run.method.checkpoints[0].path
         return opened.task.model(path).to(opened.device)
 
     def _read(self) -> list[Any] | Any:
         """Yield the batches of the query set, and keep them if they are small."""
-        facts, reader = self.opened.table(self.example_set), self.opened.reader(self.example_set)
+        facts, reader = (
+            self.opened.run.example_set(self.example_set),
+            self.opened.reader(self.example_set),
+        )
         kept: list[Any] | None = []
         size = 0
-        for part in cut(Span(0, facts["count"]), self.opened.manifest["compute"]["batch_size"]):
+        for part in cut(Span(0, facts.count), self.opened.run.method.batches.batch_size):
             batch = self.opened.batch(reader.read(part.start, part.stop))
             size += _size(batch)
             kept = None if kept is None or size > _KEPT_BYTES else [*kept, batch]

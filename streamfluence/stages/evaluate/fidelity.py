@@ -28,13 +28,13 @@ from streamfluence.evaluation.pilot.examples import (
 )
 from streamfluence.evaluation.pilot.reference import Solution, reference_scores
 from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.layout import plan_stage
 from streamfluence.registry import member
 from streamfluence.run.doubts import energy_kept
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import plan_facts, sketch_warnings
 from streamfluence.run.session import Session, session
-from streamfluence.run.sets import plan_stage
 from streamfluence.sketching.sample import sample_rows
-from streamfluence.store import RunStore
 
 FEW_LAYERS = 8  # with more, a reference by layer costs more than all else together
 
@@ -92,12 +92,12 @@ def evaluate_fidelity(
     rows += compared.rows("the run as stored", pilot.opened, stored_scores(pilot))
     progress.advance(1)
     with tempfile.TemporaryDirectory() as folder:
-        first: RunStore | None = None
+        first: OpenRun | None = None
         for number, setting in enumerate([Setting("the run's settings on the pilot"), *settings]):
             changes = {"sketch.examples": sample, **setting.changes}
             path = pilot_run(pilot, Path(folder) / str(number), changes, first)
             opened = session(path, pilot.device)
-            first = first or opened.store
+            first = first or opened.run
             rows += compared.rows(setting.name, opened, pilot_scores(pilot, path))
             progress.advance(1)
     progress.finish()
@@ -105,11 +105,11 @@ def evaluate_fidelity(
         "examples": len(pilot.rows),
         "queries": len(pilot.queries),
         "query_set": pilot.example_set,
-        "checkpoints": pilot.opened.checkpoint_count(),
+        "checkpoints": len(pilot.opened.run.checkpoints),
         "reference_sample": _sample_note(pilot),
         "settings": rows,
         "reference": compared.solves(),
-        "warnings": sketch_warnings(pilot.opened.store),
+        "warnings": sketch_warnings(pilot.opened.run),
     }
 
 
@@ -119,25 +119,25 @@ class _Comparison:
     def __init__(self, pilot: Pilot, k: int, by_layer: bool | None, double: bool) -> None:
         self._pilot, self._k, self._double = pilot, k, double
         blocks = pilot.opened.capture(0).blocks
-        layered = pilot.opened.manifest["curvature"]["blocks"] == "layer"
+        layered = pilot.opened.run.method.curvature.blocks == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
         self._kinds = [True, False] if (few if by_layer is None else by_layer) else [False]
         self._solved: dict[tuple[Any, Any, bool], Solution] = {}
 
     def rows(self, name: str, opened: Session, scored: Scored) -> list[dict[str, Any]]:
         """Return one row a reference, at the damping of the run that made the scores."""
-        store, plan = opened.store, plan_facts(opened.store, 0)
-        damping = dampings(plan if plan["blocks"] else plan_facts(self._pilot.opened.store, 0))
+        run, plan = opened.run, plan_facts(opened.run, 0)
+        damping = dampings(plan if plan["blocks"] else plan_facts(self._pilot.opened.run, 0))
         facts, codec = scored.stored, plan["codec"]
         shared = {
-            "row_bytes": _row_bytes(store, codec),
+            "row_bytes": _row_bytes(run, codec),
             "directions": plan["directions"],
             "effective_dimension": sum(b["effective_dimension"] for b in plan["blocks"]),
-            "gradient_energy_kept": energy_kept(store.manifest, plan),
+            "gradient_energy_kept": energy_kept(plan, run.train.count),
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
-        found, scales = [], [opened.scales(n) for n in range(opened.checkpoint_count())]
+        found, scales = [], [opened.scales(n) for n in opened.run.checkpoints]
         for by_layer in self._kinds:
             solution = self._solve(damping, scales, by_layer)
             measured = agreement(scored.scores, solution.scores, self._k)
@@ -184,11 +184,11 @@ def _digest(scales: Scales) -> str:
     return found.hexdigest()
 
 
-def _row_bytes(store: RunStore, codec: dict[str, Any]) -> int | None:
+def _row_bytes(run: OpenRun, codec: dict[str, Any]) -> int | None:
     """Return the bytes of one stored row, by the codec's facts or what was asked for."""
     if "code_bytes" in codec:
         return codec["code_bytes"] + codec["scale_bytes"]
-    return store.manifest["rows"]["bytes"] or None
+    return run.method.rows.bytes or None
 
 
 def _settings(
@@ -223,8 +223,8 @@ def _refuse(run_path: str, execution: Execution, sample: int, k: int) -> None:
         raise InputError(
             f"a sample of {sample} examples is too small to compare their order and their first {k}"
         )
-    if opened.store.receipts(plan_stage(0)):
-        dampings(plan_facts(opened.store, 0))
+    if opened.run.receipts(plan_stage(0)):
+        dampings(plan_facts(opened.run, 0))
 
 
 def _sample_note(pilot: Pilot) -> str:

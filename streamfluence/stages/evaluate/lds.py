@@ -64,8 +64,8 @@ def evaluate_lds(
     opened = session(run_path, execution.resolved_device())
     if train:
         opened.task.require_train()
-    size = subset_size(fraction, opened.table("train")["count"])
-    example_set = judged_query_set(opened.store, queries, scores)
+    size = subset_size(fraction, opened.run.train.count)
+    example_set = judged_query_set(opened.run, queries, scores)
     wanted = [Subset(size, draw_seed, number) for number in range(subsets)]
     if worker is None:
         label = judged_scores(run_path, example_set, scores, damping, execution, progress)
@@ -79,7 +79,7 @@ def evaluate_lds(
     judged, arrays = _judged(opened_truth, Scores(run_path, label), there)
     result = {**judged, **done}
     result["warnings"] = warnings(opened_truth, opened)
-    result["record"] = record(opened.store, label)
+    result["record"] = record(opened.run, label)
     return keep_result(opened_truth, "lds", result, arrays)
 
 

@@ -62,10 +62,10 @@ def evaluate_loo(
     opened = session(run_path, execution.resolved_device())
     if train:
         opened.task.require_train()
-    example_set = judged_query_set(opened.store, queries, scores)
+    example_set = judged_query_set(opened.run, queries, scores)
     judged = _judged_queries(opened, example_set, query)
     chosen = Chosen(examples, top, random, leave)
-    chosen.check(opened.table("train")["count"])
+    chosen.check(opened.run.train.count)
     label = judged_scores(run_path, example_set, scores, damping, execution, progress)
     of_run = Scores(run_path, label)
     groups = groups_of(chosen.rows(of_run, judged, draw_seed), leave)
@@ -95,13 +95,13 @@ def evaluate_loo(
         **done,
         "warnings": warnings(opened_truth, opened),
         "left_out": _table(there, predicted, changes),
-        "record": record(opened.store, label),
+        "record": record(opened.run, label),
     }
     return keep_result(opened_truth, "loo", result, {"predicted": predicted, "actual": changes})
 
 
 def _judged_queries(opened: Session, example_set: str, query: int | None) -> np.ndarray:
-    count = opened.table(example_set)["count"]
+    count = opened.run.example_set(example_set).count
     if query is None:
         return np.arange(count)
     if not 0 <= query < count:

@@ -5,7 +5,7 @@ or better once it is averaged over checkpoints, so all are judged side by side.
 Streams the stored columns twice; memory grows with the flagged examples only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from streamfluence.errors import InputError
 from streamfluence.evaluation.lists import listed_rows
 from streamfluence.evaluation.mislabel import SHARES, Ranking
 from streamfluence.run.columns import Columns, columns
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import require_complete
-from streamfluence.store import RunStore
 
 NAMES = ("self_influence", "loss", "grad_norm")
 Rankings = dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]]
@@ -40,24 +40,24 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
         InputError: If the file cannot be used, or flags nothing or everything.
         IncompleteError: If rows are missing.
     """
-    store = RunStore.open(run_path)
-    checkpoints = len(store.manifest["checkpoints"])
+    run = OpenRun.open(run_path)
+    checkpoints = len(run.checkpoints)
     for checkpoint in range(checkpoints):
-        require_complete(store, "train", checkpoint)
-    rows, count = listed_rows(store, flags, by_id), store.manifest["train"]["count"]
+        require_complete(run, "train", checkpoint)
+    rows, count = listed_rows(run, flags, by_id), run.train.count
     if len(rows) in (0, count):
         raise InputError(
             f"{flags} flags {len(rows):,} of {count:,} training examples; to judge a ranking, "
             f"some must be flagged and some not"
         )
-    rankings = _rankings(store.manifest["checkpoint_weights"])
+    rankings = _rankings(run.method.weights)
     kept: dict[str, list[np.ndarray]] = {name: [] for name in rankings}
-    for part, flagged in _parts(store, rows):
+    for part, flagged in _parts(run, rows):
         for name, value in rankings.items():
             kept[name].append(value(part.values)[flagged & part.good])
     judged = {name: Ranking(np.concatenate(values)) for name, values in kept.items()}
     ranked = 0
-    for part, flagged in _parts(store, rows):
+    for part, flagged in _parts(run, rows):
         ranked += int(part.good.sum())
         for name, value in rankings.items():
             judged[name].count(value(part.values)[~flagged & part.good])
@@ -71,7 +71,7 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
     }
 
 
-def _rankings(weights: list[float]) -> Rankings:
+def _rankings(weights: Sequence[float]) -> Rankings:
     """Return every ranking as a function of the stored columns, ``(checkpoint, example)`` each."""
     several = len(weights) > 1
     found: Rankings = {
@@ -86,9 +86,9 @@ def _rankings(weights: list[float]) -> Rankings:
     return found
 
 
-def _parts(store: RunStore, rows: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
+def _parts(run: OpenRun, rows: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
     """Yield every partition's columns and which of its examples are flagged."""
-    for part in columns(store, NAMES):
+    for part in columns(run, NAMES):
         inside = rows[(rows >= part.start) & (rows < part.start + len(part.good))]
         flagged = np.zeros(len(part.good), bool)
         flagged[inside - part.start] = True

@@ -21,9 +21,9 @@ from streamfluence.evaluation.lists import (
 from streamfluence.evaluation.retrieval import FirstPass, SecondPass, chance_reciprocal_rank
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.run.columns import column, has_column
-from streamfluence.run.sets import named_query_set, partition_count, require_complete, set_facts
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.sets import named_query_set, require_complete
 from streamfluence.scoring.stored import query_tiles, tile_blocks
-from streamfluence.store import RunStore
 
 DEFAULT_KS = (1, 10, 100)
 # Whether each example of a block is relevant for some of the queries, (query, example).
@@ -60,20 +60,20 @@ def evaluate_retrieval(
         raise InputError("give either --relevant FILE or --same-group")
     if not ks or min(ks) < 1:
         raise InputError(f"k = {list(ks)}; recall is taken over lists of at least one example")
-    store = RunStore.open(run_path)
-    example_set = named_query_set(store, queries)
-    for checkpoint in range(len(store.manifest["checkpoints"])):
-        require_complete(store, "train", checkpoint)
-        require_complete(store, example_set, checkpoint)
+    run = OpenRun.open(run_path)
+    example_set = named_query_set(run, queries)
+    for checkpoint in run.checkpoints:
+        require_complete(run, "train", checkpoint)
+        require_complete(run, example_set, checkpoint)
     if relevant is None:
-        chosen, relevance = _by_group(store, example_set)
+        chosen, relevance = _by_group(run, example_set)
     else:
-        chosen, relevance = _by_list(store, example_set, Path(relevant), by_id)
-    count = store.manifest["train"]["count"]
+        chosen, relevance = _by_list(run, example_set, Path(relevant), by_id)
+    count = run.train.count
     lengths = sorted({min(k, count) for k in ks})
     found = [
-        _judge(run_path, store, example_set, tile, chosen, relevance, lengths)
-        for tile in query_tiles(store, example_set)
+        _judge(run_path, run, example_set, tile, chosen, relevance, lengths)
+        for tile in query_tiles(run, example_set)
     ]
     n_relevant, recalls, ranks = (
         np.concatenate(part, axis=-1) for part in zip(*found, strict=True)
@@ -115,7 +115,7 @@ def _recall(k: int, count: int, recall: np.ndarray, relevant: np.ndarray) -> dic
 
 def _judge(
     run_path: str,
-    store: RunStore,
+    run: OpenRun,
     example_set: str,
     tile: tuple[int, int],
     chosen: np.ndarray,
@@ -129,11 +129,11 @@ def _judge(
     mine = np.flatnonzero((chosen >= tile[0]) & (chosen < tile[1]))
     if not len(mine):
         return np.zeros(0, np.int64), np.zeros((len(lengths), 0)), np.zeros(0)
-    partitions = list(range(partition_count(store, "train")))
+    partitions = list(range(run.train.partitions))
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for block in tile_blocks(
-            run_path, store, example_set, None, partitions, tile, chosen[mine] - tile[0]
+            run_path, run, example_set, None, partitions, tile, chosen[mine] - tile[0]
         ):
             scores = np.where(block.valid[:, None], block.scores, -np.inf).T
             yield scores, relevance(block, mine)
@@ -148,14 +148,14 @@ def _judge(
     return first.relevant, recalls, second.reciprocal_rank()
 
 
-def _by_group(store: RunStore, example_set: str) -> tuple[np.ndarray, Relevance]:
+def _by_group(run: OpenRun, example_set: str) -> tuple[np.ndarray, Relevance]:
     for name in ("train", example_set):
-        if not has_column(store, name, "group"):
+        if not has_column(run, name, "group"):
             raise InputError(
                 f"no group is stored with {name!r}; name one by group_field in its table, in a new "
                 f"run, or give --relevant FILE"
             )
-    groups = column(store, example_set, "group")
+    groups = column(run, example_set, "group")
 
     def relevance(block: ScoreBlock, mine: np.ndarray) -> np.ndarray:
         assert block.group is not None
@@ -165,9 +165,9 @@ def _by_group(store: RunStore, example_set: str) -> tuple[np.ndarray, Relevance]
 
 
 def _by_list(
-    store: RunStore, example_set: str, path: Path, by_id: bool
+    run: OpenRun, example_set: str, path: Path, by_id: bool
 ) -> tuple[np.ndarray, Relevance]:
-    lists = _lists(store, example_set, path, by_id)
+    lists = _lists(run, example_set, path, by_id)
     place = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists.values()])
     rows = np.concatenate(list(lists.values()))
     order = np.argsort(rows, kind="stable")
@@ -186,7 +186,7 @@ def _by_list(
     return np.array(list(lists), np.int64), relevance
 
 
-def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[int, np.ndarray]:
+def _lists(run: OpenRun, example_set: str, path: Path, by_id: bool) -> dict[int, np.ndarray]:
     """Return the rows of the relevant examples by query row, all checked."""
     given = read_json(path)
     if not isinstance(given, dict) or not given:
@@ -194,7 +194,7 @@ def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[i
             f"{path} must hold an object from query row to a list of training examples, such as "
             f'{{"0": [17, 4]}}, with at least one query'
         )
-    n_queries, count = set_facts(store, example_set)["count"], store.manifest["train"]["count"]
+    n_queries, count = run.example_set(example_set).count, run.train.count
     lists = {}
     for query, values in given.items():
         if not query.isdecimal() or int(query) >= n_queries:
@@ -206,13 +206,13 @@ def _lists(store: RunStore, example_set: str, path: Path, by_id: bool) -> dict[i
         if not len(numbers):
             raise InputError(f"{where} lists no relevant example; leave the query out")
         lists[int(query)] = numbers if by_id else checked_rows(numbers, count, where)
-    return _mapped(store, lists, path) if by_id else lists
+    return _mapped(run, lists, path) if by_id else lists
 
 
-def _mapped(store: RunStore, lists: dict[int, np.ndarray], path: Path) -> dict[int, np.ndarray]:
+def _mapped(run: OpenRun, lists: dict[int, np.ndarray], path: Path) -> dict[int, np.ndarray]:
     """Return the rows of lists of ids, from one pass over the stored ids."""
     texts = any(listed.dtype.kind == "U" for listed in lists.values())
     lists = {q: listed.astype(str) if texts else listed for q, listed in lists.items()}
     wanted = np.unique(np.concatenate(list(lists.values())))
-    rows, ids = rows_of_ids(store, wanted, str(path))
+    rows, ids = rows_of_ids(run, wanted, str(path))
     return {query: rows[np.isin(ids, listed)] for query, listed in lists.items()}

@@ -106,13 +106,13 @@ def evaluate_sanity(
 
 def _self_influence(pilot: Pilot) -> list[Check]:
     """Stored self-influence: never negative, and the score of an example as its own query."""
-    store = pilot.opened.store
+    run = pilot.opened.run
     lowest = min(
-        float(part.values["self_influence"].min()) for part in columns(store, ["self_influence"])
+        float(part.values["self_influence"].min()) for part in columns(run, ["self_influence"])
     )
     made = Directions(pilot.opened, 0)
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
-    stored = torch.from_numpy(stored_values(store, "self_influence", 0, pilot.rows)).to(rows)
+    stored = torch.from_numpy(stored_values(run, "self_influence", 0, pilot.rows)).to(rows)
     own, energy = own_scores(pilot, made, rows)
     return [
         Check(
@@ -147,8 +147,8 @@ def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Te
         From the run's stored rows and from ``rows``, shape ``(example,)``; both over the
         directions that are stored.
     """
-    store = pilot.opened.store
-    arrays = (stored_values(store, name, 0, pilot.rows) for name in ("rows", "scale"))
+    run = pilot.opened.run
+    arrays = (stored_values(run, name, 0, pilot.rows) for name in ("rows", "scale"))
     kept = made.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
     wanted = made.codec.query(made.factor.stored(rows))
     return (wanted * kept).sum(1), wanted.square().sum(1)
@@ -206,7 +206,7 @@ def _sums(pilot: Pilot) -> list[Check]:
             "per-example gradients add up to autograd's, through projection and whitening",
         )
     ]
-    decay = opened.manifest["curvature"]["weight_decay"]
+    decay = opened.run.method.curvature.weight_decay
     if decay is not None:
         pull = made.factor.whiten(made.features(capture.whole(dict(weights)))).detach()
         mean = rows.mean(0) + decay * pull[0]
@@ -251,7 +251,7 @@ def _reordered(pilot: Pilot, order: np.ndarray) -> list[Any]:
     whole = concatenate(pilot.batches)
     places = torch.from_numpy(order).to(pilot.opened.device)
     moved = select_batch(whole, places)
-    size = pilot.opened.manifest["compute"]["batch_size"]
+    size = pilot.opened.run.method.batches.batch_size
     return [slice_batch(moved, i, min(i + size, len(order))) for i in range(0, len(order), size)]
 
 
@@ -265,4 +265,4 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _tolerance(pilot: Pilot) -> float:
-    return SAME_ROWS[pilot.opened.manifest["compute"]["precision"]]
+    return SAME_ROWS[pilot.opened.run.method.batches.precision]

@@ -60,6 +60,7 @@ def test_the_decisive_part_survives_json_and_leaves_out_how_work_is_run(tmp_path
         ("compute.precision", "fp8", "'float32' or 'bf16'"),
         ("sketch.examples", True, "a whole number"),
         ("sketch.probes", 0, "at least 1"),
+        ("sketch.seed", -1, "0 or more"),
         ("checkpoints", [], "name at least one"),
         ("checkpoint_weights", [float("nan")], "must be finite"),
         ("curvature.damping", float("inf"), "positive and finite"),
