@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from streamfluence.run.opened import OpenRun
 from streamfluence.scoring.lazy import lazy_rows, lazy_scores, results
 from streamfluence.stages.status import status
 from streamfluence.stages.top import top
-from streamfluence.store import RunStore
 
 
 def open(path: str) -> "Run":
@@ -26,12 +26,12 @@ class Run:
 
     def __init__(self, path: str) -> None:
         self.path = str(path)
-        self._store = RunStore.open(self.path)
+        self._run = OpenRun.open(self.path)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Everything that decides a number of this run."""
-        return self._store.manifest
+        return self._run.manifest
 
     def status(self) -> dict[str, Any]:
         """Return what is done and what is missing."""
@@ -53,7 +53,7 @@ class Run:
             queries: Name of the query set; not needed when there is only one.
             damping: Another damping than the rows were whitened with.
         """
-        return lazy_scores(self.path, queries, damping)
+        return lazy_scores(OpenRun.open(self.path), queries, damping)
 
     def rows(self, example_set: str = "train", checkpoint: int = 0) -> Any:
         """Return rows in stored coordinates as a lazy Dask array, float32, ``(example, coordinate)``.
@@ -66,7 +66,7 @@ class Run:
             IncompleteError: If rows are missing.
             DamageError: If rows do not belong together.
         """
-        return lazy_rows(self.path, example_set, checkpoint)
+        return lazy_rows(OpenRun.open(self.path), example_set, checkpoint)
 
     def results(self, name: str | None = None) -> dict[str, Any]:
         """Return what the readouts of finished scores kept, by ``readout.array``.
@@ -86,7 +86,7 @@ class Run:
             IncompleteError: If they are not finished, or something they rest on is missing.
             DamageError: If something they rest on is not what it was.
         """
-        return results(self.path, name)
+        return results(OpenRun.open(self.path), name)
 
     def __repr__(self) -> str:
         return f"Run({self.path!r})"

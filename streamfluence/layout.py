@@ -11,8 +11,13 @@ FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 TURN = "verify.json"  # whose turn it is when only a share of the bytes is verified
 RECEIPTS, PARTS, QUERIES = "receipts", "parts", "queries"
+SKETCH, COLLECT, SCORE = "sketch", "collect", "score"
 SCORES, SETS, IDENTITIES = "scores", "sets", "identities"
-LISTING = ".objects.json"
+PUBLISHED, LISTING = (
+    ".zarr",
+    ".objects.json",
+)  # after a set's name: its rows, and what they consist of
+SPEC = "score.json"
 TRAINING_LOSS = "training_loss"  # the measurement of training examples; queries may name it too
 
 
@@ -49,12 +54,22 @@ def default_partition_examples(count: int, batch_size: int) -> int:
 
 def collect_stage(example_set: str, checkpoint: int) -> str:
     """Return the stage that collects ``example_set`` at ``checkpoint``."""
-    return f"collect/{example_set}/{checkpoint}"
+    return f"{COLLECT}/{example_set}/{checkpoint}"
+
+
+def holds_rows(stage: str) -> bool:
+    """Return whether the partitions of a stage are rows of examples."""
+    return stage.startswith(f"{COLLECT}/")
+
+
+def is_of_sketch(stage: str) -> bool:
+    """Return whether a stage is a step of a sketch."""
+    return stage.startswith(f"{SKETCH}/")
 
 
 def sketch_stage(checkpoint: int, step: str) -> str:
     """Return the stage of one step of a checkpoint's sketch."""
-    return f"sketch/{checkpoint}/{step}"
+    return f"{SKETCH}/{checkpoint}/{step}"
 
 
 def plan_stage(checkpoint: int) -> str:
@@ -69,17 +84,17 @@ def scales_stage(checkpoint: int) -> str:
 
 def score_stage(label: str) -> str:
     """Return the stage of the parts of a score, one for some partitions of rows."""
-    return f"score/{label}"
+    return f"{SCORE}/{label}"
 
 
 def result_stage(label: str) -> str:
     """Return the stage whose only partition is a score's result, merged from its parts."""
-    return f"scores/{label}"
+    return f"{SCORES}/{label}"
 
 
 def score_path(label: str) -> str:
     """Return the path of the document that says what scores are of and how they are made."""
-    return f"{SCORES}/{label}/score.json"
+    return f"{SCORES}/{label}/{SPEC}"
 
 
 def queries_path(name: str) -> str:
@@ -94,7 +109,7 @@ def identity_path(digest: str) -> str:
 
 def published_path(example_set: str) -> str:
     """Return the path of an example set that ``finalise`` published."""
-    return f"{SETS}/{example_set}.zarr"
+    return f"{SETS}/{example_set}{PUBLISHED}"
 
 
 def listing_path(example_set: str) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from streamfluence.capture import Capture
 from streamfluence.evaluation.pilot.examples import choose_pilot, whitened
 from streamfluence.run import session as _session
+from streamfluence.run.session import session
 from streamfluence.stages.evaluate import sanity as evaluate_sanity
 
 DECAYED = JOB.replace("damping = 0.01", "weight_decay = 0.01")
@@ -121,7 +122,7 @@ def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folde
     """What the receipts say that the codec kept of the first batches, when rows were written."""
     run = folder / "few-bytes"
     assert invoke("run", folder / "job.toml", run, "--bytes", "12").exit_code == 0
-    pilot = choose_pilot(str(run), "cpu", 150, None, 7)
+    pilot = choose_pilot(session(str(run), "cpu"), 150, None, 7)
     made = _session.Directions(pilot.opened, 0)
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
     own, energy = evaluate_sanity.own_scores(pilot, made, rows)

@@ -41,6 +41,20 @@ ONLY_IN = {
     "click": ("cli",),
     "rich": ("cli",),
 }
+# The manifest is read as typed values; those who write one, or keep another, know it by its keys.
+KNOWS_KEYS = ("run", "store", "evaluation.truth", "evaluation.pilot")
+# Every path inside a run is spelt in ``layout``.
+FOLDERS = (
+    "receipts",
+    "parts",
+    "queries",
+    "scores",
+    "score",
+    "sets",
+    "identities",
+    "sketch",
+    "collect",
+)
 MAX_LINES = 400
 # The folder of stored-row formats; always imported by its full name, so nothing is shadowed.
 ALLOWED_NAMES = {"codecs"}
@@ -74,11 +88,26 @@ def _check(name: str, text: str, imports: set[str], root: Path) -> Iterator[str]
     for package in sorted(packages & set(ONLY_IN)):
         if not any(_inside(name, place) for place in ONLY_IN[package]):
             yield f"{name}: imports {package}, which is for {' and '.join(ONLY_IN[package])}"
+    yield from _spelt_out(name, ast.parse(text))
     for word in name.split("."):
         if word in sys.stdlib_module_names - ALLOWED_NAMES and not word.startswith("_"):
             yield f"{name}: has the name of the standard-library module {word}"
     if text.count("\n") >= MAX_LINES:
         yield f"{name}: has {text.count(chr(10))} lines, the most is {MAX_LINES - 1}"
+
+
+def _spelt_out(name: str, tree: ast.Module) -> Iterator[str]:
+    """Yield what is known by a string that has one place to be known in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            owner = node.value
+            named = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            if named == "manifest" and not any(_inside(name, place) for place in KNOWS_KEYS):
+                yield f"{name}: looks {node.slice.value!r} of the manifest up by string"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and name != "layout":
+            folder, slash, _ = node.value.partition("/")
+            if slash and folder in FOLDERS and " " not in node.value:
+                yield f"{name}: spells the path {node.value!r}, which is for layout"
 
 
 def _imports(text: str, name: str, package: str) -> Iterator[str]:
@@ -238,6 +267,14 @@ def test_a_clean_package_is_found_clean(package):
         ("store/statistics", "", "the name of the standard-library module statistics"),
         ("queue/__init__", "", "queue.__init__: has no layer"),
         ("novelty", "", "novelty: has no layer"),
+        ("stages/top", "x = run.manifest['rows']['bytes']", "looks 'rows' of the manifest up"),
+        (
+            "scoring/lazy",
+            "def f(manifest): return manifest['rows']",
+            "looks 'rows' of the manifest",
+        ),
+        ("stages/top", "x = f'sketch/{c}/plan'", "spells the path 'sketch/', which is for layout"),
+        ("run/session", "x = 'scores/' + name", "spells the path 'scores/'"),
         (
             "collecting/units",
             "def f():\n    from streamfluence.scoring import lazy",

@@ -250,7 +250,7 @@ def test_the_unprojected_reference_has_the_same_damping(tmp_path):
     job = write_job(tmp_path)
     told = ADAM | {"blocks": "joint", "damping": "auto"}
     run(job, str(tmp_path / "run"), EXACT | {f"curvature.{key}": v for key, v in told.items()})
-    pilot = choose_pilot(str(tmp_path / "run"), "cpu", 150, None, 7)
+    pilot = choose_pilot(session(str(tmp_path / "run"), "cpu"), 150, None, 7)
     damping = damping_by_loop(tmp_path, None, 0.0)
     opened = session(str(tmp_path / "run"), "cpu")
     values = {"joint": float(damping.mean())}

@@ -16,6 +16,7 @@ import streamfluence
 from streamfluence.errors import InputError
 from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
+from streamfluence.run.session import session
 from streamfluence.stages.evaluate.sanity import evaluate_sanity
 from streamfluence.stages.run import run
 from streamfluence.task import load_task
@@ -185,7 +186,7 @@ def test_scores_are_the_textbook_influence(tmp_path, case):
     found = streamfluence.open(str(tmp_path / "run")).scores().compute()
     assert abs(found - wanted).max() < 2e-4 * abs(wanted).max()
     # What judges runs gives the same: unprojected Gauss-Newton, and the checks of a run.
-    pilot = choose_pilot(str(tmp_path / "run"), "cpu", N, None, QUERIES)
+    pilot = choose_pilot(session(str(tmp_path / "run"), "cpu"), N, None, QUERIES)
     solved = reference_scores(
         pilot, {"joint": DAMPING}, by_layer=False, double=True, tolerance=1e-9
     )

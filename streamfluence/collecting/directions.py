@@ -9,7 +9,7 @@ from streamfluence.codecs.base import Codec
 from streamfluence.layout import plan_stage
 from streamfluence.registry import member
 from streamfluence.run.decision import load_factor
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session
 from streamfluence.run.states import load_state, select
 
 
@@ -39,9 +39,8 @@ class Directions:
         return self.projection.apply(self.scales.apply(uses))
 
 
-def directions(run_path: str, device: str, checkpoint: int) -> Directions:
+def directions(opened: Session, checkpoint: int) -> Directions:
     """Return the directions of one checkpoint, loaded once a process."""
-    opened = session(run_path, device)
     receipt = opened.run.receipt(plan_stage(checkpoint), 0)
     assert receipt is not None, "collect checks that the sketch is there"
     return _directions(opened, checkpoint, receipt.attempt)

@@ -35,7 +35,7 @@ def collect(
 ) -> dict[str, int]:
     """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
     opened = session(run_path, device)
-    made = directions(run_path, device, checkpoint)
+    made = directions(opened, checkpoint)
     facts = opened.run.example_set(example_set)
     stage = collect_stage(example_set, checkpoint)
     size = facts.partition_examples

@@ -15,6 +15,7 @@ from typing import Any
 from streamfluence.data import open_reader
 from streamfluence.data.base import Reader
 from streamfluence.errors import DamageError, InputError, StorageError
+from streamfluence.layout import identity_path
 from streamfluence.run.opened import OpenRun
 from streamfluence.store.documents import seal, unseal
 
@@ -60,7 +61,7 @@ def signed_identity(
     signature = plain(reader.stat_signature())
     key = {"table": plain(table), "signature": signature}
     text = json.dumps([key["table"], signature], sort_keys=True)
-    path = f"identities/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    path = identity_path(hashlib.sha256(text.encode()).hexdigest())
     with suppress(FileNotFoundError, DamageError):
         kept = unseal(storage.read(path), path)
         if {name: kept.get(name) for name in key} == key and isinstance(kept.get("identity"), dict):

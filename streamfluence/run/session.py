@@ -38,7 +38,7 @@ class Session:
     """
 
     def __init__(self, run_path: str, device: str) -> None:
-        self.run_path, self.run = run_path, OpenRun.open(run_path)
+        self.run = OpenRun.open(run_path)
         self.device = torch.device(device)
         self.task = self._task()
         self._readers: dict[str, tuple[Reader, Any]] = {}

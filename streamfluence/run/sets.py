@@ -1,7 +1,15 @@
 """The example sets of a run: the training set and its query sets. Knows the store only."""
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
-from streamfluence.layout import collect_stage, score_path
+from streamfluence.layout import (
+    COLLECT,
+    RECEIPTS,
+    SCORE,
+    SCORES,
+    collect_stage,
+    queries_path,
+    score_path,
+)
 from streamfluence.run.opened import OpenRun
 
 
@@ -12,11 +20,11 @@ def pinned_query_sets(run: OpenRun) -> list[str]:
         DamageError: If rows of a query set are there, but not what pins it.
     """
     known = run.query_sets()
-    collected = run.storage.children("receipts/collect")[0]
+    collected = run.storage.children(f"{RECEIPTS}/{COLLECT}")[0]
     lost = sorted(set(collected) - {"train", *known})
     if lost:
         raise DamageError(
-            f"{run.url} has rows of the query set {lost[0]!r}, but its document queries/{lost[0]}.json "
+            f"{run.url} has rows of the query set {lost[0]!r}, but its document {queries_path(lost[0])} "
             f"is gone; repeat `streamfluence run` with the same job, which writes it again"
         )
     return known
@@ -39,7 +47,7 @@ def named_query_set(run: OpenRun, name: str | None) -> str:
 
 def score_names(run: OpenRun) -> list[str]:
     """Return the names of the scores that were asked for, sorted."""
-    folders = run.storage.children("scores")[0]
+    folders = run.storage.children(SCORES)[0]
     return [name for name in folders if run.has(score_path(name))]
 
 
@@ -51,7 +59,7 @@ def pinned_score_names(run: OpenRun) -> list[str]:
     """
     known = score_names(run)
     made = {
-        name for top in ("score", "scores") for name in run.storage.children(f"receipts/{top}")[0]
+        name for top in (SCORE, SCORES) for name in run.storage.children(f"{RECEIPTS}/{top}")[0]
     }
     lost = sorted(made - set(known))
     if lost:

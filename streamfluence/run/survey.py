@@ -13,7 +13,12 @@ from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
 from streamfluence.layout import (
+    COLLECT,
+    SCORE,
+    SCORES,
+    SKETCH,
     collect_stage,
+    listing_path,
     plan_stage,
     queries_path,
     receipt_path,
@@ -30,7 +35,6 @@ from streamfluence.run.rows import row_bases
 from streamfluence.run.sets import score_names
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
-from streamfluence.store.finalise import listing_path
 
 
 @dataclass
@@ -109,13 +113,13 @@ class _Known:
 def _lost_documents(known: _Known, found: Survey) -> None:
     run = known.run
     documents = set(run.query_sets())
-    for name in sorted(known.below("collect") - documents - {"train"}):
+    for name in sorted(known.below(COLLECT) - documents - {"train"}):
         found.document(
             queries_path(name),
             "is missing, but rows of it are there; repeat `streamfluence run` with the job that made "
             "the run, which writes it again",
         )
-    for label in sorted((known.below("score") | known.below("scores")) - set(score_names(run))):
+    for label in sorted((known.below(SCORE) | known.below(SCORES)) - set(score_names(run))):
         found.document(
             score_path(label),
             "is missing, but scores of that name are there; repeat `streamfluence score` or `run` as "
@@ -128,14 +132,14 @@ def _strangers(known: _Known, found: Survey) -> None:
     checkpoints = {str(checkpoint) for checkpoint in known.checkpoints}
     for stage in known.stages:
         top, name, *rest = [*stage.split("/"), ""]
-        checkpoint = {"collect": rest[0] if rest else "", "sketch": name}.get(top)
-        foreign = top not in ("collect", "sketch", "score", "scores")
+        checkpoint = {COLLECT: rest[0] if rest else "", SKETCH: name}.get(top)
+        foreign = top not in (COLLECT, SKETCH, SCORE, SCORES)
         most: float = float("inf")
-        if top == "collect":
+        if top == COLLECT:
             most = known.sets.get(name, most)
-        elif top == "score" and name in known.specs:
+        elif top == SCORE and name in known.specs:
             most = len(known.specs[name]["tasks"])
-        elif top == "scores":
+        elif top == SCORES:
             most = 1
         for partition in sorted(known.there(stage)):
             if foreign or (checkpoint is not None and checkpoint not in checkpoints):
@@ -165,7 +169,7 @@ def _needed_rows(known: _Known, found: Survey) -> dict[str, set[int]]:
         needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
         queries = spec["queries"]
         needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
-        if queries not in known.run.query_sets() and queries not in known.below("collect"):
+        if queries not in known.run.query_sets() and queries not in known.below(COLLECT):
             found.document(
                 queries_path(queries),
                 f"is missing, but scores {label!r} are of it; repeat `streamfluence run` with the job",
@@ -238,7 +242,7 @@ def _sketch(known: _Known, found: Survey, checkpoint: int) -> None:
     """Find what is lost of a sketch: the plan once there are rows, and what is read beside it."""
     plan = plan_stage(checkpoint)
     used = any(known.there(collect_stage(name, checkpoint)) for name in known.sets)
-    begun = str(checkpoint) in known.below("sketch")
+    begun = str(checkpoint) in known.below(SKETCH)
     if not known.there(plan):
         if used:
             found.lost(plan, 0, "rows were made from it")

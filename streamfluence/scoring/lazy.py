@@ -22,15 +22,14 @@ from streamfluence.scoring.spec import make_spec
 from streamfluence.store import Receipt
 
 
-def lazy_scores(run_path: str, queries: str | None, damping: float | None) -> da.Array:
+def lazy_scores(run: OpenRun, queries: str | None, damping: float | None) -> da.Array:
     """Return scores as a lazy Dask array, a block for each partition of rows and tile of queries.
 
     See ``Run.scores``.
     """
-    run = OpenRun.open(run_path)
     example_set = named_query_set(run, queries)
     make_spec(run, example_set, Score(), damping, allow_incomplete=False)
-    known = (run_path, example_set, damping)
+    known = (run.url, example_set, damping)
     columns = [
         _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile)
         for tile in stored.query_tiles(run, example_set)
@@ -38,21 +37,19 @@ def lazy_scores(run_path: str, queries: str | None, damping: float | None) -> da
     return da.concatenate(columns, axis=1)
 
 
-def lazy_rows(run_path: str, example_set: str, checkpoint: int) -> da.Array:
+def lazy_rows(run: OpenRun, example_set: str, checkpoint: int) -> da.Array:
     """Return rows in stored coordinates as a lazy Dask array, one block a partition; see ``Run.rows``."""
-    run = OpenRun.open(run_path)
     checkpoints = len(run.checkpoints)
     if not 0 <= checkpoint < checkpoints:
         raise InputError(f"checkpoint {checkpoint}: {run.url} has 0 to {checkpoints - 1}")
     row_receipts(run, example_set, checkpoint)
     width = stored.row_width(run, checkpoint)
-    known = (run_path, example_set, checkpoint)
+    known = (run.url, example_set, checkpoint)
     return _lazy(run, width, stored.partition_rows, known, of=example_set)
 
 
-def results(run_path: str, name: str | None) -> dict[str, Any]:
+def results(run: OpenRun, name: str | None) -> dict[str, Any]:
     """Return what the readouts of finished scores kept, by ``readout.array``; see ``Run.results``."""
-    run = OpenRun.open(run_path)
     label, _ = parse_query(run, "0", name)
     scores = finished(run, label)
     found: dict[str, Any] = {

@@ -20,7 +20,7 @@ from streamfluence.scoring.spec import make_spec, pin
 
 
 def score_set(
-    run_path: str,
+    run: OpenRun,
     example_set: str,
     options: Score | None,
     damping: float | None,
@@ -38,30 +38,28 @@ def score_set(
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
-    run = OpenRun.open(run_path)
     label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
     spec = make_spec(run, example_set, options or Score(), damping, allow_incomplete)
     if options is None and run.has(score_path(label)):
         spec["readouts"] = run.read_document(score_path(label))["readouts"]
     pin(run, label, spec)
-    _execute(run, run_path, label, spec, execution, progress)
-    return _merge(run, run_path, label)
+    _execute(run, label, spec, execution, progress)
+    return _merge(run, label)
 
 
 def rescore(
-    run_path: str,
+    run: OpenRun,
     labels: list[str],
     execution: Execution | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
-    run = OpenRun.open(run_path)
     for label in labels:
         spec = read_spec(run, label)
         _discard_stale(run, label, spec)
-        _execute(run, run_path, label, spec, execution or Execution(), progress or Silent())
+        _execute(run, label, spec, execution or Execution(), progress or Silent())
         _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
-        _merge(run, run_path, label)
+        _merge(run, label)
 
 
 def _discard_stale(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
@@ -71,7 +69,6 @@ def _discard_stale(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
 
 def _execute(
     run: OpenRun,
-    run_path: str,
     label: str,
     spec: Mapping[str, Any],
     execution: Execution,
@@ -87,12 +84,12 @@ def _execute(
     if missing:
         with execution.open(len(missing), run.method.batches.threads) as executor:
             progress.start(f"score {label}", len(missing), "tasks")
-            tasks = [(run_path, execution.resolved_device(), label, task) for task in missing]
+            tasks = [(run.url, execution.resolved_device(), label, task) for task in missing]
             run_all(executor, work.score, tasks, lambda *_: progress.advance(1))
             progress.finish()
 
 
-def _merge(run: OpenRun, run_path: str, label: str) -> Finished:
+def _merge(run: OpenRun, label: str) -> Finished:
     if run.receipt(result_stage(label), 0) is None:
-        work.merge(run_path, label)
+        work.merge(run, label)
     return finished(run, label)

@@ -71,7 +71,7 @@ def query_tiles(run: OpenRun, example_set: str) -> list[tuple[int, int]]:
 
 
 def score_sides(
-    run_path: str,
+    run: OpenRun,
     device: str,
     example_set: str,
     damping: float | None,
@@ -82,18 +82,17 @@ def score_sides(
     Args:
         tile: Range of queries; None takes all.
     """
-    run = OpenRun.open(run_path)
     checkpoints = run.checkpoints
     rows = content_digest(r for c in checkpoints for r in row_receipts(run, example_set, c))
     sketches = tuple(sketch_digest(run, c) for c in checkpoints)
     return _cached_sides(
-        run_path, device, example_set, damping, tile, (run.fingerprint, rows, *sketches)
+        run.url, device, example_set, damping, tile, (run.fingerprint, rows, *sketches)
     )
 
 
 @lru_cache(maxsize=1)
 def _cached_sides(
-    run_path: str,
+    url: str,
     device: str,
     example_set: str,
     damping: float | None,
@@ -101,7 +100,7 @@ def _cached_sides(
     rests_on: tuple[str, ...],
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return the sides; the digests tell runs and query sets of one name apart."""
-    run = OpenRun.open(run_path)
+    run = OpenRun.open(url)
     count = run.train.count
     sides = []
     weights = run.method.weights
@@ -160,7 +159,7 @@ def partition_scores(
     pieces = [
         np.where(block.valid[:, None], block.scores, np.float32(np.nan))
         for tile in tiles
-        for block in tile_blocks(run_path, run, example_set, damping, [partition], tile)
+        for block in tile_blocks(run, example_set, damping, [partition], tile)
     ]
     rows = len(pieces) // len(tiles)
     columns = [np.concatenate(pieces[i : i + rows]) for i in range(0, len(pieces), rows)]
@@ -168,7 +167,6 @@ def partition_scores(
 
 
 def tile_blocks(
-    run_path: str,
     run: OpenRun,
     example_set: str,
     damping: float | None,
@@ -189,7 +187,7 @@ def tile_blocks(
             weight,
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            score_sides(run_path, "cpu", example_set, damping, tile)
+            score_sides(run, "cpu", example_set, damping, tile)
         )
     ]
     return _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)))

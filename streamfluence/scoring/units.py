@@ -27,9 +27,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     readouts = build_readouts(spec, run.place.root)
     needs_scores = any(readout.needs_scores for readout in readouts.values())
     tiles = query_tiles(run, spec["queries"]) if needs_scores else [(0, 0)]
-    read = [
-        _read_tile(run_path, device, spec, task, readouts, tile, needs_scores) for tile in tiles
-    ]
+    read = [_read_tile(run, device, spec, task, readouts, tile, needs_scores) for tile in tiles]
     counts = [stop - start for start, stop in tiles]
     states = _joined(readouts, [states for states, _, _ in read], counts)
     kept = _joined(readouts, [kept for _, kept, _ in read], counts)
@@ -54,7 +52,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
 
 
 def _read_tile(
-    run_path: str,
+    run: OpenRun,
     device: str,
     spec: Mapping[str, Any],
     task: int,
@@ -63,7 +61,7 @@ def _read_tile(
     needs_scores: bool,
 ) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    run, partitions = OpenRun.open(run_path), spec["tasks"][task]
+    partitions = spec["tasks"][task]
     terms = [
         _product.Term(
             StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs_scores),
@@ -72,7 +70,7 @@ def _read_tile(
             weight,
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            score_sides(run_path, device, spec["queries"], spec["damping"], tile)
+            score_sides(run, device, spec["queries"], spec["damping"], tile)
         )
     ]
     asked = terms[0].queries
@@ -104,9 +102,8 @@ def _joined(
     }
 
 
-def merge(run_path: str, name: str) -> None:
+def merge(run: OpenRun, name: str) -> None:
     """Merge the states of all tasks in their order, and commit the results with the examples they name."""
-    run = OpenRun.open(run_path)
     spec = read_spec(run, name)
     readouts = build_readouts(spec, run.place.root)
     tasks = task_receipts(run, name, spec)

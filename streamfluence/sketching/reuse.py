@@ -7,7 +7,7 @@ weight to weight, how it does decides the coordinates of the sums.
 
 from typing import Any
 
-from streamfluence.layout import plan_stage
+from streamfluence.layout import is_of_sketch, plan_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state, save_state
 
@@ -21,7 +21,7 @@ def reuse_sketch(source: OpenRun, target: OpenRun) -> bool:
         return False
     plans = {plan_stage(number) for number in source.checkpoints}
     for stage in source.stages():
-        if stage.startswith("sketch/") and stage not in plans:
+        if is_of_sketch(stage) and stage not in plans:
             for part, receipt in source.receipts(stage).items():
                 state, facts = load_state(source, stage, part)
                 save_state(target, stage, part, state, facts, dict(receipt.facts))

@@ -86,6 +86,6 @@ def do_step(executor: Executor, opened: Session, checkpoint: int, step: Step, pa
     """Do the work units of one step that are missing; ``parts`` is how many the sample is cut into."""
     run = opened.run
     missing = run.missing(sketch_stage(checkpoint, step.stage), parts if step.split else 1)
-    common = (opened.run_path, str(opened.device), checkpoint, *step.arguments)
+    common = (opened.run.url, str(opened.device), checkpoint, *step.arguments)
     tasks = [(*common, *([part] if step.split else [])) for part in missing]
     run_all(executor, step.function, tasks)

@@ -21,7 +21,7 @@ from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.directions import Directions, directions
 from streamfluence.data import open_reader
 from streamfluence.job import Job, load_job
-from streamfluence.layout import Span, collect_stage
+from streamfluence.layout import PARTS, RECEIPTS, Span, collect_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.manifest import ExampleSet, Method
 from streamfluence.run.resolve import open_run
@@ -99,7 +99,8 @@ def _probe(job: Job) -> dict[str, Any]:
         started = time.monotonic()
         sketch(path, execution)
         sketch_seconds = time.monotonic() - started
-        made, opened = directions(path, device, 0), session(path, device)
+        opened = session(path, device)
+        made = directions(opened, 0)
         rows = min(train.count, size * PROBE_BATCHES)
         rate = _time_collect(opened, made, rows)
         fixed = _fixed(sketch_seconds, rate, rows)
@@ -138,8 +139,8 @@ def _sketch_stored(
     total = Stored()
     for step in steps_of(short):
         here = Stored()
-        for top in ("parts", "receipts"):
-            here += budget.stored_below(path / top / "sketch/0" / step.stage)
+        for top in (PARTS, RECEIPTS):
+            here += budget.stored_below(path / top / sketch_stage(0, step.stage))
         times = tasks if step.split else 1
         if step.grows:  # with the rows it holds, however many tasks share them
             held = min(examples, most_rows or examples)
@@ -163,7 +164,7 @@ def _stored(
     arrays, notes = _collect_tasks.partition_arrays(opened, made, "train", 0, Span(0, rows))
     _collect_tasks.commit(opened, collect_stage("train", 0), 0, Span(0, rows), arrays, notes)
     own = Stored()
-    for top in ("parts", "receipts"):
+    for top in (PARTS, RECEIPTS):
         own += budget.stored_below(path / top / "collect")
     row_bytes = made.codec.stored_bytes
     partition = own + Stored(0, -budget.disk_bytes(rows, row_bytes, 1))

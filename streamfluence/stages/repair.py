@@ -11,7 +11,15 @@ from typing import Any
 
 from streamfluence.errors import DamageError, Interrupted, StorageError, StreamfluenceError
 from streamfluence.execution import Execution, Progress
-from streamfluence.layout import plan_stage, result_stage
+from streamfluence.layout import (
+    COLLECT,
+    IDENTITIES,
+    SCORE,
+    SCORES,
+    SKETCH,
+    plan_stage,
+    result_stage,
+)
 from streamfluence.run.finished import stale_scores, unmerged_scores
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import score_names
@@ -91,7 +99,7 @@ def _set_aside(run: OpenRun, problems: list[Problem]) -> list[dict[str, Any]]:
 
 def _remove_shortcuts(run: OpenRun, problems: list[Problem]) -> list[str]:
     """Remove damaged identities: each is made again by whoever needs it."""
-    paths = sorted({p.object for p in problems if p.object.startswith("identities/")})
+    paths = sorted({p.object for p in problems if p.object.startswith(f"{IDENTITIES}/")})
     for path in paths:
         run.storage.remove(path)
     return paths
@@ -119,11 +127,13 @@ def _steps(
 
     def scores() -> None:
         lacking = {
-            stage.split("/")[1] for stage, _ in _lacking(run, wanted) if stage[:5] == "score"
+            stage.split("/")[1]
+            for stage, _ in _lacking(run, wanted)
+            if stage.startswith((SCORE, SCORES))
         }
         labels = sorted(lacking & set(score_names(run)) | set(stale_scores(run)))
         if labels:
-            rescore(run_path, labels, execution, progress)
+            rescore(OpenRun.open(run_path), labels, execution, progress)
 
     return [sketches, rows, scores]
 
@@ -135,7 +145,7 @@ def _lacking(run: OpenRun, wanted: set[Place]) -> list[Place]:
 def _is_needed(run: OpenRun, place: Place) -> bool:
     """Return whether a part of a sketch is: all of it before there is a plan, then what outlasts it."""
     top, checkpoint, *step = [*place[0].split("/"), ""]
-    if top != "sketch" or not checkpoint.isdecimal():
+    if top != SKETCH or not checkpoint.isdecimal():
         return False
     return step[0] in LASTING or not run.receipt_there(plan_stage(int(checkpoint)), 0)
 
@@ -143,7 +153,7 @@ def _is_needed(run: OpenRun, place: Place) -> bool:
 def _has_examples(run: OpenRun, place: Place) -> bool:
     """Return whether a place is one of rows that the run can have, as far as that can be known."""
     top, example_set, *checkpoint = [*place[0].split("/"), ""]
-    if top != "collect" or checkpoint[0] not in map(str, run.checkpoints):
+    if top != COLLECT or checkpoint[0] not in map(str, run.checkpoints):
         return False
     with suppress(StreamfluenceError):  # the document that says how many there are is damaged
         return place[1] < len(run.example_set(example_set).spans)

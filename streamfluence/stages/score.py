@@ -64,7 +64,7 @@ def score(
     if name is not None and not LABEL.fullmatch(name):
         raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     results = [
-        score_set(run_path, each, options, damping, name, execution, progress, allow_incomplete)
+        score_set(run, each, options, damping, name, execution, progress, allow_incomplete)
         for each in chosen
     ]
     missing = sorted({part for one in results for part in one.spec["missing_partitions"]})

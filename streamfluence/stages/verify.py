@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
+from streamfluence.layout import RECEIPTS
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.survey import survey
 from streamfluence.run.turn import next_turn
@@ -91,7 +92,7 @@ def _line(problem: Problem) -> str:
         named = problem.object in problem.what  # a message of its own, advice and all
         return problem.what if named else f"{problem.object} {problem.what}"
     what = problem.what.removeprefix("receipt ").partition("; ")[0]
-    place = "" if problem.object.startswith("receipts/") else f"{problem.object} "
+    place = "" if problem.object.startswith(f"{RECEIPTS}/") else f"{problem.object} "
     return f"{problem.stage} partition {problem.partition}: {place}{what}"
 
 

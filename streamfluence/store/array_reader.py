@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 
 from streamfluence.errors import BudgetError, InputError
+from streamfluence.layout import holds_rows
 from streamfluence.store.attempt import array_key
 from streamfluence.store.grid import Grid, parse_grid
 from streamfluence.store.integrity import (
@@ -168,7 +169,7 @@ def _check_rows(
     """Raise DamageError for an array with a row an example that has not as many as its partition."""
     axes = metadata.get("dimension_names")
     by_example = isinstance(axes, list) and axes[:1] == ["example"]
-    wanted = len(receipt.span) if receipt.stage.startswith("collect/") else 0
+    wanted = len(receipt.span) if holds_rows(receipt.stage) else 0
     if by_example and wanted and grid.rows != wanted:
         what = f"it has {grid.rows:,} rows, its partition {wanted:,}"
         raise_damage(storage, receipt, f"{key}/zarr.json", what)

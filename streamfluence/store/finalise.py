@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 
 from streamfluence.errors import DamageError, IncompleteError, InputError
-from streamfluence.layout import collect_stage
+from streamfluence.layout import collect_stage, listing_path, published_path
 from streamfluence.store.array_reader import ArrayReader, array_names, open_array
 from streamfluence.store.attempt import array_key
 from streamfluence.store.digests import content_digest
@@ -93,7 +93,7 @@ def finalise(
     """
     stages = [collect_stage(set_name, checkpoint) for checkpoint in range(n_checkpoints)]
     receipts = [_complete(storage, stage, n_partitions, fingerprint) for stage in stages]
-    target = f"sets/{set_name}.zarr"
+    target = published_path(set_name)
     staged = storage.stage_tree(target)
     store = RecordingStore(storage, staged)
     group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
@@ -115,11 +115,6 @@ def finalise(
     storage.publish_tree(staged, target)
     _publish_listing(storage, listing_path(set_name), seal(listing))
     return target
-
-
-def listing_path(set_name: str) -> str:
-    """Return the path of the list of a set's objects, each with length and CRC-32."""
-    return f"sets/{set_name}.objects.json"
 
 
 def _publish_listing(storage: Storage, path: str, data: bytes) -> None:

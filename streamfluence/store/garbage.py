@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamfluence.errors import DamageError
+from streamfluence.layout import PARTS, SETS, attempt_path
 from streamfluence.store.receipts import DEEPEST, read_receipt
 from streamfluence.store.storage import PARTIAL, Storage
 
 _ATTEMPT = re.compile(r"\A([0-9]{8}|[1-9][0-9]{8,17})\.([^\\]+)\Z")  # as ``attempt_path`` writes it
-_TOPS = ("parts", "sets")
+_TOPS = (PARTS, SETS)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def leftovers(storage: Storage, fingerprint: str, older_than_s: float) -> Iterat
     Args:
         older_than_s: Age in seconds from which a temporary file belongs to nobody.
     """
-    yield from _attempts(storage, "parts", fingerprint)
+    yield from _attempts(storage, PARTS, fingerprint)
     before = time.time() - older_than_s
     folders, files = storage.children("")
     for name in files:
@@ -84,7 +85,7 @@ def _lost(
     except DamageError:
         return
     for attempt, is_tree in attempts:
-        path = f"parts/{stage}/{partition:08d}.{attempt}"
+        path = attempt_path(stage, partition, attempt)
         if receipt is None:
             why = "unfinished attempt; may still be at work"
             yield Leftover(path, is_tree, False, why)
@@ -112,10 +113,14 @@ def _temporary(storage: Storage, name: str, before: float) -> Iterator[Leftover]
 
 def _unpublished(storage: Storage, before: float) -> Iterator[Leftover]:
     """Yield canonical arrays that a killed ``finalise`` left half built."""
-    for name in storage.children("sets")[0]:
+    for name in storage.children(SETS)[0]:
         if name.endswith(PARTIAL):
-            newest = max((entry.modified for entry in storage.entries(f"sets/{name}")), default=0.0)
-            yield Leftover(f"sets/{name}", True, newest < before, "half built by a killed finalise")
-    for name in storage.children("sets")[1]:
+            newest = max(
+                (entry.modified for entry in storage.entries(f"{SETS}/{name}")), default=0.0
+            )
+            yield Leftover(
+                f"{SETS}/{name}", True, newest < before, "half built by a killed finalise"
+            )
+    for name in storage.children(SETS)[1]:
         if name.endswith(PARTIAL):
-            yield from _temporary(storage, f"sets/{name}", before)
+            yield from _temporary(storage, f"{SETS}/{name}", before)

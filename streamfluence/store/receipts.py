@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from streamfluence.errors import DamageError, InputError
-from streamfluence.layout import Span, attempt_path, receipt_path
+from streamfluence.layout import RECEIPTS, Span, attempt_path, receipt_path
 from streamfluence.store.documents import plain, seal, unseal
 from streamfluence.store.storage import DOCUMENT_BYTES, Storage, checked_path
 
@@ -151,12 +151,12 @@ def read_receipts(
 
 def committed(storage: Storage, stage: str) -> list[int]:
     """Return the partitions of a stage that have a receipt, without reading any."""
-    folders, files = storage.children(f"receipts/{checked_path(stage)}")
+    folders, files = storage.children(f"{RECEIPTS}/{checked_path(stage)}")
     names = [*folders, *files]  # a folder with the name of a receipt is a damaged one
     return sorted(int(name.removesuffix(".json")) for name in names if _FILE.match(name))
 
 
-def stages(storage: Storage, top: str = "receipts", depth: int = DEEPEST) -> list[str]:
+def stages(storage: Storage, top: str = RECEIPTS, depth: int = DEEPEST) -> list[str]:
     """Return the stages that have at least one receipt, sorted."""
     folders, files = storage.children(top)
     own = [top.partition("/")[2]] if any(map(_FILE.match, [*folders, *files])) else []

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamfluence import __version__
 from streamfluence.errors import DamageError, InputError
-from streamfluence.layout import FORMAT_VERSION, MANIFEST
+from streamfluence.layout import FORMAT_VERSION, MANIFEST, holds_rows
 from streamfluence.store.documents import (
     canonical,
     differences,
@@ -36,7 +36,7 @@ def create_manifest(storage: Storage, manifest: Mapping[str, Any]) -> tuple[dict
     if storage.create(MANIFEST, seal({_WRITER: __version__, **wanted}, indent=2)):
         return Document(wanted, f"{storage.url}/{MANIFEST}"), __version__
     stored, written_by = read_manifest(storage)
-    rows = any(stage.startswith("collect/") for stage in stages(storage))
+    rows = any(holds_rows(stage) for stage in stages(storage))
     empty = "" if rows else f" (no rows are committed yet; to start anew, remove {storage.url})"
     _refuse_other(f"{storage.url} holds another run{empty}", stored, wanted)
     return stored, written_by

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from streamfluence.errors import DamageError, InputError
-from streamfluence.layout import Span, receipt_path
+from streamfluence.layout import RECEIPTS, Span, receipt_path
 from streamfluence.store import finalise as _finalise
 from streamfluence.store.array_reader import ArrayReader, array_names, memory_for, open_array
 from streamfluence.store.aside import set_aside, unfinished
@@ -279,7 +279,7 @@ class RunStore:
             for stage in self.stages() if stages is None else stages:
                 problems += verify_stage(self.storage, stage, self.fingerprint, reading)
         except DamageError as error:  # not even a listing, as of a link in a folder's place
-            problems.append(Problem("", -1, "receipts", str(error)))
+            problems.append(Problem("", -1, RECEIPTS, str(error)))
         if stages is None:
             problems += verify_documents(self.storage, self.manifest)
             problems += verify_sets(self.storage, reading)

@@ -6,13 +6,13 @@ from contextlib import suppress
 from typing import Any
 
 from streamfluence.errors import StreamfluenceError
-from streamfluence.layout import FORMAT_VERSION, MANIFEST
+from streamfluence.layout import FORMAT_VERSION, MANIFEST, PARTS, QUERIES, RECEIPTS, SCORES, SETS
 from streamfluence.store.documents import canonical
 from streamfluence.store.run_documents import read_manifest
 from streamfluence.store.storage import Storage
 
 # What holds results; a file in any of them, even of an attempt that never ended, keeps the manifest.
-_MADE = ("receipts", "parts", "scores", "sets")
+_MADE = (RECEIPTS, PARTS, SCORES, SETS)
 
 
 def vacate(storage: Storage, manifest: Mapping[str, Any]) -> bool:
@@ -30,8 +30,8 @@ def vacate(storage: Storage, manifest: Mapping[str, Any]) -> bool:
         wanted = json.loads(canonical({"format_version": FORMAT_VERSION, **manifest}))
         if canonical(stored) == canonical(wanted) or "holds" in stored or _anything(storage):
             return False
-        for name in storage.children("queries")[1]:
-            storage.remove(f"queries/{name}")
+        for name in storage.children(QUERIES)[1]:
+            storage.remove(f"{QUERIES}/{name}")
         storage.remove(MANIFEST)
         return True
     return False

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import DamageError
-from streamfluence.layout import receipt_path
+from streamfluence.layout import holds_rows, receipt_path
 from streamfluence.store.receipts import Receipt, StoredObject, read_receipts
 from streamfluence.store.storage import Storage
 
@@ -73,7 +73,7 @@ def verify_stage(
             continue
         good.append(receipt)
         yield from _verify_partition(storage, receipt, reading)
-    if stage.startswith("collect/"):
+    if holds_rows(stage):
         yield from _overlaps(good)
 
 

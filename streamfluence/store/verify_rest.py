@@ -5,15 +5,30 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streamfluence.errors import DamageError, InputError
-from streamfluence.layout import MANIFEST, receipt_path
+from streamfluence.layout import (
+    IDENTITIES,
+    LISTING,
+    MANIFEST,
+    PARTS,
+    PUBLISHED,
+    QUERIES,
+    RECEIPTS,
+    SCORES,
+    SETS,
+    SPEC,
+    listing_path,
+    published_path,
+    receipt_path,
+    result_stage,
+    score_path,
+)
 from streamfluence.store.documents import unseal
 from streamfluence.store.receipts import StoredObject, committed, stages
 from streamfluence.store.run_documents import read_document
 from streamfluence.store.storage import DOCUMENT_BYTES, PARTIAL, Storage, checked_path
 from streamfluence.store.verify import Problem, Reading, verify_objects
 
-LISTING = ".objects.json"  # after a set's name: length and checksum of all that was published of it
-_FOLDERS = ("receipts", "parts", "queries", "scores", "sets", "identities")
+_FOLDERS = (RECEIPTS, PARTS, QUERIES, SCORES, SETS, IDENTITIES)
 
 
 def refuse_doubtful_manifest(storage: Storage, fingerprint: str) -> None:
@@ -48,8 +63,8 @@ def verify_documents(storage: Storage, manifest: Mapping[str, Any]) -> Iterator[
             read_document(storage, path, manifest)
         except (DamageError, InputError) as error:  # or it went away meanwhile
             yield Problem("", -1, path, str(error))
-    for name in _names(storage, "identities"):
-        path = f"identities/{name}"
+    for name in _names(storage, IDENTITIES):
+        path = f"{IDENTITIES}/{name}"
         try:
             unseal(storage.read(path, DOCUMENT_BYTES), f"{storage.url}/{path}")
         except (DamageError, FileNotFoundError) as error:
@@ -58,7 +73,7 @@ def verify_documents(storage: Storage, manifest: Mapping[str, Any]) -> Iterator[
 
 def verify_sets(storage: Storage, reading: Reading) -> Iterator[Problem]:
     """Yield what of the published sets is not as it was published."""
-    folders, files = _children(storage, "sets")
+    folders, files = _children(storage, SETS)
     published = {name.removesuffix(".zarr") for name in folders if name.endswith(".zarr")}
     listed = {name.removesuffix(LISTING) for name in files if name.endswith(LISTING)}
     for name in sorted(published | listed):
@@ -79,12 +94,12 @@ def set_of(path: str) -> str | None:
     """Return the name of the published set that a path belongs to, if any."""
     top, _, rest = path.partition("/")
     name = rest.partition("/")[0]
-    ending = ".zarr" if name.endswith(".zarr") else LISTING
-    return name.removesuffix(ending) if top == "sets" and name.endswith(ending) else None
+    ending = PUBLISHED if name.endswith(PUBLISHED) else LISTING
+    return name.removesuffix(ending) if top == SETS and name.endswith(ending) else None
 
 
 def _verify_set(storage: Storage, name: str, reading: Reading) -> Iterator[Problem]:
-    folder, listing = f"sets/{name}.zarr", f"sets/{name}{LISTING}"
+    folder, listing = published_path(name), listing_path(name)
     try:
         content = unseal(storage.read(listing, DOCUMENT_BYTES), f"{storage.url}/{listing}")
         objects = _listed(content["objects"], f"{folder}/")
@@ -123,11 +138,11 @@ def _unlisted(storage: Storage, folder: str, objects: Mapping[str, Any]) -> list
 
 
 def _documents(storage: Storage) -> Iterator[str]:
-    for name in _names(storage, "queries"):
-        yield f"queries/{name}"
-    for label in _children(storage, "scores")[0]:
-        if "score.json" in _names(storage, f"scores/{label}"):
-            yield f"scores/{label}/score.json"
+    for name in _names(storage, QUERIES):
+        yield f"{QUERIES}/{name}"
+    for label in _children(storage, SCORES)[0]:
+        if SPEC in _names(storage, result_stage(label)):
+            yield score_path(label)
 
 
 def _names(storage: Storage, folder: str) -> list[str]:

@@ -173,7 +173,8 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         open_run(job, path)
         sketching = seconds(lambda: sketch(path, execution_of(job)), options.device)
         torch.set_num_threads(options.threads)
-        opened, made = session(path, options.device), directions(path, options.device, 0)
+        opened = session(path, options.device)
+        made = directions(opened, 0)
         net = opened.task.model(folder / "model.pt").to(options.device)
         half = options.precision == "bf16"
         pairs = []

@@ -72,7 +72,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
             sketching.sketch_missing(path, execution_of(job))
         sketch_peak = peak_gib(device)
         torch.set_num_threads(options.threads)
-        opened, made = session(path, device), directions(path, device, 0)
+        opened = session(path, device)
+        made = directions(opened, 0)
         span = Span(0, batch * options.batches)
         model = opened.model(0)
 
@@ -177,7 +178,8 @@ def same(options: argparse.Namespace) -> dict[str, Any]:
 
 def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
     """Return the rows of the first batch before they are coded, and what is stored beside them."""
-    opened, made = session(path, device), directions(path, device, 0)
+    opened = session(path, device)
+    made = directions(opened, 0)
     batch = opened.batch(opened.reader("train").read(0, examples))
     gradient = opened.gradient(0, made.projection, made.scales)
     whitened, facts = measured_rows(made, gradient, batch, "loss")
@@ -189,7 +191,8 @@ def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
 
 def half_error(path: str, device: str, examples: int) -> float:
     """Return how far features of bfloat16 sides are from products of the same sides in float32."""
-    opened, made = session(path, device), directions(path, device, 0)
+    opened = session(path, device)
+    made = directions(opened, 0)
     batch = opened.batch(opened.reader("train").read(0, examples))
     gradient = opened.gradient(0, made.projection, made.scales)
     ((uses, _),) = gradient.loss_uses(batch)

@@ -44,7 +44,6 @@ class Pilot:
         measurement: Of the queries.
     """
 
-    run_path: str
     opened: Session
     example_set: str
     rows: np.ndarray
@@ -78,7 +77,7 @@ class Scored:
 
 
 def choose_pilot(
-    run_path: str, device: str, n_examples: int, example_set: str | None, n_queries: int
+    opened: Session, n_examples: int, example_set: str | None, n_queries: int
 ) -> Pilot:
     """Return a pilot: the sketch sample of a run of ``n_examples``, and queries evenly spread.
 
@@ -86,7 +85,6 @@ def choose_pilot(
         InputError: If there is no such query set.
         IncompleteError: If rows are missing.
     """
-    opened = session(run_path, device)
     name = named_query_set(opened.run, example_set)
     for read in ("train", name):
         opened.refresh(read)
@@ -100,7 +98,6 @@ def choose_pilot(
     facts = opened.run.example_set(name)
     queries = np.unique(np.linspace(0, facts.count - 1, n_queries).astype(np.int64))
     return Pilot(
-        run_path=run_path,
         opened=opened,
         example_set=name,
         rows=rows,
@@ -158,7 +155,7 @@ def pilot_scores(pilot: Pilot, path: str) -> Scored:
 def stored_scores(pilot: Pilot) -> Scored:
     """Return the scores of the pilot from the rows that the run itself has stored."""
     run, total = pilot.opened.run, Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
-    sides = score_sides(pilot.run_path, pilot.device, pilot.example_set, None)
+    sides = score_sides(pilot.opened.run, pilot.device, pilot.example_set, None)
     for checkpoint, (codec, queries, weight) in enumerate(sides):
         arrays = [stored_values(run, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))

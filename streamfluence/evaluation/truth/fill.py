@@ -21,7 +21,6 @@ _REFUSALS = {
 def fill(
     truth: Truth,
     opened: Session,
-    run_path: str,
     choices: Sequence[Choice],
     execution: Execution,
     progress: Progress,
@@ -50,7 +49,7 @@ def fill(
     ]
     check(truth, opened, choices)
     if total := sum(map(len, rounds)):
-        where = (run_path, execution.resolved_device(), truth.example_set, truth.path)
+        where = (opened.run.url, execution.resolved_device(), truth.example_set, truth.path)
         with execution.open(total, opened.run.method.batches.threads) as executor:
             progress.start("retrain", total, "retrainings")
             for tasks in rounds:

@@ -56,6 +56,11 @@ class Truth:
         """Return those that have not been done, in their order; reads no receipt."""
         return [each for each in retrainings if not self.store.has(receipt_path(*place(each)))]
 
+    @property
+    def measurement(self) -> str:
+        """What was measured of every query."""
+        return self.store.manifest["measurement"]
+
     def outcome(self, retraining: Retraining) -> np.ndarray:
         """Return the measurement of every query after a retraining, float64, ``(query,)``."""
         receipt = self.receipt(retraining)
@@ -95,7 +100,7 @@ def place(retraining: Retraining) -> tuple[str, int]:
 
 
 def open_truth(
-    opened: Session, run_path: str, example_set: str, path: str | None, seeds: int, create: bool
+    opened: Session, example_set: str, path: str | None, seeds: int, create: bool
 ) -> Truth:
     """Open the ground truth of a run's task, training set and query set, or start it.
 
@@ -112,7 +117,7 @@ def open_truth(
     for name in ("train", example_set):
         opened.refresh(name)  # checks that the data is still what the run pinned
     manifest = _manifest(opened, example_set)
-    path = path or _beside(run_path, example_set, manifest)
+    path = path or _beside(opened.run.url, example_set, manifest)
     if open_storage(path).exists(MANIFEST):
         _refuse_another(RunStore.open(path, HOLDS), manifest)
     elif not create:
@@ -137,12 +142,12 @@ def _manifest(opened: Session, example_set: str) -> dict[str, Any]:
     }
 
 
-def _beside(run_path: str, example_set: str, manifest: Mapping[str, Any]) -> str:
+def _beside(url: str, example_set: str, manifest: Mapping[str, Any]) -> str:
     digest = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     name = f"truth-{example_set}-{digest[:8]}"
-    if "://" in run_path:
-        return f"{run_path.rstrip('/').rpartition('/')[0]}/{name}"
-    return str(Path(run_path).resolve().parent / name)
+    if "://" in url:
+        return f"{url.rstrip('/').rpartition('/')[0]}/{name}"
+    return str(Path(url).resolve().parent / name)
 
 
 def _refuse_another(store: RunStore, wanted: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ def judged_query_set(run: OpenRun, queries: str | None, scores: str | None) -> s
 
 
 def judged_scores(
-    run_path: str,
+    run: OpenRun,
     example_set: str,
     scores: str | None,
     damping: float | None,
@@ -60,8 +60,7 @@ def judged_scores(
     if scores is not None and damping is not None:
         raise InputError("give either --scores or --damping: named scores have a damping already")
     if scores is None:
-        scores = score_set(run_path, example_set, None, damping, None, execution, progress).label
-    run = OpenRun.open(run_path)
+        scores = score_set(run, example_set, None, damping, None, execution, progress).label
     if finished(run, scores).spec["missing_partitions"]:
         raise InputError(
             f"scores {scores!r} leave out partitions of the training set, so their sums over subsets mean "
@@ -78,8 +77,8 @@ class Scores:
         without_score: Rows met so far that are not finite and so have no score; they count as 0.
     """
 
-    def __init__(self, run_path: str, label: str) -> None:
-        self.run_path, self.run = run_path, OpenRun.open(run_path)
+    def __init__(self, run: OpenRun, label: str) -> None:
+        self.run = run
         self.spec = finished(self.run, label).spec
         self.count = self.run.train.count
         self.without_score: set[int] = set()
@@ -96,7 +95,7 @@ class Scores:
             wanted = np.unique(np.asarray(rows) // size).tolist()
         for partition in wanted:
             found = partition_scores(
-                self.run_path, self.spec["queries"], self.spec["damping"], partition
+                self.run.url, self.spec["queries"], self.spec["damping"], partition
             )
             for part in cut(Span(0, len(found)), _BLOCK_ROWS):
                 block = found[part.start : part.stop].astype(np.float64)

@@ -84,8 +84,9 @@ def evaluate_fidelity(
     """
     execution, progress = execution or Execution(), progress or Silent()
     settings = _settings(row_bytes, widths, curvatures, damping)
-    _refuse(run_path, execution, sample, k)
-    pilot = choose_pilot(run_path, execution.resolved_device(), sample, queries, n_queries)
+    opened = session(run_path, execution.resolved_device())
+    _refuse(opened, sample, k)
+    pilot = choose_pilot(opened, sample, queries, n_queries)
     compared = _Comparison(pilot, k, by_layer, double)
     rows: list[dict[str, Any]] = []
     progress.start("fidelity", 2 + len(settings), "settings")
@@ -211,9 +212,8 @@ def _settings(
     ]
 
 
-def _refuse(run_path: str, execution: Execution, sample: int, k: int) -> None:
+def _refuse(opened: Session, sample: int, k: int) -> None:
     """Refuse what cannot be compared, before any work."""
-    opened = session(run_path, execution.resolved_device())
     if opened.task.likelihood is None:
         raise InputError(
             f"{opened.task.name} gives only loss(), which has no output Hessian, so there is no "

@@ -68,15 +68,15 @@ def evaluate_lds(
     example_set = judged_query_set(opened.run, queries, scores)
     wanted = [Subset(size, draw_seed, number) for number in range(subsets)]
     if worker is None:
-        label = judged_scores(run_path, example_set, scores, damping, execution, progress)
-    opened_truth = open_truth(opened, run_path, example_set, truth, seeds, create=train)
+        label = judged_scores(opened.run, example_set, scores, damping, execution, progress)
+    opened_truth = open_truth(opened, example_set, truth, seeds, create=train)
     done: dict[str, Any] = {"truth": opened_truth.path}
     if train:
-        done |= fill(opened_truth, opened, run_path, wanted, execution, progress, worker)
+        done |= fill(opened_truth, opened, wanted, execution, progress, worker)
     if worker is not None:
         return done
     there = wanted if train else _finished(opened_truth, wanted)
-    judged, arrays = _judged(opened_truth, Scores(run_path, label), there)
+    judged, arrays = _judged(opened_truth, Scores(opened.run, label), there)
     result = {**judged, **done}
     result["warnings"] = warnings(opened_truth, opened)
     result["record"] = record(opened.run, label)
@@ -127,7 +127,7 @@ def _judged(
         "ceiling": ceiling(outcomes) if several else None,
         "one_seed_against_rest": one_against_rest(outcomes) if several else None,
         "queries": truth.example_set,
-        "measurement": truth.store.manifest["measurement"],
+        "measurement": truth.measurement,
         "judged_queries": int(varying.sum()),
         "constant_queries": int((~varying).sum()),
         "unpredicted_queries": int((np.ptp(predicted, axis=0) == 0).sum()),

@@ -66,15 +66,13 @@ def evaluate_loo(
     judged = _judged_queries(opened, example_set, query)
     chosen = Chosen(examples, top, random, leave)
     chosen.check(opened.run.train.count)
-    label = judged_scores(run_path, example_set, scores, damping, execution, progress)
-    of_run = Scores(run_path, label)
+    label = judged_scores(opened.run, example_set, scores, damping, execution, progress)
+    of_run = Scores(opened.run, label)
     groups = groups_of(chosen.rows(of_run, judged, draw_seed), leave)
-    opened_truth = open_truth(opened, run_path, example_set, truth, seeds, create=train)
+    opened_truth = open_truth(opened, example_set, truth, seeds, create=train)
     done: dict[str, Any] = {"truth": opened_truth.path}
     if train:
-        done |= fill(
-            *(opened_truth, opened, run_path, [EVERYTHING, *groups], execution, progress, worker)
-        )
+        done |= fill(*(opened_truth, opened, [EVERYTHING, *groups], execution, progress, worker))
     if worker is not None:
         return done
     there = groups if train else _finished(opened_truth, groups)
@@ -86,7 +84,7 @@ def evaluate_loo(
         "leverage_corrected": _corrected(opened, of_run, there, predicted, changes),
         "queries": example_set,
         "judged_queries": len(judged),
-        "measurement": opened_truth.store.manifest["measurement"],
+        "measurement": opened_truth.measurement,
         "groups": len(there),
         "examples_a_group": leave,
         "examples": opened_truth.count,

@@ -72,7 +72,7 @@ def evaluate_retrieval(
     count = run.train.count
     lengths = sorted({min(k, count) for k in ks})
     found = [
-        _judge(run_path, run, example_set, tile, chosen, relevance, lengths)
+        _judge(run, example_set, tile, chosen, relevance, lengths)
         for tile in query_tiles(run, example_set)
     ]
     n_relevant, recalls, ranks = (
@@ -114,7 +114,6 @@ def _recall(k: int, count: int, recall: np.ndarray, relevant: np.ndarray) -> dic
 
 
 def _judge(
-    run_path: str,
     run: OpenRun,
     example_set: str,
     tile: tuple[int, int],
@@ -132,9 +131,7 @@ def _judge(
     partitions = list(range(run.train.partitions))
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for block in tile_blocks(
-            run_path, run, example_set, None, partitions, tile, chosen[mine] - tile[0]
-        ):
+        for block in tile_blocks(run, example_set, None, partitions, tile, chosen[mine] - tile[0]):
             scores = np.where(block.valid[:, None], block.scores, -np.inf).T
             yield scores, relevance(block, mine)
 

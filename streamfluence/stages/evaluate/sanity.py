@@ -30,6 +30,7 @@ from streamfluence.evaluation.pilot.examples import (
 )
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.run.columns import columns
+from streamfluence.run.session import session
 
 SAME_ROWS = {"float32": 1e-3, "bf16": 0.1}  # rounding of rows in other batches, relative
 OWN_SCORE = 0.05  # few bits move a row, but their scale keeps its product with itself
@@ -83,7 +84,7 @@ def evaluate_sanity(
     execution, progress = execution or Execution(), progress or Silent()
     if sample < 8:
         raise InputError(f"a sample of {sample} examples is too small to rank; take at least 8")
-    pilot = choose_pilot(run_path, execution.resolved_device(), sample, queries, n_queries)
+    pilot = choose_pilot(session(run_path, execution.resolved_device()), sample, queries, n_queries)
     steps: list[Callable[[Pilot], list[Check]]] = [
         _self_influence,
         _other_batches,
