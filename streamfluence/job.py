@@ -225,6 +225,10 @@ def _validate(job: Job) -> None:
         raise InputError("checkpoints is empty; name at least one")
     if not all(math.isfinite(weight) for weight in job.checkpoint_weights or ()):
         raise InputError(f"checkpoint_weights = {job.checkpoint_weights}; they must be finite")
+    if job.checkpoint_weights and not any(job.checkpoint_weights):
+        raise InputError(
+            "checkpoint_weights are all 0, and so would every score be; leave them out"
+        )
     batch, partition = job.compute.batch_size, job.compute.partition_examples
     if isinstance(partition, int) and partition % batch:
         raise InputError(

@@ -5,6 +5,7 @@ or hand on a value that nothing can use is refused in one sentence before that.
 """
 
 import datetime
+import math
 import re
 import stat
 import tomllib
@@ -16,6 +17,7 @@ from streamfluence.errors import InputError
 MOST_BYTES = 1 << 20
 _DEEPEST = 16  # tables in tables; a job has three
 _LARGEST = 2**63
+_MOST = 1e300
 # tomllib takes time with the square of a dotted key's length: two minutes for 100 kB.
 _PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{32}}")
@@ -74,6 +76,8 @@ def check_values(table: dict[str, Any]) -> None:
 def _check_value(key: str, value: Any) -> None:
     if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
         raise InputError(f"{key} is a whole number of more than 64 bits; give a smaller one")
+    if isinstance(value, float) and abs(value) >= _MOST and not math.isinf(value):
+        raise InputError(f"{key} = {value:g} is larger than any number of a job ({_MOST:g})")
     if isinstance(value, datetime.date | datetime.time):
         raise InputError(f"{key} = {value} is a date or time, which a job has no use for; quote it")
     if isinstance(value, str) and "\0" in value:

@@ -102,6 +102,11 @@ def queries_path(name: str) -> str:
     return f"{QUERIES}/{name}.json"
 
 
+def is_document(name: str) -> bool:
+    """Return whether a file of this name may be a document: not a half-written or a system's own one."""
+    return name.endswith(".json") and not name.startswith(".")
+
+
 def identity_path(digest: str) -> str:
     """Return the path of the kept identity of data whose table and signature have this digest."""
     return f"{IDENTITIES}/{digest[:32]}.json"

@@ -63,6 +63,8 @@ def test_the_decisive_part_survives_json_and_leaves_out_how_work_is_run(tmp_path
         ("sketch.seed", -1, "0 or more"),
         ("checkpoints", [], "name at least one"),
         ("checkpoint_weights", [float("nan")], "must be finite"),
+        ("checkpoint_weights", [0.0], "are all 0"),
+        ("curvature.weight_decay", 1e308, "larger than any number of a job"),
         ("curvature.damping", float("inf"), "positive and finite"),
         ("curvature.damping", 0, "must be positive"),
         ("curvature.weight_decay", -1e-3, "0 or more"),

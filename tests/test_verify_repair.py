@@ -350,3 +350,70 @@ def test_documents_stay_json_that_anybody_reads(path):
         verify(str(path))
         assert "crc32c" in json.loads((path / name).read_text())
     assert os.listdir(path).count("verify.json") == 1
+
+
+@pytest.mark.parametrize(
+    "name", [".test.json.host-1-a.partial", ".DS_Store", ".nfs0000001", "notes.txt", "test.json~"]
+)
+def test_a_file_among_the_query_sets_that_is_no_document_disturbs_nobody(path, name):
+    (path / "queries" / name).write_text("{")
+    assert OpenRun.open(str(path)).query_sets() == ["test"]
+    verify(str(path))
+    repair(str(path))
+    assert top(str(path), "test/0")["query"]["row"] == 0
+
+
+@pytest.mark.parametrize("where", ["scores/other/score.json", "queries/test.json"])
+def test_a_document_that_lacks_its_keys_is_named_and_all_else_repaired(path, where):
+    before = contents(path)
+    (path / where).parent.mkdir(exist_ok=True)
+    (path / where).write_bytes(seal({"a": 1}))
+    flip(objects(path)[0])
+    with pytest.raises(DamageError) as found:
+        verify(str(path), full=True)
+    assert where in str(found.value) and f"{STAGE} partition 1" in str(found.value)
+    with pytest.raises(DamageError, match=where):
+        repair(str(path))
+    assert contents(path) == before
+
+
+def test_a_set_whose_data_is_gone_does_not_keep_others_from_repair(made, path):
+    data = made.parent / "test.npz"
+    before = contents(path)
+    for stage in ("collect/test/0", STAGE):
+        flip(objects(path, stage, 0)[0])
+    data.rename(made.parent / "gone.npz")
+    try:
+        with pytest.raises(DamageError, match="test"):
+            repair(str(path))
+        run = OpenRun.open(str(path))
+        assert run.receipt_there(STAGE, 0) and not run.receipt_there("collect/test/0", 0)
+    finally:
+        (made.parent / "gone.npz").rename(data)
+    repair(str(path))
+    assert contents(path) == before
+
+
+def test_a_query_set_of_another_length_is_blamed_and_not_its_rows(path):
+    before = contents(path)
+    document = path / "queries/test.json"
+    sound = document.read_bytes()
+    document.write_bytes(seal({**unseal(sound, ""), "count": 6}))
+    with pytest.raises(DamageError, match=r"queries/test.json.*put back the one that was there"):
+        repair(str(path))
+    assert OpenRun.open(str(path)).receipt_there("collect/test/0", 0)
+    document.write_bytes(sound)
+    assert contents(path) == before
+
+
+def test_what_is_longer_than_any_document_is_not_read(path):
+    (kept,) = [*(path / "identities").iterdir()][:1]
+    os.truncate(kept, 1 << 40)
+    aside = path / f"receipts-damaged/{STAGE}/00000001.x.json"
+    aside.parent.mkdir(parents=True)
+    aside.touch()
+    os.truncate(aside, 1 << 40)
+    before = contents(path)
+    receipt(path).unlink()
+    repair(str(path))
+    assert contents(path) == before

@@ -9,6 +9,7 @@ from streamfluence.layout import collect_stage, receipt_path
 from streamfluence.run.opened import OpenRun
 from streamfluence.store.aside import ASIDE
 from streamfluence.store.receipts import parse_receipt
+from streamfluence.store.storage import DOCUMENT_BYTES
 
 
 def refuse_other_input(
@@ -44,7 +45,7 @@ def _before(run: OpenRun, example_set: str, checkpoint: int, partition: int) -> 
 def _digest(run: OpenRun, path: str, stage: str, partition: int) -> int | None:
     """Return the digest in a receipt; None if it is damaged, gone or of another run."""
     try:
-        data = run.storage.read(path)
+        data = run.storage.read(path, DOCUMENT_BYTES)
         receipt = parse_receipt(data, stage, partition, run.fingerprint, run.url)
     except (DamageError, FileNotFoundError):
         return None

@@ -87,6 +87,11 @@ def file_digests(paths: Sequence[Path]) -> list[dict[str, str | int]]:
         return list(pool.map(file_digest, paths))
 
 
+def digests_of_shown(paths: Sequence[Path]) -> dict[str, list[dict[str, str | int]]]:
+    """Return the part of an identity that is of files which only say how examples are shown."""
+    return {"shown": file_digests(paths)} if paths else {}
+
+
 def file_signatures(paths: Sequence[Path]) -> list[dict[str, str | int]]:
     """Return path, size and times of every path; while equal, digests may be kept.
 

@@ -74,6 +74,7 @@ class Arrays(Reader):
         self._previewed = None if preview is None else _options.strings("preview", preview)
         self._group_names = [] if group_names is None else _names(root, group_names)
         self._text = None if text is None else Text(root, _options.text("text", text))
+        self._shown = [root / name for name in (group_names, text) if name not in (None, "bytes")]
         self._decompressed = lru_cache(KEPT_SHARDS)(_nothing_yet)
 
     def count(self) -> int:
@@ -98,11 +99,12 @@ class Arrays(Reader):
             "group_field": self._group_field,
             "count": self.count(),
             "files": _files.file_digests(self._paths),
+            **_files.digests_of_shown(self._shown),
         }
 
     def stat_signature(self) -> list[dict[str, str | int]]:
         """Return sizes and times of the files; while they are equal, ``identity`` need not be redone."""
-        return _files.file_signatures(self._paths)
+        return _files.file_signatures([*self._paths, *self._shown])
 
     def preview(self, row: int) -> str:
         """Return the previewed fields of an example on one line."""

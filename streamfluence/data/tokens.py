@@ -71,6 +71,7 @@ class Tokens(Reader):
         self._window = self._length + int(_options.flag("next_token", next_token))
         self._dtype = None if dtype is None else _raw_dtype(dtype)
         self._text = None if text is None else Text(root, _options.text("text", text))
+        self._shown = [root / text] if text not in (None, "bytes") else []
         self._documents_path = None
         if documents is not None:
             self._documents_path = root / _options.text("documents", documents)
@@ -108,12 +109,13 @@ class Tokens(Reader):
             "count": self.count(),
             "files": _files.file_digests(self._paths),
             "documents": None if documents is None else _files.file_digest(documents),
+            **_files.digests_of_shown(self._shown),
         }
 
     def stat_signature(self) -> list[dict[str, str | int]]:
         """Return sizes and times of the files; while they are equal, ``identity`` need not be redone."""
         sidecars = [] if self._documents_path is None else [self._documents_path]
-        return _files.file_signatures([*self._paths, *sidecars])
+        return _files.file_signatures([*self._paths, *sidecars, *self._shown])
 
     def preview(self, row: int) -> str:
         """Return the text of a sequence on one line, or its first numbers without ``text``."""

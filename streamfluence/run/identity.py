@@ -18,6 +18,7 @@ from streamfluence.errors import DamageError, InputError, StorageError
 from streamfluence.layout import identity_path
 from streamfluence.run.opened import OpenRun
 from streamfluence.store.documents import seal, unseal
+from streamfluence.store.storage import DOCUMENT_BYTES
 
 
 def pinned_reader(run: OpenRun, example_set: str) -> tuple[Reader, Any]:
@@ -63,7 +64,7 @@ def signed_identity(
     text = json.dumps([key["table"], signature], sort_keys=True)
     path = identity_path(hashlib.sha256(text.encode()).hexdigest())
     with suppress(FileNotFoundError, DamageError):
-        kept = unseal(storage.read(path), path)
+        kept = unseal(storage.read(path, DOCUMENT_BYTES), path)
         if {name: kept.get(name) for name in key} == key and isinstance(kept.get("identity"), dict):
             return kept["identity"], signature
     found = plain(reader.identity()) if digest else {"signature": text}

@@ -3,7 +3,7 @@
 from functools import cached_property
 
 from streamfluence.errors import InputError
-from streamfluence.layout import QUERIES, queries_path
+from streamfluence.layout import QUERIES, is_document, queries_path
 from streamfluence.run.manifest import (
     ExampleSet,
     Method,
@@ -47,7 +47,8 @@ class OpenRun(RunStore):
 
     def query_sets(self) -> list[str]:
         """Return the names of the query sets, sorted."""
-        return [name.removesuffix(".json") for name in self.storage.children(QUERIES)[1]]
+        files = self.storage.children(QUERIES)[1]
+        return [name.removesuffix(".json") for name in files if is_document(name)]
 
     def example_sets(self) -> list[str]:
         """Return the names of all example sets, the training set first."""

@@ -1,14 +1,15 @@
 """Turn a job into the manifest of a run: look everything up once, and pin it by digest."""
 
+import glob
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from streamfluence.codecs._compressors import zarr_compressors
 from streamfluence.data import open_reader
-from streamfluence.data._files import file_signatures
+from streamfluence.data._files import file_signatures, natural_key
 from streamfluence.errors import InputError
 from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
@@ -103,16 +104,16 @@ def add_query_set(run: OpenRun, job: Job, name: str, table: Mapping[str, Any]) -
 
 
 def expand(job: Job) -> list[str]:
-    """Return the job's checkpoint paths with globs expanded, in the order given."""
+    """Return the job's checkpoint paths in the order given, those of a glob in natural order."""
     paths: list[str] = []
     for pattern in job.checkpoints:
-        if any(character in pattern for character in "*?["):
-            found = sorted(str(path.relative_to(job.root)) for path in job.root.glob(pattern))
-            if not found:
-                raise InputError(f"checkpoints: nothing matches {pattern!r} under {job.root}")
-            paths += found
-        else:
+        if (job.root / pattern).exists() or not any(each in pattern for each in "*?["):
             paths.append(pattern)
+            continue
+        found = sorted(glob.glob(pattern, root_dir=job.root, recursive=True), key=natural_key)
+        if not found:
+            raise InputError(f"checkpoints: nothing matches {pattern!r} under {job.root}")
+        paths += found
     return paths
 
 
@@ -135,7 +136,19 @@ def checkpoint_signature(path: Path) -> Any:
 def _checkpoint_files(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"checkpoint {path} does not exist; check `checkpoints` in the job")
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return sorted(_files_below(path)) if path.is_dir() else [path]
+
+
+def _files_below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files of a folder, through links, which whoever loads it follows too."""
+    real = folder.resolve()
+    if real in inside:
+        raise InputError(f"checkpoint folder {folder} links back to a folder it lies in")
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files_below(entry, inside | {real})
+        elif entry.is_file():
+            yield entry
 
 
 def _check_names(job: Job) -> None:

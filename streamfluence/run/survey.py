@@ -30,7 +30,7 @@ from streamfluence.layout import (
 )
 from streamfluence.run.finished import other_document, read_spec, stale
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rests_on import sketch_digest
+from streamfluence.run.rests_on import set_digest, sketch_digest
 from streamfluence.run.rows import row_bases
 from streamfluence.run.sets import score_names
 from streamfluence.store import Problem, Receipt
@@ -69,10 +69,13 @@ def survey(run: OpenRun) -> Survey:
     if run.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
         return found
     known = _Known(run)
+    for name in sorted(known.doubtful):
+        what = "is not what its rows were made from; put back the one that was there"
+        found.document(queries_path(name), what)
     _lost_documents(known, found)
     _strangers(known, found)
     needed = _needed_rows(known, found)
-    for example_set in known.sets:
+    for example_set in sorted(known.sets.keys() - known.doubtful):
         for checkpoint in known.checkpoints:
             _rows(known, found, example_set, checkpoint, needed)
     for checkpoint in known.checkpoints:
@@ -99,6 +102,13 @@ class _Known:
             with suppress(StreamfluenceError):
                 self.specs[label] = run.read_document(score_path(label))
         self.stages = run.stages()
+        self.doubtful = {name for name in self.sets if name != "train" and self._doubtful(name)}
+
+    def _doubtful(self, name: str) -> bool:
+        """Return whether most rows of a query set were made from another document than is there."""
+        stages = [collect_stage(name, checkpoint) for checkpoint in self.checkpoints]
+        receipts = [receipt for stage in stages for receipt in _sound(self.run, stage)]
+        return _outvoted(receipts, "set", set_digest(self.run, name)) > 0
 
     def there(self, stage: str) -> set[int]:
         """Return the partitions of a stage that have a receipt."""
@@ -136,7 +146,7 @@ def _strangers(known: _Known, found: Survey) -> None:
         foreign = top not in (COLLECT, SKETCH, SCORE, SCORES)
         most: float = float("inf")
         if top == COLLECT:
-            most = known.sets.get(name, most)
+            most = known.sets.get(name, most) if name not in known.doubtful else most
         elif top == SCORE and name in known.specs:
             most = len(known.specs[name]["tasks"])
         elif top == SCORES:
@@ -208,6 +218,13 @@ def _bases(known: _Known, found: Survey, example_set: str, checkpoint: int) -> N
             _agree(found, receipts, base, digest, example_set, checkpoint)
 
 
+def _outvoted(receipts: list[Receipt], base: str, digest: str) -> int:
+    """Return how many receipts agree on another digest, if they are more than those of this one; else 0."""
+    said = Counter(str(receipt.facts.get(base)) for receipt in receipts)
+    most = max((count for name, count in said.items() if name != digest), default=0)
+    return most if most > said[digest] else 0
+
+
 def _agree(
     found: Survey,
     receipts: list[Receipt],
@@ -217,21 +234,15 @@ def _agree(
     checkpoint: int,
 ) -> None:
     """Find which side is wrong where rows do not rest on what is there: the few against the many."""
-    said = Counter(str(receipt.facts.get(base)) for receipt in receipts)
-    others = Counter({name: count for name, count in said.items() if name != digest})
-    if not others:
+    count = _outvoted(receipts, base, digest)
+    if count and base == "set":  # then the manifest is in doubt, which is refused before
         return
-    count = others.most_common(1)[0][1]
-    if count > said[digest]:
+    if count:
+        plan = plan_stage(checkpoint)
         what = f"is not what {count:,} of {len(receipts):,} partitions of {example_set!r} were made from"
-        if base == "sketch":
-            problem = Problem(
-                plan_stage(checkpoint), 0, receipt_path(plan_stage(checkpoint), 0), what
-            )
-            if problem.object not in {p.object for p in found.problems}:
-                found.problems.append(problem)
-        elif example_set != "train":
-            found.document(queries_path(example_set), f"{what}; put back the one that was there")
+        problem = Problem(plan, 0, receipt_path(plan, 0), what)
+        if problem.object not in {p.object for p in found.problems}:
+            found.problems.append(problem)
         return
     for receipt in receipts:
         if str(receipt.facts.get(base)) != digest:

@@ -49,17 +49,16 @@ def score_set(
 
 def rescore(
     run: OpenRun,
-    labels: list[str],
+    label: str,
     execution: Execution | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
-    for label in labels:
-        spec = read_spec(run, label)
-        _discard_stale(run, label, spec)
-        _execute(run, label, spec, execution or Execution(), progress or Silent())
-        _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
-        _merge(run, label)
+    spec = read_spec(run, label)
+    _discard_stale(run, label, spec)
+    _execute(run, label, spec, execution or Execution(), progress or Silent())
+    _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
+    _merge(run, label)
 
 
 def _discard_stale(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:

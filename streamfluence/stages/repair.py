@@ -62,8 +62,9 @@ def repair(
     removed = _remove_shortcuts(run, problems)
     failed: list[str] = []
     if is_run:  # else whoever made it goes on where something is missing
-        for step in _steps(run, run_path, wanted, execution, progress):
-            _attempt(step, failed)
+        for steps in _steps(run, run_path, wanted, execution, progress):
+            for step in steps():
+                _attempt(step, failed)
     sets = sorted({name for p in problems if (name := set_of(p.object)) is not None})
     for name in sets:
         _attempt(partial(finalise, run_path, name), failed)
@@ -111,29 +112,34 @@ def _steps(
     wanted: set[Place],
     execution: Execution | None,
     progress: Progress | None,
-) -> list[Callable[[], Any]]:
-    """Return what makes the wanted partitions, in the order in which one rests on the other."""
+) -> list[Callable[[], list[Callable[[], Any]]]]:
+    """Return what makes the wanted partitions, in the order in which one rests on the other.
 
-    def sketches() -> None:
-        if any(_is_needed(run, place) for place in _lacking(run, wanted)):
-            sketch(run_path, execution, progress)
+    Each entry returns steps that do not rest on one another: where one cannot be done the others can.
+    """
 
-    def rows() -> None:
-        lacking = [place for place in _lacking(run, wanted) if _has_examples(run, place)]
-        for example_set in sorted({stage.split("/")[1] for stage, _ in lacking}):
-            numbers = sorted({n for stage, n in lacking if stage.split("/")[1] == example_set})
-            for number in numbers:
-                collect(run_path, [example_set], execution, progress, partition=number)
+    def sketches() -> list[Callable[[], Any]]:
+        needed = any(_is_needed(run, place) for place in _lacking(run, wanted))
+        return [partial(sketch, run_path, execution, progress)] if needed else []
 
-    def scores() -> None:
+    def rows() -> list[Callable[[], Any]]:
+        lacking: dict[str, set[int]] = {}
+        for stage, number in filter(partial(_has_examples, run), _lacking(run, wanted)):
+            lacking.setdefault(stage.split("/")[1], set()).add(number)
+        return [partial(rows_of, name, sorted(lacking[name])) for name in sorted(lacking)]
+
+    def rows_of(example_set: str, numbers: list[int]) -> None:
+        for number in numbers:
+            collect(run_path, [example_set], execution, progress, partition=number)
+
+    def scores() -> list[Callable[[], Any]]:
         lacking = {
             stage.split("/")[1]
             for stage, _ in _lacking(run, wanted)
             if stage.startswith((SCORE, SCORES))
         }
         labels = sorted(lacking & set(score_names(run)) | set(stale_scores(run)))
-        if labels:
-            rescore(OpenRun.open(run_path), labels, execution, progress)
+        return [partial(rescore, run, label, execution, progress) for label in labels]
 
     return [sketches, rows, scores]
 

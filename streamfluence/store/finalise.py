@@ -119,7 +119,7 @@ def finalise(
 
 def _publish_listing(storage: Storage, path: str, data: bytes) -> None:
     """Create the listing; one that another finalise made meanwhile stays if it says the same."""
-    if not storage.create(path, data) and storage.read(path) != data:
+    if not storage.create(path, data) and storage.read(path, len(data)) != data:
         storage.remove(path)
         storage.create(path, data)
 

@@ -80,7 +80,7 @@ def checksum(reader: ObjectReader, length: int) -> int:
 def raise_missing(storage: Storage, receipt: Receipt, key: str) -> NoReturn:
     """Raise for an object that is not there."""
     try:
-        storage.read(MANIFEST)
+        storage.read(MANIFEST, DOCUMENT_BYTES)
     except FileNotFoundError:
         raise StorageError(
             f"the run {storage.url} has vanished (no {MANIFEST} any more); check the mount, "

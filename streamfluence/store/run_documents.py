@@ -33,6 +33,12 @@ def create_manifest(storage: Storage, manifest: Mapping[str, Any]) -> tuple[dict
         InputError: If another one is there; the message names the keys that differ.
     """
     wanted = json.loads(canonical({"format_version": FORMAT_VERSION, **manifest}))
+    try:
+        checked_manifest(wanted, "this manifest")
+    except DamageError as error:  # before it lies there and nothing can read it
+        raise InputError(
+            f"no run can be made of this job: {str(error).partition(';')[0]}"
+        ) from error
     if storage.create(MANIFEST, seal({_WRITER: __version__, **wanted}, indent=2)):
         return Document(wanted, f"{storage.url}/{MANIFEST}"), __version__
     stored, written_by = read_manifest(storage)

@@ -58,9 +58,11 @@ def checked_document(
     content: Mapping[str, Any], path: str, where: str, manifest: Mapping[str, Any]
 ) -> Document:
     """Return a document of the run of a manifest, checked by its path as ``checked_manifest`` does."""
-    if _SCORE.match(path):
-        return _checked(content, _SCORES, where)
-    document = _checked(content, _SET if _QUERIES.match(path) else {}, where)
+    shape = _SCORES if _SCORE.match(path) else _SET if _QUERIES.match(path) else {}
+    for key in shape:
+        if key not in content:
+            _refuse(where, key, "nothing")
+    document = _checked(content, shape, where)
     if "count" in content and "partition_examples" in content:
         models = len(manifest.get("checkpoints", []))
         if _partitions(content) * models > MOST_PARTITIONS:

@@ -16,6 +16,7 @@ from streamfluence.layout import (
     SCORES,
     SETS,
     SPEC,
+    is_document,
     listing_path,
     published_path,
     receipt_path,
@@ -25,7 +26,7 @@ from streamfluence.layout import (
 from streamfluence.store.documents import unseal
 from streamfluence.store.receipts import StoredObject, committed, stages
 from streamfluence.store.run_documents import read_document
-from streamfluence.store.storage import DOCUMENT_BYTES, PARTIAL, Storage, checked_path
+from streamfluence.store.storage import DOCUMENT_BYTES, Storage, checked_path
 from streamfluence.store.verify import Problem, Reading, verify_objects
 
 _FOLDERS = (RECEIPTS, PARTS, QUERIES, SCORES, SETS, IDENTITIES)
@@ -149,7 +150,7 @@ def _names(storage: Storage, folder: str) -> list[str]:
     """Return the names of the documents in a folder; a folder with such a name is a damaged one."""
     folders, others = _children(storage, folder)
     names = [*(name for name in folders if name.endswith(".json")), *others]
-    return [name for name in names if not name.endswith(PARTIAL)]
+    return [name for name in names if is_document(name)]
 
 
 def _children(storage: Storage, folder: str) -> tuple[list[str], list[str]]:
