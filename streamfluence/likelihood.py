@@ -77,7 +77,7 @@ class Likelihood:
     ) -> Tensor:
         """Return the cotangent B e, shape of ``outputs``; e depends on ``seed``, ``probe`` and id only."""
         flat = outputs[0].numel()
-        noise = sign_block(seed, ids.to(outputs.device), probe, flat).view(outputs.shape)
+        noise = sign_block(seed, ids.to(outputs.device), flat, probe).view(outputs.shape)
         return self._cotangent(outputs, targets, noise, weights)
 
     def n_columns(self, outputs: Tensor) -> int:

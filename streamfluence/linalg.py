@@ -31,18 +31,17 @@ def hash_counters(seed: int, *counters: Tensor | int) -> Tensor:
     return state
 
 
-def signs(seed: int, *counters: Tensor | int) -> Tensor:
-    """Return independent float32 -1 or +1, one per broadcast element of ``counters``."""
-    return 1.0 - 2.0 * (hash_counters(seed, *counters) & 1).to(torch.float32)
-
-
-def sign_block(seed: int, rows: Tensor, stream: int, width: int) -> Tensor:
-    """Return float32 signs of shape ``(len(rows), width)``; each row's signs depend on its number only.
+def sign_block(seed: int, rows: Tensor, width: int, *streams: int) -> Tensor:
+    """Return independent -1 or +1, float32, shape ``(row, width)``; each row's depend on its number only.
 
     One hash gives 64 signs, so a probe over a large vocabulary stays cheap.
+
+    Args:
+        rows: Numbers of the rows, int64.
+        streams: Numbers that tell blocks of one seed apart.
     """
     words = torch.arange(-(-width // 64), device=rows.device)
-    hashed = hash_counters(seed, rows[:, None], stream, words[None, :])
+    hashed = hash_counters(seed, rows[:, None], *streams, words[None, :])
     bits = hashed.contiguous().view(torch.uint8).unsqueeze(-1)  # 8 bytes a word, little-endian
     masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=rows.device)
     flipped = (bits & masks).ne(0).view(len(rows), 64 * len(words))[:, :width]

@@ -399,7 +399,7 @@ def test_scores_that_cannot_be_made_leave_no_trace(folder):
 
 def test_scores_of_one_name_with_other_settings_are_refused_with_the_setting(folder):
     assert run_job(folder).exit_code == 0
-    refused(run_job(folder, "--set", "score.top_k=5"), 2, "top_k.k: stored 100, asked 5", "--name")
+    refused(run_job(folder, "--set", "score.top_k=5"), 2, "top_k.k: stored 80, asked 5", "--name")
 
 
 def test_top_lists_what_there_is_when_fewer_than_ten_were_kept(folder):

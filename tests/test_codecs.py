@@ -178,11 +178,8 @@ def test_stored_bytes_are_exact_and_within_the_budget(name, row_bytes):
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_dtypes_are_those_the_codec_names(name):
-    codec = planned(name, 64)
-    encoded = codec.encode(rows_of(3))
-    assert encoded.codes.numpy().dtype == codec.codes_dtype
-    assert encoded.scale.numpy().dtype == codec.scale_dtype
+def test_what_is_stored_is_contiguous(name):
+    encoded = planned(name, 64).encode(rows_of(3))
     assert encoded.scale.is_contiguous() and encoded.codes.is_contiguous()
 
 

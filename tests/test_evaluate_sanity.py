@@ -9,6 +9,7 @@ from small_job import JOB, write_job
 from torch import nn
 
 from streamfluence.capture import Capture
+from streamfluence.collecting.directions import Directions
 from streamfluence.evaluation.pilot.examples import choose_pilot, whitened
 from streamfluence.run import session as _session
 from streamfluence.run.session import session
@@ -107,7 +108,7 @@ def test_rows_that_depend_on_their_place_fail(folder, monkeypatch):
 
 def test_a_codec_that_loses_an_examples_product_with_itself_fails(folder, monkeypatch):
     opened = _session.session(str(folder / "run"), "cpu")
-    kind = type(_session.Directions(opened, 0).codec)
+    kind = type(Directions(opened, 0).codec)
     decode = kind.decode
     monkeypatch.setattr(kind, "decode", lambda self, encoded, out=None: 0.9 * decode(self, encoded))
     assert "own score" in failed(folder / "run")[0]
@@ -123,7 +124,7 @@ def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folde
     run = folder / "few-bytes"
     assert invoke("run", folder / "job.toml", run, "--bytes", "12").exit_code == 0
     pilot = choose_pilot(session(str(run), "cpu"), 150, None, 7)
-    made = _session.Directions(pilot.opened, 0)
+    made = Directions(pilot.opened, 0)
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
     own, energy = evaluate_sanity.own_scores(pilot, made, rows)
     first_batches = pilot.rows % 32 < 16

@@ -159,7 +159,7 @@ def test_probes_average_to_the_dense_gauss_newton_matrix():
 
 
 def test_probe_signs_are_fair_and_independent():
-    drawn = sign_block(0, torch.arange(400), 1, 130)
+    drawn = sign_block(0, torch.arange(400), 130, 1)
     assert set(drawn.unique().tolist()) == {-1.0, 1.0}
     assert abs(drawn.mean()) < 0.02
     correlations = drawn.T @ drawn / 400 - torch.eye(130)

@@ -124,9 +124,9 @@ def test_changed_code_is_refused_before_any_of_it_runs(folder, file):
 
 def collect_in(folder: Path) -> None:
     """Collect in a fresh session, as another process would."""
-    from streamfluence.run.session import _session
+    from streamfluence.run import session
 
-    _session._session.cache_clear()
+    session._session.cache_clear()
     collect(str(folder / "run"), execution=Execution(executor="serial"))
 
 

@@ -27,6 +27,7 @@ MANIFEST = {
     "task": "task.py",
     "root": "/nowhere",
     "task_digest": "0",
+    "task_files": {"task.py": "0"},
     "checkpoints": [{"path": "model.pt", "sha256": "0"}],
     "checkpoint_weights": [1.0],
     "model": {"exclude": []},

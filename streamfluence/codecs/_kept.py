@@ -25,8 +25,6 @@ class Kept(Codec):
         coordinate_bytes, row_scale_bytes: What one coordinate and one row's scale cost.
     """
 
-    scale_dtype = "float32"
-    scale_logical_dtype = "float32"
     coordinate_bytes = 4
     row_scale_bytes = 4
 

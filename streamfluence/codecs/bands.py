@@ -62,10 +62,6 @@ class _Band:
 class Bands(Codec):
     """Bits by reverse water-filling; the bytes of a row are what the user gave, or a few fewer."""
 
-    codes_dtype = "uint8"
-    scale_dtype = "uint16"
-    scale_logical_dtype = "bfloat16"
-
     @classmethod
     def plan(
         cls,

@@ -24,7 +24,7 @@ class Encoded:
 
     Attributes:
         codes: Shape ``(example, code)``; uint8 when packed, else the codec's dtype.
-        scale: Shape ``(example, band)``, the codec's ``scale_dtype``; width 0 when the codec needs none.
+        scale: Shape ``(example, band)``; width 0 when the codec needs none.
     """
 
     codes: Tensor
@@ -38,16 +38,11 @@ class Codec:
         stored: Number of coordinates that are stored.
         stored_bytes: Bytes of one row, codes and scales together.
         tolerance: Bound on ``|decode(encode(x)) - query(x)|_2 / |query(x)|_2``, typical rows; 0 when exact.
-        codes_dtype, scale_dtype: numpy names of what is stored, e.g. ``uint8``, ``uint16``.
-        scale_logical_dtype: What the scale's bits mean, e.g. ``bfloat16``.
     """
 
     stored: int
     stored_bytes: int
     tolerance: float
-    codes_dtype: str
-    scale_dtype: str
-    scale_logical_dtype: str
 
     @classmethod
     def plan(cls, energies: Tensor, row_bytes: int | None, seed: int, **options) -> State:

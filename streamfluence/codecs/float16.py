@@ -14,7 +14,6 @@ from streamfluence.linalg import State
 class Float16(Kept):
     """The kept coordinates in float16, relative to the largest of their row."""
 
-    codes_dtype = "float16"
     coordinate_bytes = 2
 
     def __init__(self, arrays: State) -> None:

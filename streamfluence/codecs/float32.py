@@ -10,7 +10,6 @@ from streamfluence.codecs.base import Encoded
 class Float32(Kept):
     """The kept coordinates in float32."""
 
-    codes_dtype = "float32"
     row_scale_bytes = 0
     tolerance = 0.0
 

@@ -13,7 +13,6 @@ _LARGEST = 127
 class Int8(Kept):
     """The kept coordinates as integers, symmetric, relative to the largest of their row."""
 
-    codes_dtype = "int8"
     coordinate_bytes = 1
 
     def __init__(self, arrays: State) -> None:

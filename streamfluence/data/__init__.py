@@ -5,7 +5,7 @@ loads neither torch nor numpy.
 """
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,15 +46,15 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{module}"), name)
 
 
-def open_reader(
-    table: Mapping[str, Any], root: Path, ignore: Collection[str] = ("measurement",)
-) -> "Reader":
+_NOT_ITS_OWN = ("reader", "measurement")  # entries of a table that are not options of its reader
+
+
+def open_reader(table: Mapping[str, Any], root: Path) -> "Reader":
     """Open the reader that ``table["reader"]`` names with the table's other entries as options.
 
     Args:
         table: ``[train]`` or ``[queries.NAME]`` of a job.
         root: The job's folder, against which relative paths resolve.
-        ignore: Entries of the table that are not the reader's.
 
     Raises:
         InputError: If the reader, an option or a required option is unknown, wrong or missing.
@@ -65,7 +65,7 @@ def open_reader(
         )
     name = table["reader"]
     reader = member("data", name)
-    options = {key: value for key, value in table.items() if key != "reader" and key not in ignore}
+    options = {key: value for key, value in table.items() if key not in _NOT_ITS_OWN}
     _check_options(name, reader, options)
     return reader(root=Path(root), **options)
 

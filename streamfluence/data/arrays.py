@@ -133,11 +133,6 @@ class Arrays(Reader):
         known = 0 <= group < len(self._group_names)
         return self._group_names[group] if known else str(group)
 
-    def kept_bytes(self) -> int:
-        """Return the memory held between reads: none, or that of the decompressed shards."""
-        sizes = [sum(a.n_bytes for a in shard.values() if a.member) for shard in self._shards]
-        return sum(sorted(sizes)[-KEPT_SHARDS:])
-
     @cached_property
     def _layout(self) -> Layout:
         if isinstance(self._path, Mapping):

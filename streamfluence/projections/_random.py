@@ -24,14 +24,6 @@ def gaussians(seed: int, counters: Tensor, width: int) -> Tensor:
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :width].float()
 
 
-def random_signs(seed: int, counters: Tensor, width: int) -> Tensor:
-    """Return independent -1 or +1, shape ``(counter, width)``, float32; 64 of them cost one hash."""
-    words = torch.arange(-(-width // 64), device=counters.device)
-    bits = hash_counters(seed, counters[:, None], words)
-    bits = (bits[..., None] >> torch.arange(64, device=bits.device)) & 1
-    return 1.0 - 2.0 * bits.flatten(1)[:, :width].float()
-
-
 def slots(seed: int, counters: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return for each counter a uniform slot below ``count`` (int64) and an independent sign (float32)."""
     bits = hash_counters(seed, counters)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from streamfluence.projections._random import random_signs
+from streamfluence.linalg import sign_block
 from streamfluence.projections._random_matrix import RandomMatrix
 
 
@@ -15,4 +15,4 @@ class Rademacher(RandomMatrix):
 
     def entries(self, coordinates: Tensor, width: int) -> Tensor:
         """Return random signs, shape ``(coordinate, width)``."""
-        return random_signs(self.seed, coordinates, width)
+        return sign_block(self.seed, coordinates, width)

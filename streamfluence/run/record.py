@@ -164,7 +164,7 @@ def _coverage(run: OpenRun) -> dict[str, Any]:
         "parameters_covered": facts["covered_parameters"] / facts["trainable_parameters"],
         "trainable_parameters": facts["trainable_parameters"],
         "parameters_left_out": facts["left_out"],
-        "excluded_parameters": run.method.model.exclude,
+        "excluded_parameters": list(run.method.model.exclude),
     }
 
 

@@ -5,11 +5,7 @@ must be follows from the documents; and what later stages were made from cannot 
 while what nothing was made from yet may just not have been reached.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
 from streamfluence.layout import (
@@ -29,38 +25,13 @@ from streamfluence.layout import (
     sketch_stage,
 )
 from streamfluence.run.finished import other_document, read_spec, stale
+from streamfluence.run.known import Known, Survey, outvoted, sound_receipts
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rests_on import set_digest, sketch_digest
+from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_bases
 from streamfluence.run.sets import score_names
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
-
-
-@dataclass
-class Survey:
-    """What was found.
-
-    Attributes:
-        problems: What is lost, or does not belong to the rest.
-        missing: Partitions by stage that are not there and that nothing was made from.
-    """
-
-    problems: list[Problem] = field(default_factory=list)
-    missing: dict[str, list[int]] = field(default_factory=dict)
-
-    def lost(self, stage: str, partition: int, why: str) -> None:
-        """Add a partition that must have been there."""
-        path = receipt_path(stage, partition)
-        self.problems.append(Problem(stage, partition, path, f"is missing, but {why}"))
-
-    def wrong(self, stage: str, partition: int, what: str) -> None:
-        """Add a partition that is there and does not belong."""
-        self.problems.append(Problem(stage, partition, receipt_path(stage, partition), what))
-
-    def document(self, path: str, what: str) -> None:
-        """Add a document."""
-        self.problems.append(Problem("", -1, path, what))
 
 
 def survey(run: OpenRun) -> Survey:
@@ -68,7 +39,7 @@ def survey(run: OpenRun) -> Survey:
     found = Survey()
     if run.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
         return found
-    known = _Known(run)
+    known = Known(run)
     for name in sorted(known.doubtful):
         what = "is not what its rows were made from; put back the one that was there"
         found.document(queries_path(name), what)
@@ -87,40 +58,7 @@ def survey(run: OpenRun) -> Survey:
     return found
 
 
-class _Known:
-    """The sets, checkpoints and scores of a run, as far as their documents are sound."""
-
-    def __init__(self, run: OpenRun) -> None:
-        self.run = run
-        self.checkpoints = run.checkpoints
-        self.sets: dict[str, int] = {}
-        self.specs: dict[str, Mapping[str, Any]] = {}
-        for name in ["train", *run.query_sets()]:
-            with suppress(StreamfluenceError):
-                self.sets[name] = len(run.example_set(name).spans)
-        for label in score_names(run):
-            with suppress(StreamfluenceError):
-                self.specs[label] = run.read_document(score_path(label))
-        self.stages = run.stages()
-        self.doubtful = {name for name in self.sets if name != "train" and self._doubtful(name)}
-
-    def _doubtful(self, name: str) -> bool:
-        """Return whether most rows of a query set were made from another document than is there."""
-        stages = [collect_stage(name, checkpoint) for checkpoint in self.checkpoints]
-        receipts = [receipt for stage in stages for receipt in _sound(self.run, stage)]
-        return _outvoted(receipts, "set", set_digest(self.run, name)) > 0
-
-    def there(self, stage: str) -> set[int]:
-        """Return the partitions of a stage that have a receipt."""
-        return set(self.run.committed(stage)) if stage in self.stages else set()
-
-    def below(self, top: str) -> set[str]:
-        """Return the names directly below ``top`` that have any receipt."""
-        start = f"{top}/"
-        return {s[len(start) :].split("/")[0] for s in self.stages if s.startswith(start)}
-
-
-def _lost_documents(known: _Known, found: Survey) -> None:
+def _lost_documents(known: Known, found: Survey) -> None:
     run = known.run
     documents = set(run.query_sets())
     for name in sorted(known.below(COLLECT) - documents - {"train"}):
@@ -137,7 +75,7 @@ def _lost_documents(known: _Known, found: Survey) -> None:
         )
 
 
-def _strangers(known: _Known, found: Survey) -> None:
+def _strangers(known: Known, found: Survey) -> None:
     """Find receipts of partitions that the run cannot have."""
     checkpoints = {str(checkpoint) for checkpoint in known.checkpoints}
     for stage in known.stages:
@@ -158,7 +96,7 @@ def _strangers(known: _Known, found: Survey) -> None:
                 found.wrong(stage, partition, f"is one too many: its stage has {most:,}")
 
 
-def _needed_rows(known: _Known, found: Survey) -> dict[str, set[int]]:
+def _needed_rows(known: Known, found: Survey) -> dict[str, set[int]]:
     """Return the partitions of every set that scores were made from, after a look at the scores."""
     needed: dict[str, set[int]] = {}
     for label, spec in known.specs.items():
@@ -188,7 +126,7 @@ def _needed_rows(known: _Known, found: Survey) -> dict[str, set[int]]:
 
 
 def _rows(
-    known: _Known, found: Survey, example_set: str, checkpoint: int, needed: dict[str, set[int]]
+    known: Known, found: Survey, example_set: str, checkpoint: int, needed: dict[str, set[int]]
 ) -> None:
     stage = collect_stage(example_set, checkpoint)
     there = known.there(stage)
@@ -202,11 +140,11 @@ def _rows(
     _bases(known, found, example_set, checkpoint)
 
 
-def _bases(known: _Known, found: Survey, example_set: str, checkpoint: int) -> None:
+def _bases(known: Known, found: Survey, example_set: str, checkpoint: int) -> None:
     """Find rows of other examples, another set or another sketch than the run has now."""
     run, stage = known.run, collect_stage(example_set, checkpoint)
     cut = run.example_set(example_set).spans
-    receipts = [r for r in _sound(run, stage) if r.partition < len(cut)]
+    receipts = [r for r in sound_receipts(run, stage) if r.partition < len(cut)]
     for receipt in receipts:
         span = cut[receipt.partition]
         if receipt.span != span:
@@ -218,13 +156,6 @@ def _bases(known: _Known, found: Survey, example_set: str, checkpoint: int) -> N
             _agree(found, receipts, base, digest, example_set, checkpoint)
 
 
-def _outvoted(receipts: list[Receipt], base: str, digest: str) -> int:
-    """Return how many receipts agree on another digest, if they are more than those of this one; else 0."""
-    said = Counter(str(receipt.facts.get(base)) for receipt in receipts)
-    most = max((count for name, count in said.items() if name != digest), default=0)
-    return most if most > said[digest] else 0
-
-
 def _agree(
     found: Survey,
     receipts: list[Receipt],
@@ -234,7 +165,7 @@ def _agree(
     checkpoint: int,
 ) -> None:
     """Find which side is wrong where rows do not rest on what is there: the few against the many."""
-    count = _outvoted(receipts, base, digest)
+    count = outvoted(receipts, base, digest)
     if count and base == "set":  # then the manifest is in doubt, which is refused before
         return
     if count:
@@ -249,7 +180,7 @@ def _agree(
             found.wrong(receipt.stage, receipt.partition, f"was made from another {base}")
 
 
-def _sketch(known: _Known, found: Survey, checkpoint: int) -> None:
+def _sketch(known: Known, found: Survey, checkpoint: int) -> None:
     """Find what is lost of a sketch: the plan once there are rows, and what is read beside it."""
     plan = plan_stage(checkpoint)
     used = any(known.there(collect_stage(name, checkpoint)) for name in known.sets)
@@ -274,7 +205,7 @@ def _sketch(known: _Known, found: Survey, checkpoint: int) -> None:
             found.wrong(plan, 0, str(error))
 
 
-def _chain(known: _Known, found: Survey, label: str) -> None:
+def _chain(known: Known, found: Survey, label: str) -> None:
     """Find scores that were made from something else than is there now."""
     run = known.run
     try:
@@ -295,18 +226,12 @@ def _chain(known: _Known, found: Survey, label: str) -> None:
             )
 
 
-def _published(known: _Known, found: Survey, example_set: str) -> None:
+def _published(known: Known, found: Survey, example_set: str) -> None:
     """Find a published set that was linked from other rows than are there now."""
     run, path = known.run, listing_path(example_set)
     with suppress(StreamfluenceError):  # one that is not there or damaged is told of by itself
         rests_on = run.read_document(path)["rests_on"]
         for stage in rests_on if isinstance(rests_on, dict) else ():
-            rows = [r for r in _sound(run, stage) if r.partition < known.sets[example_set]]
+            rows = [r for r in sound_receipts(run, stage) if r.partition < known.sets[example_set]]
             if rests_on[stage] != content_digest(rows):
                 found.document(path, f"was published from other rows of {stage} than are there now")
-
-
-def _sound(run: OpenRun, stage: str) -> Iterator[Receipt]:
-    for receipt in run.all_receipts(stage).values():
-        if isinstance(receipt, Receipt):
-            yield receipt

@@ -42,14 +42,12 @@ def write_attempt(
     arrays: Mapping[str, Any],
     attributes: Mapping[str, Any],
     compressors: Mapping[str, str],
-    dimensions: Mapping[str, Sequence[str]],
 ) -> dict[str, StoredObject]:
     """Write ``arrays`` as one group and make it durable.
 
     Args:
         arrays: Anything numpy takes as an array, of any shape; bool, int, float or complex.
         compressors: Name of the lossless compressor of an array; those not named have none.
-        dimensions: Names of an array's axes, where the usual ones do not fit.
 
     Returns:
         Length and checksum of every object, by path below ``prefix``.
@@ -62,7 +60,7 @@ def write_attempt(
         group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
         for name, values in arrays.items():
             array = np.asarray(values)
-            axes = dimensions.get(name) or axis_names(name, array.ndim)
+            axes = axis_names(name, array.ndim)
             _write_array(store, group, name, array, axes, compressors.get(name, NO_COMPRESSOR))
     store.finish()
     storage.sync(prefix, store.objects)

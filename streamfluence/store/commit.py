@@ -5,7 +5,7 @@ receipt that is created first decides, and an attempt is removed only by its wri
 before its receipt could exist, or by garbage collection after another one does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,6 @@ def commit_partition(
     attributes: Mapping[str, Any],
     facts: Mapping[str, Any],
     compressors: Mapping[str, str],
-    dimensions: Mapping[str, Sequence[str]],
 ) -> Receipt:
     """Return the receipt of a partition: the own one, or that of whoever was first.
 
@@ -44,7 +43,7 @@ def commit_partition(
     attempt = unique_name()
     prefix = attempt_path(stage, partition, attempt)
     try:
-        objects = write_attempt(storage, prefix, arrays, attributes, compressors, dimensions)
+        objects = write_attempt(storage, prefix, arrays, attributes, compressors)
     except BaseException as error:
         _remove(storage, prefix)
         winner = _finished_by_another(storage, stage, partition, fingerprint, error)

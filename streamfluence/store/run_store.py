@@ -5,7 +5,7 @@ receipt does. Any number of writers may work on the same partition without knowi
 of each other: the first receipt wins, and every writer returns that one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any, Self
 
@@ -115,11 +115,6 @@ class RunStore:
         """Return whether a document exists, without reading its content."""
         return self.storage.exists(path)
 
-    def names(self, folder: str) -> list[str]:
-        """Return the sorted names of the folders and documents in a folder of the run."""
-        folders, files = self.storage.children(folder)
-        return sorted(folders + [name for name in files if not name.startswith(".")])
-
     def stages(self) -> list[str]:
         """Return the stages of which at least one partition is committed, sorted."""
         return stages(self.storage)
@@ -171,7 +166,6 @@ class RunStore:
         compressors: Mapping[str, str] | None = None,
         *,
         span: Span | None = None,
-        dimensions: Mapping[str, Sequence[str]] | None = None,
     ) -> Receipt:
         """Write a partition and return its receipt: the own one, or that of whoever was first.
 
@@ -181,7 +175,6 @@ class RunStore:
             facts: For the receipt, JSON-able: identity of the input, counts, seconds.
             compressors: Lossless compressor of an array by name; none for those not named.
             span: Global rows of the partition; None takes ``start`` and ``stop`` from the facts.
-            dimensions: Axis names of an array, where the usual ones do not fit.
 
         Raises:
             StorageError: If the storage fails; nothing that was committed is touched.
@@ -200,7 +193,6 @@ class RunStore:
             attributes or {},
             facts,
             compressors or {},
-            dimensions or {},
         )
 
     def read(

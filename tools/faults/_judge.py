@@ -14,7 +14,9 @@ from _damages import Damage
 from _finished import SERIAL, Case, several_tasks
 from _tree import copy, read_by
 
+from streamfluence.layout import queries_path, score_path
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.sets import score_names
 from streamfluence.stages.repair import repair
 from streamfluence.stages.verify import verify
 from streamfluence.store import array_names
@@ -209,8 +211,8 @@ def stored(run: str) -> Any:
         for name in array_names(receipt)
     }
     paths = [
-        *(f"queries/{name}" for name in store.names("queries")),
-        *(f"scores/{name}/score.json" for name in store.names("scores")),
+        *(queries_path(name) for name in store.query_sets()),
+        *(score_path(label) for label in score_names(store)),
     ]
     return {**arrays, **{path: store.read_document(path) for path in paths}}
 

@@ -21,7 +21,7 @@ _IDLE_LOOKS = 750  # 15 s of sleep at every look
 _MODULES = (
     *("api", "cli.commands", "registry", "store.storage_posix"),
     *(f"stages.{name}" for name in ("run", "top", "export", "repair", "finalise", "verify")),
-    *(f"stages.{name}" for name in ("evaluate_sanity", "evaluate_mislabel", "evaluate_retrieval")),
+    *(f"stages.evaluate.{name}" for name in ("sanity", "mislabel", "retrieval")),
     *("data.arrays", "data.python", "data.tokens", "executors.serial", "codecs.bands"),
     *("projections.principal", "projections.spectral", "readouts.top_k", "readouts.dense"),
 )
