@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 
 import pytest
 from calls import invoke
@@ -14,8 +15,9 @@ from patience import HANG_SECONDS
 from streamfluence import errors, guide
 from streamfluence.api import Run
 from streamfluence.guide._docstrings import entries, paragraphs, section
-from streamfluence.job import Job
+from streamfluence.job import Job, Projection, Rows
 from streamfluence.registry import member, names
+from streamfluence.run.defaults import width_of
 
 SECTIONS = {f.name: f.default for f in fields(Job) if is_dataclass(f.default)}
 ON_PAGES = {
@@ -102,6 +104,13 @@ def test_every_key_above_the_sections_is_there_and_says_whether_it_is_required()
         required = each.default is MISSING and each.default_factory is MISSING
         assert (rows[each.name][1] == "required") == required
         assert rows[each.name][2]
+
+
+@pytest.mark.parametrize("projection", ["principal", "spectral"])
+@pytest.mark.parametrize("row_bytes", [1, 10**6])
+def test_the_widths_that_auto_is_said_to_mean_are_those_it_means(projection, row_bytes):
+    job = Job(Path(), "", (), {}, projection=Projection(projection), rows=Rows(row_bytes))
+    assert f"{width_of(job):,}" in table_rows(part("job", "keys", "projection"))["width"][2]
 
 
 @pytest.mark.parametrize("family", ON_PAGES)
