@@ -111,8 +111,9 @@ def free_bytes(run_path: str) -> int | None:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of ``4GiB``, ``512 MB``, ``1.5g`` or ``1000``; K, M, G and T are binary
-    unless they end in a plain ``B``, as in ``kB``.
+    """Return the bytes of ``4GiB``, ``512 MB``, ``1.5g`` or ``1000``.
+
+    K, M, G and T are binary unless they end in a plain ``B``, as in ``kB``.
 
     Raises:
         InputError: If it is no size.

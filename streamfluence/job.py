@@ -18,7 +18,8 @@ class Model:
     """Which parameters take part, and how their gradients are kept apart by example.
 
     Attributes:
-        exclude: Patterns of parameters to leave out; all other trainable ones take part.
+        exclude: Patterns of parameters to leave out, such as ``"head.*"``; all other trainable ones
+            take part.
         one_by_one: Run all of forward for one example at a time: exact for whatever plain autograd
             can do, and the slowest way.
     """
@@ -33,7 +34,9 @@ class Sketch:
 
     Attributes:
         examples: Sample size, drawn over the whole training set.
-        probes: Output-space probes an example, ``exact`` for all columns, or ``auto``.
+        probes: Output-space probes an example; ``exact`` for all columns of the output Hessian's root;
+            ``auto`` is exact up to 32 outputs, else 20 probes of the sample a direction, at most 16
+            an example.
         seed: Decides the sample, the probes, the random projections and rotations.
     """
 
@@ -47,8 +50,11 @@ class Projection:
     """Which linear map makes features of gradients.
 
     Attributes:
-        name: Member of the family ``projections``, or ``auto``, see ``defaults.projection_of``.
-        width: Features over all layers, or ``auto``, see ``defaults.width_of``.
+        name: Member of the family ``projections``, or ``auto``: ``principal`` under one curvature over
+            all layers, else ``spectral``.
+        width: Features over all layers, or ``auto``: of ``principal`` two for each byte of a row,
+            1,024 to 2,048; of others eight, 1,024 to 4,096.
+        options: Of the member, such as ``{ entries = 4194304 }``.
     """
 
     name: str = "auto"
@@ -61,17 +67,22 @@ class Curvature:
     """Which matrix stands for the Hessian.
 
     Attributes:
+        name: Member of the family ``curvature``. Of a task that gives a bare loss it is ``fisher``.
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything, ``auto`` for what
-            is measured to be better with what is known of the damping, see ``defaults.blocks_of``.
+            is measured to be better: ``joint``, unless a weight decay is all that is known of the
+            damping, the projection is ``identity`` or the width above 4,096.
         damping: In the unit of the eigenvalues, or ``auto``: the weight decay when it is given, plus
             what stopping early leaves when learning_rate and steps are; else each block's mean.
         weight_decay: The L2 coefficient the model was trained with; not that of AdamW, which is no
             term of the loss.
-        learning_rate, steps: Of training; the mean rate, where it changed.
+        learning_rate: Of training; the mean where it changed. Needs steps.
+        steps: Of training, how many were taken. Needs learning_rate.
+        momentum: Of training by SGD.
         optimizer: ``sgd``, with ``momentum``, or ``adam`` (AdamW too), with the training's
             ``batch_size``: its steps are divided by the size of a batch's gradient, weight by weight,
             and a damping, implied or given, is a mean over weights of what is larger where steps
             were smaller. Needs learning_rate and steps.
+        batch_size: Examples of one step of training; Adam's damping depends on it.
     """
 
     name: str = "gauss_newton"
@@ -102,8 +113,9 @@ class Rows:
 
     Attributes:
         bytes: Of one row, scales included; 0 stores every coordinate (float codecs).
+        codec: Member of the family ``codecs``.
         width, bits: Ask ``bands`` for a fixed number of directions and bits.
-        compressor: Lossless codec behind the rows; ``auto`` is none for packed codes.
+        compressor: Lossless compressor behind the rows; ``auto`` is none for packed codes.
         max_non_finite: Share of rows that may be NaN or infinite before the run fails.
     """
 
@@ -117,7 +129,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Score:
-    """What is read out of the scores."""
+    """What is read out of the scores.
+
+    Attributes:
+        readouts: Members of the family ``readouts``.
+        top_k: Examples in each list of ``top_k`` and ``self_influence``.
+        subsets: File for ``subset_sum``: a boolean mask (subset, example) as .npy, or lists of rows as
+            .npz or .json.
+    """
 
     readouts: tuple[str, ...] = ("top_k", "self_influence")
     top_k: int = 100
@@ -126,7 +145,20 @@ class Score:
 
 @dataclass(frozen=True)
 class Compute:
-    """How the work is cut and run. Only batch_size, partition_examples, precision and threads decide bits."""
+    """How the work is cut and run; only batch_size, partition_examples, precision and threads decide bits.
+
+    Attributes:
+        batch_size: Examples of one forward pass.
+        partition_examples: Examples of one partition, the unit that is lost and made again; a multiple
+            of batch_size. ``auto`` makes about 128 partitions of 1,024 to 262,144 examples.
+        precision: Of forward and backward; ``bf16`` is autocast.
+        threads: Of torch, in each worker.
+        executor: Member of the family ``executors``.
+        workers: Processes at work at once; ``auto``: as many as the CPUs hold, or one on a GPU.
+        dask: Address of the scheduler of a running cluster, on which tasks then run.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        memory: What one worker may use, such as ``4GiB``; ``plan`` refuses what does not fit.
+    """
 
     batch_size: int = 64
     partition_examples: int | Auto = "auto"
@@ -145,7 +177,12 @@ class Job:
 
     Attributes:
         root: Folder against which its relative paths resolve.
-        train, queries: Tables of data readers; a query table also has ``measurement``.
+        task: A Python file, or ``package.module:name``: the model, how to run it and its likelihood.
+        checkpoints: Files or folders of weights, or patterns; several make an ensemble.
+        train: Table of the reader of the training set: ``reader`` and its options.
+        queries: One such table for each query set, by name; each may also have ``measurement``:
+            ``"loss"`` (the default), ``"margin"``, ``"training_loss"`` or one of the task's own.
+        checkpoint_weights: Of each checkpoint in a score; the same for all when not set.
     """
 
     root: Path

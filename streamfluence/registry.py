@@ -6,6 +6,7 @@ group ``streamfluence.readouts`` loads. Names are listed without importing membe
 """
 
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -13,6 +14,20 @@ from pkgutil import iter_modules
 from typing import Any
 
 from streamfluence.errors import InputError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a member comes from.
+
+    Attributes:
+        module, attribute: Where its class is defined.
+        distribution: Name of the installed package it comes from; None for a member of our own.
+    """
+
+    module: str
+    attribute: str
+    distribution: str | None
 
 
 def names(family: str) -> list[str]:
@@ -28,15 +43,32 @@ def member(family: str, name: str) -> Any:
     Raises:
         InputError: If the family has no such member; the message lists those it has.
     """
+    origin(family, name)
+    for point in _plugins(family):
+        if point.name == name:
+            return point.load()
+    module = import_module(f"streamfluence.{family}.{name}")
+    return getattr(module, _class_name(name))
+
+
+def origin(family: str, name: str) -> Origin:
+    """Return where a member comes from, without importing it.
+
+    Raises:
+        InputError: If the family has no such member; the message lists those it has.
+    """
     if name not in names(family):
         raise InputError(
             f"no {family} member is called {name!r}; there are: {', '.join(names(family))}"
         )
     for point in _plugins(family):
         if point.name == name:
-            return point.load()
-    module = import_module(f"streamfluence.{family}.{name}")
-    return getattr(module, "".join(word.capitalize() for word in name.split("_")))
+            return Origin(point.module, point.attr, point.dist.name if point.dist else "unknown")
+    return Origin(f"streamfluence.{family}.{name}", _class_name(name), None)
+
+
+def _class_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def _is_member(name: str) -> bool:

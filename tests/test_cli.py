@@ -66,10 +66,10 @@ def failing(error):
 
 
 def test_the_commands_are_these_in_the_order_of_the_work():
-    assert list(main.commands) == [*COMMANDS, "evaluate"]
+    assert list(main.commands) == [*COMMANDS, "evaluate", "guide"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "guide"])
 def test_every_command_has_help_and_json(command):
     shown = invoke(command, "--help")
     assert shown.exit_code == 0

@@ -28,7 +28,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"sketching", "collecting", "scoring"},
     {"evaluation"},
     {"stages"},
-    {"api"},
+    {"api", "guide"},
     {"cli", "__init__", "__main__"},
 )
 # Each does one part of the work on what is below, and none needs another.

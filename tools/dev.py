@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything a developer runs, with nothing but Python and pip: demo, test, check, bench.
+"""Everything a developer runs, with nothing but Python and pip: demo, test, check, hooks, guide, bench.
 
 Each command first makes sure that ``.venv`` holds what pyproject.toml and
 tools/constraints.txt ask for; a stamp in it says which versions of the two
@@ -27,6 +27,8 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / "python"
 PROGRAM = BIN / "streamfluence"
 TEST_PROCESSES = 2
+HOOK_SIGN = "# Installed by tools/dev.py hooks."
+HOOK_COMMAND = "python3 tools/dev.py check --fast"
 
 
 class Failed(Exception):
@@ -61,10 +63,14 @@ def parser() -> argparse.ArgumentParser:
         (demo, "train a small net on real digits and trace its predictions to training examples"),
         (test, "run the tests; further arguments go to pytest"),
         (check, "format, lint, types, layers, tests: what has to pass before a commit"),
+        (hooks, "have git run all of check but the tests before every commit"),
+        (guide, "write the generated parts of streamfluence/guide/*.md"),
         (bench, "run tools/bench/NAME.py; further arguments go to it; no NAME lists them"),
     ):
         command = commands.add_parser(function.__name__, help=help_text)
         command.set_defaults(function=function)
+        if function is check:
+            command.add_argument("--fast", action="store_true", help="all but the tests")
         if function is bench:
             command.add_argument("names", nargs="*", metavar="NAME")
     return top
@@ -101,6 +107,8 @@ def check(arguments: argparse.Namespace, extra: list[str]) -> None:
         "layers": ("-m", "pytest", "-q", "tests/test_layers.py"),
         "tests": ("-m", "pytest", "-n", TEST_PROCESSES, "--ignore=tests/test_layers.py"),
     }
+    if arguments.fast:
+        del steps["tests"]
     codes = {}
     for name, command in steps.items():
         say(f"== {name}")
@@ -108,6 +116,28 @@ def check(arguments: argparse.Namespace, extra: list[str]) -> None:
     say(", ".join(f"{name} {'FAILED' if code else 'ok'}" for name, code in codes.items()))
     if any(codes.values()):
         raise Failed(1)
+
+
+def hooks(arguments: argparse.Namespace, extra: list[str]) -> None:
+    """Install a pre-commit hook that runs the fast part of check; replace no hook of others."""
+    asked = ("git", "rev-parse", "--path-format=absolute", "--git-path", "hooks/pre-commit")
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        say(f"no hook was installed: {found.stderr.strip()}")
+        raise Failed(2)
+    hook = Path(found.stdout.strip())
+    if hook.exists() and HOOK_SIGN not in hook.read_text():
+        say(f"{hook} is there already and is not ours; add `{HOOK_COMMAND}` to it")
+        raise Failed(2)
+    hook.parent.mkdir(parents=True, exist_ok=True)
+    hook.write_text(f"#!/bin/sh\n{HOOK_SIGN}\nexec {HOOK_COMMAND}\n")
+    hook.chmod(0o755)
+    say(f"every commit is checked by {hook}; `git commit --no-verify` goes past it")
+
+
+def guide(arguments: argparse.Namespace, extra: list[str]) -> None:
+    """Write the generated parts of the guide's pages."""
+    run(PYTHON, ROOT / "tools" / "guide.py")
 
 
 def bench(arguments: argparse.Namespace, extra: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The commands, in the order a user meets them. Each calls one stage and prints what it returns."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 import streamfluence
 from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._clean import put
 from streamfluence.cli._program import Program
 from streamfluence.cli._show import show, warn
 from streamfluence.cli.evaluate import evaluate
@@ -267,6 +269,21 @@ def export(
 
 
 main.add_command(evaluate)
+
+
+@main.command()
+@click.argument("name", required=False)
+@options.as_json
+def guide(name: str | None, as_json: bool) -> None:
+    """Print the page NAME of the guide, or the list of its pages."""
+    pages = import_module("streamfluence.guide")
+    if name is None:
+        titles = [{"page": page, "about": title} for page, title in pages.titles().items()]
+        show({"pages": titles}, as_json)
+    elif as_json:
+        show({"page": name, "markdown": pages.page(name)}, as_json)
+    else:
+        put(pages.page(name).rstrip("\n"))
 
 
 def _beside(job_path: Path) -> str:

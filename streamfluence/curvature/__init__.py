@@ -1,0 +1,1 @@
+"""Matrices that stand for the Hessian of the training loss, one file each."""

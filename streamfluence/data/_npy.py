@@ -34,7 +34,7 @@ class StoredArray:
 
     @property
     def n_bytes(self) -> int:
-        """Return the bytes of all its values."""
+        """The bytes of all its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self) -> np.ndarray:

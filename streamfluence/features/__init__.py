@@ -1,0 +1,1 @@
+"""What is measured of an example at one checkpoint, one file each."""

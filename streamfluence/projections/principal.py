@@ -50,7 +50,8 @@ class Principal(Projection):
             pairs, in multiplications.
         pairs_per_feature: Most pairs a feature, which for few features are fewer than ``entries`` allows.
         rows_per_feature: Gradients that the components are made from at most, as a multiple of the width.
-        options: Of ``Pairs``.
+        candidates_per_feature: Pairs measured in the second pass, as a multiple of those kept.
+        options: Those of ``spectral``.
 
     Source:
         Principal components of half-whitened gradients: Proposition of EOGP (2026), there of

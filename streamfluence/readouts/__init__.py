@@ -1,0 +1,1 @@
+"""What is kept of the scores, one file a readout."""
