@@ -1,0 +1,1 @@
+"""What scores are compared with: figures of agreement, retrainings, unprojected products."""

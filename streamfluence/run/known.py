@@ -85,6 +85,7 @@ def outvoted(receipts: list[Receipt], base: str, digest: str) -> int:
 
 
 def sound_receipts(run: OpenRun, stage: str) -> Iterator[Receipt]:
+    """Yield the receipts of a stage that can be read; what is wrong with others is told of by itself."""
     for receipt in run.all_receipts(stage).values():
         if isinstance(receipt, Receipt):
             yield receipt

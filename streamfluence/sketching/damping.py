@@ -34,7 +34,8 @@ def resolve(
         mean_square: Of the entries of an example's loss gradient, over examples and weights.
 
     Source:
-        Gradient flow against ridge: Ali, Kolter and Tibshirani (2019), arXiv:1810.10082.
+        Ali, Kolter and Tibshirani, A Continuous-Time View of Early Stopping for Least Squares
+        (2019), https://arxiv.org/abs/1810.10082.
     """
     if name == "identity":
         return None, "none: no curvature"

@@ -21,6 +21,7 @@ def ready_projection(opened: Session, checkpoint: int) -> Projection:
 
 
 def projection_arrays(opened: Session, checkpoint: int) -> State:
+    """Return what the last pass of the fit committed; nothing of a projection that is not fitted."""
     projection = opened.projection(checkpoint)
     if not projection.fitted:
         return {}
@@ -39,4 +40,4 @@ def projection_after(opened: Session, checkpoint: int, number: int) -> Projectio
 def block_widths(opened: Session, projection: Projection) -> list[int]:
     """Return how many features each curvature block has."""
     widths = [part.width for part in projection.parts]
-    return [sum(widths)] if opened.run.method.curvature.blocks == "joint" else widths
+    return [sum(widths)] if opened.run.method.joint else widths
