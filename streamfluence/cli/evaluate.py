@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from streamfluence.cli import _options as options
-from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._call import call, call_watched, execution, made
 from streamfluence.cli._program import Commands
 from streamfluence.cli._show import show, warn
 
@@ -107,7 +107,9 @@ def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
     On N training examples the reference is solved by conjugate gradients at the run's
     damping. Other bytes, widths, curvatures and dampings are tried on the same examples.
     """
-    result = call_watched("evaluate.fidelity", run_path, **how)
+    others = made(_OTHERS, how, "row_bytes", "widths", "curvatures", "damping")
+    compared = made("evaluation.asked.Compared", how, *how)
+    result = call_watched("evaluate.fidelity", run_path, compared, others)
     warn(result)
     show(result, as_json)
 
@@ -152,6 +154,19 @@ def _seeds(default: int) -> options.Decorator:
         metavar="S",
         help="Trainings of each, with seeds 0 to S - 1.",
     )
+
+
+_OTHERS = "evaluation.asked.Others"
+_CHOSEN = "evaluation.truth.chosen.Chosen"
+
+
+def _judged_by(given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of what was given which scores are judged, and by which trainings."""
+    trainings = ("truth", "seeds", "draw_seed", "train", "worker")
+    return {
+        "judged": made("evaluation.asked.Judged", given, "queries", "scores", "damping"),
+        "trainings": made("evaluation.asked.Trainings", given, *trainings),
+    }
 
 
 _retraining = options.together(
@@ -200,6 +215,7 @@ def lds(run_path: str, how: dict[str, Any], as_json: bool, **given: Any) -> None
     on it does to a query; 1 is perfect. Needs train(indices, seed) in the task. What is
     trained stays, and is used again by other runs of the same task and data.
     """
+    given |= _judged_by(given)
     found = call_watched("evaluate.lds", run_path, execution=execution(how), **given)
     show(found if as_json else {k: v for k, v in found.items() if k != "per_query"}, as_json)
 
@@ -231,5 +247,7 @@ def loo(run_path: str, how: dict[str, Any], as_json: bool, **given: Any) -> None
     Needs train(indices, seed) in the task. A predicted change is the sum of the scores of what
     is left out; slope is actual per predicted change, and 1 is calibrated.
     """
-    found = call_watched("evaluate.loo", run_path, execution=execution(how), **given)
+    given |= _judged_by(given)
+    chosen = made(_CHOSEN, given, "examples", "top", "random", "leave")
+    found = call_watched("evaluate.loo", run_path, chosen, execution=execution(how), **given)
     show(found, as_json)

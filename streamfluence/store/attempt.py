@@ -5,6 +5,7 @@ and floats that were never written read as NaN: what is lost cannot pass for dat
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -36,18 +37,23 @@ _DIMENSIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def write_attempt(
-    storage: Storage,
-    prefix: str,
-    arrays: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-    compressors: Mapping[str, str],
-) -> dict[str, StoredObject]:
-    """Write ``arrays`` as one group and make it durable.
+@dataclass(frozen=True)
+class Content:
+    """What a partition holds.
 
-    Args:
-        arrays: Anything numpy takes as an array, of any shape; bool, int, float or complex.
+    Attributes:
+        arrays: By name, anything numpy takes as an array, of any shape; bool, int, float or complex.
+        attributes: Of the group, JSON-able.
         compressors: Name of the lossless compressor of an array; those not named have none.
+    """
+
+    arrays: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+    compressors: Mapping[str, str]
+
+
+def write_attempt(storage: Storage, prefix: str, content: Content) -> dict[str, StoredObject]:
+    """Write a partition as one group and make it durable.
 
     Returns:
         Length and checksum of every object, by path below ``prefix``.
@@ -57,11 +63,12 @@ def write_attempt(
     """
     store = RecordingStore(storage, prefix)
     with zarr.config.set(_ZARR_CONFIG):
-        group = zarr.create_group(store, zarr_format=3, attributes=plain(attributes))
-        for name, values in arrays.items():
+        group = zarr.create_group(store, zarr_format=3, attributes=plain(content.attributes))
+        for name, values in content.arrays.items():
             array = np.asarray(values)
             axes = axis_names(name, array.ndim)
-            _write_array(store, group, name, array, axes, compressors.get(name, NO_COMPRESSOR))
+            compressor = content.compressors.get(name, NO_COMPRESSOR)
+            _write_array(store, group, name, array, axes, compressor)
     store.finish()
     storage.sync(prefix, store.objects)
     return store.objects

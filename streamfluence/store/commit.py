@@ -12,7 +12,7 @@ from typing import Any
 from streamfluence import __version__
 from streamfluence.errors import StorageError
 from streamfluence.layout import Span, attempt_path, receipt_path
-from streamfluence.store.attempt import write_attempt
+from streamfluence.store.attempt import Content, write_attempt
 from streamfluence.store.documents import canonical, plain
 from streamfluence.store.receipts import Receipt, read_receipt
 from streamfluence.store.storage import Storage
@@ -25,10 +25,8 @@ def commit_partition(
     stage: str,
     partition: int,
     span: Span,
-    arrays: Mapping[str, Any],
-    attributes: Mapping[str, Any],
+    content: Content,
     facts: Mapping[str, Any],
-    compressors: Mapping[str, str],
 ) -> Receipt:
     """Return the receipt of a partition: the own one, or that of whoever was first.
 
@@ -43,7 +41,7 @@ def commit_partition(
     attempt = unique_name()
     prefix = attempt_path(stage, partition, attempt)
     try:
-        objects = write_attempt(storage, prefix, arrays, attributes, compressors)
+        objects = write_attempt(storage, prefix, content)
     except BaseException as error:
         _remove(storage, prefix)
         winner = _finished_by_another(storage, stage, partition, fingerprint, error)

@@ -6,7 +6,7 @@ another one: an attempt without a receipt may still be at work.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -124,3 +124,11 @@ def _unpublished(storage: Storage, before: float) -> Iterator[Leftover]:
     for name in storage.children(SETS)[1]:
         if name.endswith(PARTIAL):
             yield from _temporary(storage, f"{SETS}/{name}", before)
+
+
+def remove_leftovers(storage: Storage, found: Iterable[Leftover]) -> list[Leftover]:
+    """Delete what harms nobody, and return it."""
+    gone = [leftover for leftover in found if leftover.deletable]
+    for leftover in gone:
+        (storage.remove_tree if leftover.is_tree else storage.remove)(leftover.path)
+    return gone

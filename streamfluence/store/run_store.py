@@ -12,14 +12,15 @@ from typing import Any, Self
 import numpy as np
 
 from streamfluence.errors import DamageError, InputError
-from streamfluence.layout import RECEIPTS, Span, receipt_path
+from streamfluence.layout import Span, receipt_path
 from streamfluence.store import finalise as _finalise
 from streamfluence.store.array_reader import ArrayReader, array_names, memory_for, open_array
 from streamfluence.store.aside import set_aside, unfinished
+from streamfluence.store.attempt import Content
 from streamfluence.store.commit import commit_partition
 from streamfluence.store.connect import open_storage
 from streamfluence.store.documents import canonical
-from streamfluence.store.garbage import Leftover, leftovers
+from streamfluence.store.garbage import Leftover, leftovers, remove_leftovers
 from streamfluence.store.integrity import raise_damage, verified_json
 from streamfluence.store.receipts import (
     Receipt,
@@ -35,13 +36,8 @@ from streamfluence.store.run_documents import (
     read_manifest,
 )
 from streamfluence.store.storage import Storage
-from streamfluence.store.verify import Problem, Reading, verify_stage
-from streamfluence.store.verify_rest import (
-    refuse_doubtful_manifest,
-    verify_documents,
-    verify_kinds,
-    verify_sets,
-)
+from streamfluence.store.verify import Problem, Reading, verify_stages
+from streamfluence.store.verify_rest import refuse_doubtful_manifest, verify_rest
 
 DAY_S = 86_400.0
 ANYTHING = "anything"
@@ -183,16 +179,9 @@ class RunStore:
         facts = facts or {}
         if span is None:
             span = Span(facts.get("start", 0), facts.get("stop", 0))
+        content = Content(arrays, attributes or {}, compressors or {})
         return commit_partition(
-            self.storage,
-            self.fingerprint,
-            stage,
-            partition,
-            span,
-            arrays,
-            attributes or {},
-            facts,
-            compressors or {},
+            self.storage, self.fingerprint, stage, partition, span, content, facts
         )
 
     def read(
@@ -266,17 +255,9 @@ class RunStore:
             there: Called with path and length of every object, read or not.
         """
         reading = Reading(fraction, seed, there, checked)
-        problems: list[Problem] = []
-        try:
-            for stage in self.stages() if stages is None else stages:
-                problems += verify_stage(self.storage, stage, self.fingerprint, reading)
-        except DamageError as error:  # not even a listing, as of a link in a folder's place
-            problems.append(Problem("", -1, RECEIPTS, str(error)))
+        problems = [*verify_stages(self.storage, stages, self.fingerprint, reading)]
         if stages is None:
-            problems += verify_documents(self.storage, self.manifest)
-            problems += verify_sets(self.storage, reading)
-            known = {problem.object for problem in problems}
-            problems += (p for p in verify_kinds(self.storage) if p.object not in known)
+            problems += verify_rest(self.storage, self.manifest, reading, problems)
         return problems
 
     def refuse_doubtful_manifest(self) -> None:
@@ -305,10 +286,7 @@ class RunStore:
         An attempt goes only when another one is committed; a temporary file when it is
         older than ``older_than_s`` seconds.
         """
-        gone = [leftover for leftover in self.leftovers(older_than_s) if leftover.deletable]
-        for leftover in gone:
-            (self.storage.remove_tree if leftover.is_tree else self.storage.remove)(leftover.path)
-        return gone
+        return remove_leftovers(self.storage, self.leftovers(older_than_s))
 
     def finalise(
         self,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import DamageError
-from streamfluence.layout import holds_rows, receipt_path
-from streamfluence.store.receipts import Receipt, StoredObject, read_receipts
+from streamfluence.layout import RECEIPTS, holds_rows, receipt_path
+from streamfluence.store.receipts import Receipt, StoredObject, read_receipts, stages
 from streamfluence.store.storage import Storage
 
 _PIECE_BYTES = 4 << 20
@@ -60,6 +60,17 @@ class Reading:
     def chooses(self, path: str) -> bool:
         """Return whether it is this object's turn."""
         return bool(self.turns) and zlib.crc32(path.encode()) % self.turns == self.turn % self.turns
+
+
+def verify_stages(
+    storage: Storage, chosen: Iterable[str] | None, fingerprint: str, reading: Reading
+) -> Iterator[Problem]:
+    """Yield the problems of some stages; None takes all."""
+    try:
+        for stage in stages(storage) if chosen is None else chosen:
+            yield from verify_stage(storage, stage, fingerprint, reading)
+    except DamageError as error:  # not even a listing, as of a link in a folder's place
+        yield Problem("", -1, RECEIPTS, str(error))
 
 
 def verify_stage(

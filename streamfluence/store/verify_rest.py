@@ -1,7 +1,7 @@
 """Check what no receipt describes: documents, published sets, and what is no file at all."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from streamfluence.errors import DamageError, InputError
@@ -79,6 +79,15 @@ def verify_sets(storage: Storage, reading: Reading) -> Iterator[Problem]:
     listed = {name.removesuffix(LISTING) for name in files if name.endswith(LISTING)}
     for name in sorted(published | listed):
         yield from _verify_set(storage, name, reading)
+
+
+def verify_rest(
+    storage: Storage, manifest: Mapping[str, Any], reading: Reading, found: Iterable[Problem]
+) -> list[Problem]:
+    """Return what is wrong apart from stages; what ``found`` names already is not said again."""
+    problems = [*verify_documents(storage, manifest), *verify_sets(storage, reading)]
+    known = {problem.object for problem in [*found, *problems]}
+    return problems + [p for p in verify_kinds(storage) if p.object not in known]
 
 
 def verify_kinds(storage: Storage) -> Iterator[Problem]:

@@ -20,10 +20,10 @@ class Chosen:
         leave: Examples a group.
     """
 
-    examples: Sequence[int] | None
-    top: int | None
-    random: int | None
-    leave: int
+    examples: Sequence[int] | None = None
+    top: int | None = None
+    random: int | None = None
+    leave: int = 1
 
     def check(self, count: int) -> None:
         """Raise InputError if it names no example of ``count``, one twice, or leaves none to train on."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import InputError
+from streamfluence.evaluation.asked import Trainings
 from streamfluence.evaluation.retraining import Choice, Retraining, Subset
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, receipt_path
 from streamfluence.run.session import Session
@@ -99,28 +100,27 @@ def place(retraining: Retraining) -> tuple[str, int]:
     return f"{kind}/seed-{retraining.seed}", choice.number
 
 
-def open_truth(
-    opened: Session, example_set: str, path: str | None, seeds: int, create: bool
-) -> Truth:
+def open_truth(opened: Session, example_set: str, trainings: Trainings) -> Truth:
     """Open the ground truth of a run's task, training set and query set, or start it.
 
     Args:
-        path: None is a folder beside the run, named by everything that its numbers depend on.
-        create: Whether to start one where there is none.
+        trainings: Their ``truth`` None is a folder beside the run, named by everything that its numbers
+            depend on; it is started where there is none if they may ``train``.
 
     Raises:
         InputError: If there is none, if it belongs to another task or data set, or if the data
             changed since the run was made.
     """
+    seeds = trainings.seeds
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: everything is trained with at least one seed")
     for name in ("train", example_set):
         opened.refresh(name)  # checks that the data is still what the run pinned
     manifest = _manifest(opened, example_set)
-    path = path or _beside(opened.run.url, example_set, manifest)
+    path = trainings.truth or _beside(opened.run.url, example_set, manifest)
     if open_storage(path).exists(MANIFEST):
         _refuse_another(RunStore.open(path, HOLDS), manifest)
-    elif not create:
+    elif not trainings.train:
         raise InputError(
             f"there is no ground truth at {path}; leave out --no-train to train it, or name its folder "
             f"by --truth"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import InputError
+from streamfluence.evaluation.asked import Judged
 from streamfluence.evaluation.retraining import Subset
 from streamfluence.evaluation.truth.kept import Truth
 from streamfluence.execution import Execution, Progress
@@ -20,12 +21,13 @@ from streamfluence.scoring.stored import partition_scores
 _BLOCK_ROWS = 8192
 
 
-def judged_query_set(run: OpenRun, queries: str | None, scores: str | None) -> str:
+def judged_query_set(run: OpenRun, judged: Judged) -> str:
     """Return the query set that is judged: that of the scores, the named one, or the only one.
 
     Raises:
         InputError: If there is none, or the names contradict each other.
     """
+    queries, scores = judged.queries, judged.scores
     if scores is not None:
         if scores not in pinned_score_names(run):
             known = ", ".join(pinned_score_names(run)) or "none"
@@ -46,8 +48,7 @@ def judged_query_set(run: OpenRun, queries: str | None, scores: str | None) -> s
 def judged_scores(
     run: OpenRun,
     example_set: str,
-    scores: str | None,
-    damping: float | None,
+    judged: Judged,
     execution: Execution,
     progress: Progress,
 ) -> str:
@@ -57,6 +58,7 @@ def judged_scores(
         InputError: If the scores leave out partitions, or both a name and a damping are given.
         IncompleteError: If rows are missing.
     """
+    scores, damping = judged.scores, judged.damping
     if scores is not None and damping is not None:
         raise InputError("give either --scores or --damping: named scores have a damping already")
     if scores is None:

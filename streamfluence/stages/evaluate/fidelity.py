@@ -9,13 +9,13 @@ codec alone.
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from streamfluence.capture import Scales
 from streamfluence.errors import InputError
+from streamfluence.evaluation.asked import Compared, Others
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.evaluation.pilot.examples import (
     Pilot,
@@ -49,30 +49,16 @@ class Setting:
 
 def evaluate_fidelity(
     run_path: str,
-    sample: int = 512,
-    n_queries: int = 16,
-    queries: str | None = None,
-    row_bytes: Sequence[int] = (),
-    widths: Sequence[int] = (),
-    curvatures: Sequence[str] = (),
-    damping: Sequence[float] = (),
-    k: int = 10,
-    by_layer: bool | None = None,
-    double: bool = False,
+    compared: Compared = Compared(),
+    others: Others = Others(),
     execution: Execution | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare the scores of a run, and of other settings, with unprojected Gauss-Newton.
 
     Args:
-        sample: Training examples of the pilot, drawn over the whole training set.
-        n_queries: Queries of the pilot.
-        queries: Name of the query set, where the run has several.
-        row_bytes, widths, curvatures, damping: Other values to try, each alone.
-        k: How many of the largest scores are compared as sets.
-        by_layer: Also solve the reference layer by layer, as the rows are whitened by default; None
-            does so for runs whose curvature is by layer and whose layers are few.
-        double: Solve the reference in float64, where the model can run in it.
+        compared: On which examples and queries, with which reference.
+        others: Other settings to try, each value alone.
 
     Returns:
         ``settings``: one row a setting and reference, with Spearman, overlap of the ``k`` largest and
@@ -83,23 +69,23 @@ def evaluate_fidelity(
         IncompleteError: If rows are missing.
     """
     execution, progress = execution or Execution(), progress or Silent()
-    settings = _settings(row_bytes, widths, curvatures, damping)
+    settings = _settings(others)
     opened = session(run_path, execution.resolved_device())
-    _refuse(opened, sample, k)
-    pilot = choose_pilot(opened, sample, queries, n_queries)
-    compared = _Comparison(pilot, k, by_layer, double)
+    _refuse(opened, compared.sample, compared.k)
+    pilot = choose_pilot(opened, compared.sample, compared.queries, compared.n_queries)
+    comparison = _Comparison(pilot, compared)
     rows: list[dict[str, Any]] = []
     progress.start("fidelity", 2 + len(settings), "settings")
-    rows += compared.rows("the run as stored", pilot.opened, stored_scores(pilot))
+    rows += comparison.rows("the run as stored", pilot.opened, stored_scores(pilot))
     progress.advance(1)
     with tempfile.TemporaryDirectory() as folder:
         first: OpenRun | None = None
         for number, setting in enumerate([Setting("the run's settings on the pilot"), *settings]):
-            changes = {"sketch.examples": sample, **setting.changes}
+            changes = {"sketch.examples": compared.sample, **setting.changes}
             path = pilot_run(pilot, Path(folder) / str(number), changes, first)
             opened = session(path, pilot.device)
             first = first or opened.run
-            rows += compared.rows(setting.name, opened, pilot_scores(pilot, path))
+            rows += comparison.rows(setting.name, opened, pilot_scores(pilot, path))
             progress.advance(1)
     progress.finish()
     return {
@@ -109,7 +95,7 @@ def evaluate_fidelity(
         "checkpoints": len(pilot.opened.run.checkpoints),
         "reference_sample": _sample_note(pilot),
         "settings": rows,
-        "reference": compared.solves(),
+        "reference": comparison.solves(),
         "warnings": sketch_warnings(pilot.opened.run),
     }
 
@@ -117,12 +103,14 @@ def evaluate_fidelity(
 class _Comparison:
     """Compares scores with references, each solved once a damping."""
 
-    def __init__(self, pilot: Pilot, k: int, by_layer: bool | None, double: bool) -> None:
-        self._pilot, self._k, self._double = pilot, k, double
+    def __init__(self, pilot: Pilot, compared: Compared) -> None:
+        self._pilot, self._k, self._double = pilot, compared.k, compared.double
         blocks = pilot.opened.capture(0).blocks
         layered = pilot.opened.run.method.curvature.blocks == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
-        self._kinds = [True, False] if (few if by_layer is None else by_layer) else [False]
+        self._kinds = (
+            [True, False] if (few if compared.by_layer is None else compared.by_layer) else [False]
+        )
         self._solved: dict[tuple[Any, Any, bool], Solution] = {}
 
     def rows(self, name: str, opened: Session, scored: Scored) -> list[dict[str, Any]]:
@@ -193,22 +181,23 @@ def _row_bytes(run: OpenRun, codec: dict[str, Any]) -> int | None:
 
 
 def _settings(
-    row_bytes: Sequence[int],
-    widths: Sequence[int],
-    curvatures: Sequence[str],
-    damping: Sequence[float],
+    others: Others,
 ) -> list[Setting]:
     """Return the settings asked for, each a change of one thing."""
-    for name in curvatures:
+    for name in others.curvatures:
         member("curvature", name)
-    for what, values in (("bytes", row_bytes), ("width", widths), ("damping", damping)):
+    for what, values in (
+        ("bytes", others.row_bytes),
+        ("width", others.widths),
+        ("damping", others.damping),
+    ):
         if any(not value > 0 for value in values):
             raise InputError(f"{what} = {min(values):g}; it must be positive")
     return [
-        *(Setting(f"{n} bytes", {"rows.bytes": n}) for n in row_bytes),
-        *(Setting(f"width {n}", {"projection.width": n}) for n in widths),
-        *(Setting(f"curvature {name}", {"curvature.name": name}) for name in curvatures),
-        *(Setting(f"damping {value:g}", {"curvature.damping": value}) for value in damping),
+        *(Setting(f"{n} bytes", {"rows.bytes": n}) for n in others.row_bytes),
+        *(Setting(f"width {n}", {"projection.width": n}) for n in others.widths),
+        *(Setting(f"curvature {name}", {"curvature.name": name}) for name in others.curvatures),
+        *(Setting(f"damping {value:g}", {"curvature.damping": value}) for value in others.damping),
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.evaluation.asked import Judged, Trainings
 from streamfluence.evaluation.lds import ceiling, interval, one_against_rest, spearman
 from streamfluence.evaluation.retraining import Retraining, Subset, subset_size
 from streamfluence.evaluation.truth.fill import fill, warnings
@@ -20,31 +21,19 @@ LEAST_SUBSETS = 3  # fewer have no rank correlation worth the name
 
 def evaluate_lds(
     run_path: str,
-    queries: str | None = None,
-    scores: str | None = None,
-    damping: float | None = None,
-    truth: str | None = None,
     subsets: int = 50,
     fraction: float = 0.5,
-    seeds: int = 2,
-    draw_seed: int = 0,
-    train: bool = True,
-    worker: tuple[int, int] | None = None,
+    judged: Judged = Judged(),
+    trainings: Trainings = Trainings(),
     execution: Execution | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the linear datamodeling score of a run, after training what is missing for it.
 
     Args:
-        queries, scores: Name of the query set, or of the scores, where the run has several.
-        damping: Judge the scores at another damping.
-        truth: Folder of the ground truth; None is one beside the run that other runs of the same
-            task and data share.
-        subsets, fraction, seeds: How many subsets of what share of the examples, each trained
-            with how many seeds. More can be added later.
-        draw_seed: Of the draw of subsets.
-        train: False judges by what is there.
-        worker: ``(i, N)``: train this share and judge nothing.
+        subsets, fraction: How many subsets of what share of the examples. More can be added later.
+        judged: Which scores.
+        trainings: With which seeds and where they are kept; with a ``worker`` nothing is judged.
 
     Returns:
         ``lds`` with its 95 % interval (subsets and queries redrawn; subsets alone for one query),
@@ -62,22 +51,22 @@ def evaluate_lds(
             f"--subsets {subsets}: at least {LEAST_SUBSETS} are needed to rank, better 100"
         )
     opened = session(run_path, execution.resolved_device())
-    if train:
+    if trainings.train:
         opened.task.require_train()
     size = subset_size(fraction, opened.run.train.count)
-    example_set = judged_query_set(opened.run, queries, scores)
-    wanted = [Subset(size, draw_seed, number) for number in range(subsets)]
-    if worker is None:
-        label = judged_scores(opened.run, example_set, scores, damping, execution, progress)
-    opened_truth = open_truth(opened, example_set, truth, seeds, create=train)
+    example_set = judged_query_set(opened.run, judged)
+    wanted = [Subset(size, trainings.draw_seed, number) for number in range(subsets)]
+    if trainings.worker is None:
+        label = judged_scores(opened.run, example_set, judged, execution, progress)
+    opened_truth = open_truth(opened, example_set, trainings)
     done: dict[str, Any] = {"truth": opened_truth.path}
-    if train:
-        done |= fill(opened_truth, opened, wanted, execution, progress, worker)
-    if worker is not None:
+    if trainings.train:
+        done |= fill(opened_truth, opened, wanted, execution, progress, trainings.worker)
+    if trainings.worker is not None:
         return done
-    there = wanted if train else _finished(opened_truth, wanted)
-    judged, arrays = _judged(opened_truth, Scores(opened.run, label), there)
-    result = {**judged, **done}
+    there = wanted if trainings.train else _finished(opened_truth, wanted)
+    agreement, arrays = _judged(opened_truth, Scores(opened.run, label), there)
+    result = {**agreement, **done}
     result["warnings"] = warnings(opened_truth, opened)
     result["record"] = record(opened.run, label)
     return keep_result(opened_truth, "lds", result, arrays)

@@ -1,12 +1,12 @@
 """Do scores predict what training without an example, or a group of them, does to every query?"""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.evaluation.asked import Judged, Trainings
 from streamfluence.evaluation.leave_out import judge, leverage, standard_error
 from streamfluence.evaluation.retraining import Without, groups_of
 from streamfluence.evaluation.truth.chosen import Chosen
@@ -23,31 +23,19 @@ EVERYTHING = Without(())
 
 def evaluate_loo(
     run_path: str,
-    examples: Sequence[int] | None = None,
-    top: int | None = None,
-    random: int | None = None,
-    leave: int = 1,
+    chosen: Chosen,
     query: int | None = None,
-    queries: str | None = None,
-    scores: str | None = None,
-    damping: float | None = None,
-    truth: str | None = None,
-    seeds: int = 3,
-    draw_seed: int = 0,
-    train: bool = True,
-    worker: tuple[int, int] | None = None,
+    judged: Judged = Judged(),
+    trainings: Trainings = Trainings(seeds=3),
     execution: Execution | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return predicted and actual changes of the queries when examples are left out.
 
     Args:
-        examples, top, random: One of them: rows of training examples; how many groups of those
-            with the largest absolute scores; how many groups at random.
-        leave: Examples a group. All of a group are left out together.
-        query: Judge, and choose ``top``, by this query alone; else by all.
-        seeds: Trainings without each group, and with all examples; a change is taken within a seed.
-        queries, scores, damping, truth, draw_seed, train, worker: As in ``evaluate_lds``.
+        chosen: Which examples, in groups. All of a group are left out together.
+        query: Judge, and choose those of largest score, by this query alone; else by all.
+        judged, trainings: As in ``evaluate_lds``; a change is taken within a seed.
 
     Returns:
         Agreement as ``evaluation.leave_out.judge`` has it, the same with scores over one minus
@@ -60,36 +48,36 @@ def evaluate_loo(
     """
     execution, progress = execution or Execution(), progress or Silent()
     opened = session(run_path, execution.resolved_device())
-    if train:
+    if trainings.train:
         opened.task.require_train()
-    example_set = judged_query_set(opened.run, queries, scores)
-    judged = _judged_queries(opened, example_set, query)
-    chosen = Chosen(examples, top, random, leave)
+    example_set = judged_query_set(opened.run, judged)
+    asked, leave = _judged_queries(opened, example_set, query), chosen.leave
     chosen.check(opened.run.train.count)
-    label = judged_scores(opened.run, example_set, scores, damping, execution, progress)
+    label = judged_scores(opened.run, example_set, judged, execution, progress)
     of_run = Scores(opened.run, label)
-    groups = groups_of(chosen.rows(of_run, judged, draw_seed), leave)
-    opened_truth = open_truth(opened, example_set, truth, seeds, create=train)
+    groups = groups_of(chosen.rows(of_run, asked, trainings.draw_seed), leave)
+    opened_truth = open_truth(opened, example_set, trainings)
     done: dict[str, Any] = {"truth": opened_truth.path}
-    if train:
-        done |= fill(*(opened_truth, opened, [EVERYTHING, *groups], execution, progress, worker))
-    if worker is not None:
+    if trainings.train:
+        wanted = [EVERYTHING, *groups]
+        done |= fill(opened_truth, opened, wanted, execution, progress, trainings.worker)
+    if trainings.worker is not None:
         return done
-    there = groups if train else _finished(opened_truth, groups)
-    changes = _changes(opened_truth, there, judged)
+    there = groups if trainings.train else _finished(opened_truth, groups)
+    changes = _changes(opened_truth, there, asked)
     rows = np.array([row for group in there for row in group.rows])
-    predicted = of_run.of_rows(rows)[:, judged].reshape(len(there), leave, -1).sum(axis=1)
+    predicted = of_run.of_rows(rows)[:, asked].reshape(len(there), leave, -1).sum(axis=1)
     result = {
         **judge(predicted, changes),
         "leverage_corrected": _corrected(opened, of_run, there, predicted, changes),
         "queries": example_set,
-        "judged_queries": len(judged),
+        "judged_queries": len(asked),
         "measurement": opened_truth.measurement,
         "groups": len(there),
         "examples_a_group": leave,
         "examples": opened_truth.count,
         "examples_without_score": len(of_run.without_score.intersection(rows.tolist())),
-        "seeds": seeds,
+        "seeds": trainings.seeds,
         **done,
         "warnings": warnings(opened_truth, opened),
         "left_out": _table(there, predicted, changes),
