@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import TRAINING_LOSS
-from streamfluence.likelihood import LIKELIHOODS, Likelihood
+from streamfluence.likelihoods.base import Likelihood
+from streamfluence.registry import member, names
 from streamfluence.user_code import Files, load_file, load_module
 
 
@@ -273,9 +274,10 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
 def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
     if isinstance(named, Likelihood):
         return named
-    if not isinstance(named, str) or named not in LIKELIHOODS:
-        raise InputError(f"task {spec}: likelihood {named!r} is none of {', '.join(LIKELIHOODS)}")
-    kind = LIKELIHOODS[named]
+    known = names("likelihoods")
+    if not isinstance(named, str) or named not in known:
+        raise InputError(f"task {spec}: likelihood {named!r} is none of {', '.join(known)}")
+    kind = member("likelihoods", named)
     options = inspect.signature(kind).parameters
     given = {name: getattr(namespace, name) for name in options if hasattr(namespace, name)}
     return kind(**given)

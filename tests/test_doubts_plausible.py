@@ -7,7 +7,9 @@ from calls import done
 from small_job import JOB, TASK, write_job
 from torch import nn
 
-from streamfluence.likelihood import Bernoulli, Categorical, Gaussian
+from streamfluence.likelihoods.bernoulli import Bernoulli
+from streamfluence.likelihoods.categorical import Categorical
+from streamfluence.likelihoods.gaussian import Gaussian
 from streamfluence.run.doubts import score_doubts
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import coverage_facts

@@ -16,8 +16,10 @@ from streamfluence.evaluation.fidelity import agreement
 from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
-from streamfluence.likelihood import LIKELIHOODS
+from streamfluence.registry import member, names
 from streamfluence.run.session import session
+
+LIKELIHOODS = {name: member("likelihoods", name) for name in names("likelihoods")}
 
 EXACT = ("--set", "rows.codec=float32", "--set", "rows.bytes=0")
 

@@ -20,7 +20,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"layout", "given", "new_file"},
     {"linalg", "registry", "batches"},
     {"codecs", "curvature", "readouts", "executors"}
-    | {"likelihood", "job", "job_file", "tables", "budget", "user_code"},
+    | {"likelihoods", "job", "job_file", "tables", "budget", "user_code"},
     {"capture", "store", "data", "task", "execution"},
     {"projections"},
     {"features"},

@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from streamfluence.errors import InputError
-from streamfluence.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian
+from streamfluence.likelihoods.bernoulli import Bernoulli
+from streamfluence.likelihoods.categorical import Categorical
+from streamfluence.likelihoods.gaussian import Gaussian
+from streamfluence.registry import member, names
+
+LIKELIHOODS = {name: member("likelihoods", name) for name in names("likelihoods")}
 
 SHAPES = [(3, 5), (3, 4, 5), (2, 2, 3, 4)]
 

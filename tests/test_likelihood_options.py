@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from streamfluence.errors import InputError
-from streamfluence.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
+from streamfluence.likelihoods.base import Likelihood
+from streamfluence.likelihoods.bernoulli import Bernoulli
+from streamfluence.likelihoods.categorical import Categorical
+from streamfluence.likelihoods.gaussian import Gaussian
+from streamfluence.registry import member, names
+
+LIKELIHOODS = {name: member("likelihoods", name) for name in names("likelihoods")}
 
 NAN = float("nan")
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from streamfluence.capture import Capture, dense_gradient
 from streamfluence.job import Curvature
-from streamfluence.likelihood import Categorical, Gaussian
+from streamfluence.likelihoods.categorical import Categorical
+from streamfluence.likelihoods.gaussian import Gaussian
 from streamfluence.linalg import sign_block
 from streamfluence.registry import member
 from streamfluence.sketching.damping import EARLY_STOPPING, resolve

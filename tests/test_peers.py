@@ -10,7 +10,8 @@ import pytest
 import torch
 from patience import HANG_SECONDS
 
-from streamfluence.likelihood import Categorical, Gaussian
+from streamfluence.likelihoods.categorical import Categorical
+from streamfluence.likelihoods.gaussian import Gaussian
 
 PEERS = Path(__file__).parent.parent / "tools" / "peers"
 TASK = """

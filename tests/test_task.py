@@ -87,7 +87,7 @@ def test_a_bare_loss_is_a_task_without_likelihood(tmp_path):
         ("def model(c): ...\nlikelihood = 'categorical'", "no forward"),
         (
             "def model(c): ...\ndef forward(m, b): ...\nlikelihood = 'poisson'",
-            "none of categorical",
+            "none of bernoulli",
         ),
         ("import nothing_like_this", "fails to load: ModuleNotFoundError"),
         ("def model(c:", "fails to load: SyntaxError"),

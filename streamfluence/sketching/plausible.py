@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from streamfluence.likelihood import Gaussian, Likelihood
+from streamfluence.likelihoods.base import Likelihood
+from streamfluence.likelihoods.gaussian import Gaussian
 from streamfluence.run.session import Session
 from streamfluence.sketching.sample import sample_of
 
