@@ -1,0 +1,262 @@
+"""The mutants: one wrong place each, and the narrowest test file that must see it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of the package.
+
+    Attributes:
+        name: What is wrong.
+        module: File below ``streamfluence/``.
+        before, after: Text that is there once, and what takes its place.
+        tests: The narrowest file of tests that must fail.
+        chosen: pytest's ``-k``, where the whole file takes long.
+    """
+
+    name: str
+    module: str
+    before: str
+    after: str
+    tests: str
+    chosen: str = ""
+
+
+MUTANTS = (
+    # --- curvature, damping, directions
+    Mutant(
+        "the curvature is a sum and not a mean",
+        "curvature/_gram.py",
+        "symmetric_eigen(gram / examples)",
+        "symmetric_eigen(gram)",
+        "test_curvature.py",
+    ),
+    Mutant(
+        "probes weigh one each",
+        "features/gradient.py",
+        "weight = 1.0 / wanted",
+        "weight = 1.0",
+        "test_features.py",
+    ),
+    Mutant(
+        "a probe's root is not weighted",
+        "likelihoods/base.py",
+        "roots = self._weights(wide, targets, weights).sqrt()",
+        "roots = self._weights(wide, targets, weights)",
+        "test_likelihood.py",
+    ),
+    Mutant(
+        "a softmax has no outer product",
+        "likelihoods/categorical.py",
+        "return root * vector - p * (root * vector).sum(-1, keepdim=True)",
+        "return root * vector",
+        "test_likelihood.py",
+    ),
+    Mutant(
+        "early stopping counts half jointly",
+        "sketching/damping.py",
+        '"joint": 2.0',
+        '"joint": 1.0',
+        "test_damping.py",
+    ),
+    Mutant(
+        "momentum is forgotten",
+        "sketching/damping.py",
+        "return 1 - told.momentum",
+        "return 1.0",
+        "test_damping.py",
+    ),
+    Mutant(
+        "Adam's batch size is forgotten",
+        "sketching/damping.py",
+        "(mean_square / told.batch_size) ** 0.5",
+        "mean_square**0.5",
+        "test_damping.py",
+    ),
+    Mutant(
+        "scales of rows and columns change places",
+        "features/_mean_squares.py",
+        'factors["left"].append(rows.rsqrt().flatten())\n'
+        '            factors["right"].append(columns.rsqrt().flatten())',
+        'factors["left"].append(columns.rsqrt().flatten())\n'
+        '            factors["right"].append(rows.rsqrt().flatten())',
+        "test_scales.py",
+    ),
+    Mutant(
+        "the mean square forgets the number of examples",
+        "features/_mean_squares.py",
+        'float(state["norm"].sum()) / examples / sum(',
+        'float(state["norm"].sum()) / sum(',
+        "test_scales.py",
+    ),
+    # --- rows
+    Mutant(
+        "queries are stored in the coordinates of rows",
+        "collecting/units.py",
+        "columns.add(rows=made.factor.asked(whitened), **facts)",
+        "columns.add(rows=made.factor.stored(whitened), **facts)",
+        "test_end_to_end.py",
+    ),
+    Mutant(
+        "a row that is not finite is no longer flagged",
+        "collecting/units.py",
+        "(~finite).to(torch.uint8) * QUARANTINED",
+        "torch.zeros_like(finite, dtype=torch.uint8)",
+        "test_end_to_end.py",
+    ),
+    Mutant(
+        "self-influence forgets the square",
+        "collecting/units.py",
+        "self_influence = whitened.square().sum(1)",
+        "self_influence = whitened.abs().sum(1)",
+        "test_end_to_end.py",
+    ),
+    Mutant(
+        "the norm of a gradient is its square",
+        "collecting/units.py",
+        '"grad_norm": rows.square().sum(1).sqrt(),',
+        '"grad_norm": rows.square().sum(1),',
+        "test_end_to_end.py",
+    ),
+    # --- scores
+    Mutant(
+        "1/n is dropped from a score",
+        "scoring/stored.py",
+        "codec.query(queries).to(device), weight / count)",
+        "codec.query(queries).to(device), weight)",
+        "test_end_to_end.py",
+    ),
+    Mutant(
+        "every checkpoint has the weight of the first",
+        "scoring/stored.py",
+        "for checkpoint, weight in enumerate(weights):",
+        "for checkpoint, weight in enumerate(weights[:1] * len(weights)):",
+        "test_end_to_end.py",
+    ),
+    Mutant(
+        "rows of one checkpoint meet queries of another",
+        "scoring/stored.py",
+        "queries = query_rows(run, example_set, checkpoint, tile)",
+        "queries = query_rows(run, example_set, 0, tile)",
+        "test_end_to_end.py",
+    ),
+    Mutant(
+        "another damping is taken for the same",
+        "curvature/base.py",
+        "ratio = (self.values + self.damping) / (self.values + damping)",
+        "ratio = (self.values + damping) / (self.values + self.damping)",
+        "test_curvature.py",
+    ),
+    Mutant(
+        "a tile of queries begins one too early",
+        "scoring/stored.py",
+        "slice(max(low - receipt.start, 0), high - receipt.start)",
+        "slice(max(low - receipt.start - 1, 0), high - receipt.start - 1)",
+        "test_rows_and_queries.py",
+    ),
+    # --- what is read out
+    Mutant(
+        "the mean over queries is a sum",
+        "readouts/aggregate.py",
+        "mean = total / max(block.scores.shape[1], 1)",
+        "mean = total",
+        "test_readouts.py",
+    ),
+    Mutant(
+        "examples that hurt are sorted as those that help",
+        "readouts/top_k.py",
+        "key = np.where(block.valid, sign * scores, -np.inf)",
+        "key = np.where(block.valid, scores, -np.inf)",
+        "test_readouts.py",
+    ),
+    Mutant(
+        "a group's sum counts rows that are not finite",
+        "readouts/aggregate.py",
+        "groups, place = np.unique(block.group[block.valid], return_inverse=True)\n"
+        "        scores = torch.from_numpy(block.scores[block.valid].astype(np.float64))",
+        "groups, place = np.unique(block.group, return_inverse=True)\n"
+        "        scores = torch.from_numpy(block.scores.astype(np.float64))",
+        "test_readouts.py",
+    ),
+    Mutant(
+        "a column is good where any checkpoint is",
+        "run/columns.py",
+        "(flags == 0).all(axis=0)",
+        "(flags == 0).any(axis=0)",
+        "test_evaluate_rankings.py",
+    ),
+    # --- judgements
+    Mutant(
+        "a subset's effect has the wrong sign",
+        "evaluation/lds.py",
+        "return -(np.asarray(masks",
+        "return (np.asarray(masks",
+        "test_evaluation_lds.py",
+    ),
+    Mutant(
+        "ties have the first rank",
+        "evaluation/lds.py",
+        "(first + last) / 2 + 1",
+        "first + 1",
+        "test_evaluation_lds.py",
+    ),
+    Mutant(
+        "1/n is dropped in a judged column",
+        "evaluation/truth/scores.py",
+        "weights / self.count\n",
+        "weights\n",
+        "test_truth_scores.py",
+    ),
+    Mutant(
+        "sanity compares in the coordinates of whitened rows",
+        "stages/evaluate/sanity.py",
+        "wanted = made.codec.query(made.factor.stored(rows))",
+        "wanted = made.codec.query(rows)",
+        "test_evaluate_sanity.py",
+    ),
+    Mutant(
+        "outcomes of retraining change places",
+        "evaluation/truth/kept.py",
+        'return f"{kind}/seed-{retraining.seed}", choice.number',
+        'return f"{kind}/seed-0", choice.number',
+        "test_evaluate_retraining.py",
+    ),
+    # --- what is refused
+    Mutant(
+        "the disk check counts no rows before the sketch",
+        "stages/run.py",
+        'return run.method.rows.bytes if example_set == "train" else 0',
+        "return 0",
+        "test_budget.py",
+    ),
+    Mutant(
+        "a lost partition is not missed",
+        "run/rows.py",
+        "missing = [partition for partition in wanted if partition not in found]",
+        "missing = []",
+        "test_results_chain.py",
+    ),
+    Mutant(
+        "rows of another sketch are taken",
+        "run/rests_on.py",
+        'coordinates = [plan.facts.get("scales"), scales_digest(run, checkpoint)]\n'
+        "    return document_digest([content_digest([plan]), *coordinates])",
+        "return document_digest([checkpoint])",
+        "test_results_chain.py",
+    ),
+    Mutant(
+        "the proof sees nothing",
+        "capture/_proof.py",
+        "        if fault is not None:\n            refuse_random(",
+        "        fault = None\n        if fault is not None:\n            refuse_random(",
+        "test_capture_order.py",
+    ),
+    Mutant(
+        "the signs of probes are all one",
+        "linalg.py",
+        "return 1.0 - 2.0 * flipped.to(torch.float32)",
+        "return 1.0 - 0.0 * flipped.to(torch.float32)",
+        "test_linalg.py",
+    ),
+)
