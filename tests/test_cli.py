@@ -5,6 +5,7 @@ Stages are small functions of this file here; the real ones run in the end-to-en
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from patience import FOREVER, HANG_SECONDS, wait_until
 
 from streamfluence import errors
 from streamfluence.budget import size
-from streamfluence.cli import main
+from streamfluence.cli import _interrupts, main
 from streamfluence.cli._progress import LogProgress
 from streamfluence.cli._show import lines
 from streamfluence.cli._units import duration
@@ -427,6 +428,15 @@ def test_a_second_signal_ends_a_command_at_once():
     both = [signal.SIGINT, signal.SIGINT]
     code, _, _ = run_program(SWALLOW, grace=float(FOREVER), signals=both)
     assert code == 75
+
+
+def test_two_signals_that_are_read_at_once_count_as_two():
+    reader, writer = os.pipe()
+    os.write(writer, bytes([signal.SIGINT, signal.SIGCHLD, signal.SIGINT]))
+    assert _interrupts._signals(reader, None) == 2
+    os.close(writer)
+    assert _interrupts._signals(reader, None) == 0
+    os.close(reader)
 
 
 def is_gone(pid):

@@ -65,21 +65,26 @@ class Interruptible:
 
 def _watch(reader: int) -> None:
     """Wait for one signal, then for a second or for the end of the grace, then end the process."""
-    if _signal_arrives(reader, None):
-        _signal_arrives(reader, GRACE_SECONDS)
+    arrived = _signals(reader, None)
+    if arrived == 1:
+        _signals(reader, GRACE_SECONDS)
+    if arrived:
         _end(f"error: stopped at once: {ADVICE}\n")
     os.close(reader)
 
 
-def _signal_arrives(reader: int, seconds: float | None) -> bool:
-    """Return whether a stopping signal arrives before ``seconds`` pass or the writer is closed."""
+def _signals(reader: int, seconds: float | None) -> int:
+    """Return how many stopping signals are read, 0 if ``seconds`` pass or the writer is closed first.
+
+    Two may be read at once: on a busy machine the second comes before this thread has run.
+    """
     while select.select([reader], [], [], seconds)[0]:
         received = os.read(reader, 64)
         if not received:
-            return False
-        if any(number in received for number in STOPPING):
-            return True
-    return False
+            return 0
+        if stopping := sum(number in STOPPING for number in received):
+            return stopping
+    return 0
 
 
 def _end(last_words: str) -> None:
