@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_job import TASK
+from small_job import TASK, write_job
 
 from streamfluence.data._source import load_named
 from streamfluence.data.python import Python
 from streamfluence.errors import InputError
+from streamfluence.run.opened import OpenRun
+from streamfluence.stages.plan import plan
+from streamfluence.stages.run import run
 from streamfluence.task import load_task
+from streamfluence.user_code import _installed
 from streamfluence.user_code._installed import installed
 
 LATE = """
@@ -186,17 +190,24 @@ def test_two_folders_have_a_neighbour_of_the_same_name_each(tmp_path):
         assert two.read(0, 1)["x"].tolist() == [2]
 
 
+def installed_in(folder: Path, monkeypatch) -> Path:
+    """Return a folder of installed packages."""
+    library = folder / "installed"
+    library.mkdir()
+    monkeypatch.setattr(_installed, "PLACES", [*_installed.PLACES, library])
+    monkeypatch.syspath_prepend(str(library))
+    return library
+
+
 def test_a_library_finds_nothing_in_the_folder_of_the_users_code(tmp_path, monkeypatch):
     """What an installed package imports, while the user's code is loaded or later, is not the folder's."""
-    library = tmp_path / "site-packages"
-    library.mkdir()
+    library = installed_in(tmp_path, monkeypatch)
     (library / "eager_library.py").write_text(
         "try:\n    import planted\nexcept ImportError:\n    pass\n"
     )
     (library / "lazy_library.py").write_text(
         "def call():\n    try:\n        import planted\n    except ImportError:\n        return 'none'\n"
     )
-    monkeypatch.syspath_prepend(str(library))
     job = tmp_path / "job"
     job.mkdir()
     (job / "data.py").write_text(
@@ -210,11 +221,9 @@ def test_a_library_finds_nothing_in_the_folder_of_the_users_code(tmp_path, monke
 
 
 def test_what_a_library_takes_from_a_path_that_the_task_added_is_pinned(tmp_path, monkeypatch):
-    library, lib = tmp_path / "site-packages", tmp_path / "lib"
-    library.mkdir()
+    library, lib = installed_in(tmp_path, monkeypatch), tmp_path / "lib"
     lib.mkdir()
     (library / "late_library.py").write_text("def call():\n    import planted_late\n")
-    monkeypatch.syspath_prepend(str(library))
     (lib / "helping_beside.py").write_text(HELP)
     (tmp_path / "task.py").write_text(f"{FOLDER}{ON_PATH}import helping_beside\n{TASK}")
     files = dict(load_task("task.py", tmp_path).files)
@@ -290,10 +299,53 @@ def test_a_module_that_the_caller_has_keeps_its_name(tmp_path, monkeypatch):
     assert sys.modules["callers_own"] is callers_own and callers_own.scale == 1
 
 
-def test_installed_is_what_lies_in_the_folders_of_python_and_not_beside_a_job(tmp_path):
+def test_a_module_that_the_caller_has_loaded_is_pinned_as_well(tmp_path, monkeypatch):
+    """A script imports its own package and then has a job run, whose workers import it anew."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "callers_lib.py").write_text(HELP)
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    import callers_lib
+
+    (tmp_path / "task.py").write_text(f"from callers_lib import scale\n{TASK}")
+    loaded = load_task("task.py", tmp_path)
+    assert set(loaded.files) == {"task.py", "lib/callers_lib.py"}
+    assert sys.modules["callers_lib"] is callers_lib
+
+
+NAMED_LATE = """
+    import importlib
+
+    module.scale = importlib.import_module("named" + "_late").scale
+    return module(batch["x"]) * module.scale, batch["y"]
+"""
+
+
+def test_a_module_named_while_a_task_runs_is_pinned_if_the_rehearsal_runs_it(tmp_path):
+    path = write_job(tmp_path, n=48)
+    (tmp_path / "task.py").write_text(
+        TASK.replace('    return module(batch["x"]), batch["y"]', NAMED_LATE)
+    )
+    (tmp_path / "named_late.py").write_text("scale = 1.0\n")
+    plan(path, str(tmp_path / "run"))
+    for _ in range(2):
+        run(path, str(tmp_path / "run"))
+    manifest = OpenRun.open(str(tmp_path / "run")).manifest
+    assert set(manifest["task_files"]) == {"task.py", "named_late.py"}
+    (tmp_path / "named_late.py").write_text("scale = 3.0\n")
+    with pytest.raises(InputError, match="task"):
+        run(path, str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"named_late\.py changed"):
+        load_task("task.py", tmp_path, manifest["task_files"])
+
+
+def test_installed_is_what_lies_in_the_folders_of_python_and_not_beside_a_job(
+    tmp_path, monkeypatch
+):
     assert installed(np.__file__) and installed(subprocess.__file__)
-    environment = tmp_path / ".venv" / "lib" / "python3" / "site-packages" / "x.py"
-    assert installed(environment, tmp_path)
+    assert not installed(tmp_path / "site-packages" / "x.py", tmp_path)
     assert not installed(tmp_path / "x.py", tmp_path)
+    monkeypatch.setattr(_installed, "PLACES", [tmp_path / ".venv" / "lib"])
+    assert installed(tmp_path / ".venv" / "lib" / "x.py", tmp_path)
+    monkeypatch.undo()
     within = Path(np.__file__).parent / "job"
     assert not installed(within / "task.py", within)

@@ -112,6 +112,8 @@ def _task_files(task: Task, job: Job, storage: Storage) -> dict[str, str]:
     stored: Mapping[str, str] = {}
     with suppress(StreamfluenceError, FileNotFoundError):  # whoever opens it says so
         stored = read_manifest(storage)[0]["task_files"]
+    if any(stored.get(name) != digest for name, digest in task.files.items()):
+        return dict(task.files)
     return {**still(stored, job.root), **task.files}
 
 

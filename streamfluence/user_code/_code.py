@@ -19,6 +19,10 @@ from streamfluence.user_code._installed import installed
 
 Files = dict[str, str]  # sha256 by path relative to the job's folder, or by `module NAME`
 MODULE = "module "
+# What this program runs on is no code of the user's, wherever it is installed.
+_PROGRAM = frozenset(
+    ["streamfluence", "torch", "numpy", "zarr", "numcodecs", "dask", "distributed"]
+)
 
 _lock = threading.RLock()
 _entered: list["Code"] = []
@@ -66,7 +70,6 @@ class Code:
         found = self._found(name, path)
         if found is None:
             return None
-        _names.add(name)
         if found.origin is None:  # a mere folder
             places = found.submodule_search_locations or []
             found.submodule_search_locations = list(places)
@@ -89,10 +92,13 @@ class Code:
             InputError: If one of these files may not run.
         """
         seen: set[Path] = set()
+        names: set[str] = set()
         while waiting := self._sources.keys() - seen:
+            seen |= waiting
             for path in sorted(waiting):
-                seen.add(path)
-                for name in imported(*self._sources[path]):
+                new = set(imported(*self._sources[path])) - names
+                names |= new
+                for name in sorted(new):
                     self._look_for(name)
 
     def _look_for(self, name: str) -> None:
@@ -100,17 +106,16 @@ class Code:
         parts = name.split(".")
         for number in range(1, len(parts) + 1):
             full = ".".join(parts[:number])
-            loaded = sys.modules.get(full)
-            if not (loaded is None or _is_users(full) or self._takes(full, loaded)):
-                return
+            if self._hidden(full):
+                _names.add(full)  # and so it gives way once this code is entered
             found = self.find(full, places)
             if found is None or found.submodule_search_locations is None:
                 return
             places = list(found.submodule_search_locations)
 
-    def _takes(self, name: str, loaded: ModuleType) -> bool:
-        """Return whether a module that others loaded is in the way of a neighbour."""
-        file = getattr(loaded, "__file__", None)
+    def _hidden(self, name: str) -> bool:
+        """Return whether a module that the program's caller loaded is in the way of a neighbour."""
+        file = getattr(sys.modules.get(name), "__file__", None)
         if file is None or installed(file) or "." in name:
             return False
         return _filed(importlib.machinery.PathFinder.find_spec(name, [str(self.folder)]))
@@ -119,12 +124,14 @@ class Code:
         self, name: str, path: Sequence[str] | None
     ) -> importlib.machinery.ModuleSpec | None:
         beside = None
+        if name.partition(".")[0] in _PROGRAM:
+            return None
         if path is None:
             beside = importlib.machinery.PathFinder.find_spec(name, [str(self.folder)])
             if beside is not None and _filed(beside):
                 return beside
         for finder in _loader.others():
-            found = finder.find_spec(name, path, None)
+            found = finder.find_spec(name, path, None) if hasattr(finder, "find_spec") else None
             if found is None:
                 continue
             if not _filed(found):
@@ -172,6 +179,10 @@ class Code:
         """Return whether files that were loaded before are still as they were."""
         paths = {name: self.root / name for name in files if not name.startswith(MODULE)}
         return all(path.is_file() and sha256(path) == files[name] for name, path in paths.items())
+
+    def owns(self, name: str) -> None:
+        """Have a name be one of users' modules, which other code of users' may use for another."""
+        _names.add(name)
 
     @contextmanager
     def noting(self, files: Files) -> Iterator[None]:

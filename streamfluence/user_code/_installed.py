@@ -2,11 +2,23 @@
 
 import os
 import site
+import sys
 import sysconfig
-from functools import cache
 from pathlib import Path
 
-_FOLDERS = frozenset(["site-packages", "dist-packages"])
+_NAMES = ("site-packages", "dist-packages")  # the second is Debian's
+
+
+def _places() -> list[Path]:
+    """Return the folders of Python and of packages that this process began with, and the program's own."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    found = [*map(sysconfig.get_path, names), site.getusersitepackages()]
+    found += [place for place in sys.path if Path(place).name in _NAMES]
+    found.append(str(Path(__file__).parents[1]))
+    return [Path(p) for each in found for p in {os.path.abspath(each), os.path.realpath(each)}]
+
+
+PLACES = _places()  # before any code of the user's can add to them
 
 
 def installed(path: str | Path, folder: Path | None = None) -> bool:
@@ -19,17 +31,8 @@ def installed(path: str | Path, folder: Path | None = None) -> bool:
     """
     path = Path(os.path.abspath(path))
     within = folder is not None and path.is_relative_to(folder)
-    places = [*_places(), *(parent for parent in path.parents if parent.name in _FOLDERS)]
     return any(
         path.is_relative_to(place)
         and not (within and folder is not None and not place.is_relative_to(folder))
-        for place in places
+        for place in PLACES
     )
-
-
-@cache
-def _places() -> tuple[Path, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    found = [*map(sysconfig.get_path, names), site.getusersitepackages()]
-    found.append(str(Path(__file__).parents[1]))
-    return tuple(Path(p) for each in found for p in {each, os.path.realpath(each)})

@@ -105,7 +105,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         code = None if fullname in sys.builtin_module_names else _asking()
-        return None if code is None else code.find(fullname, path)
+        found = None if code is None else code.find(fullname, path)
+        if code is not None and found is not None:
+            code.owns(fullname)
+        return found
 
 
 _finder = _Finder()
