@@ -220,6 +220,22 @@ def test_a_library_finds_nothing_in_the_folder_of_the_users_code(tmp_path, monke
     assert found() == again() == "none" and not (tmp_path / "mark").exists()
 
 
+def test_an_installed_module_that_is_named_runs_once(tmp_path, monkeypatch):
+    library, job = installed_in(tmp_path, monkeypatch), tmp_path / "job"
+    job.mkdir()
+    (library / "counted.py").write_text(
+        f"with open({str(tmp_path / 'mark')!r}, 'a') as file:\n    file.write('x')\nclass Rows: ...\n"
+    )
+    (job / "data.py").write_text("from counted import Rows\n")
+    rows, _, files = load_named("dataset", "counted:Rows", job)
+    assert set(files) == {"module counted"}
+    assert load_named("dataset", "data.py:Rows", job)[0] is rows
+    assert (tmp_path / "mark").read_text() == "x"
+    (library / "counted.py").write_text("class Rows: ...\n")
+    with pytest.raises(InputError, match="module counted changed since"):
+        load_named("dataset", "counted:Rows", job, files)
+
+
 def test_what_a_library_takes_from_a_path_that_the_task_added_is_pinned(tmp_path, monkeypatch):
     library, lib = installed_in(tmp_path, monkeypatch), tmp_path / "lib"
     lib.mkdir()

@@ -21,6 +21,7 @@ from typing import Any
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.user_code import _loader, _net
 from streamfluence.user_code._code import MODULE, Code, Files, refuse_changed, sha256
+from streamfluence.user_code._installed import installed
 
 __all__ = ["Files", "compare", "load_file", "load_module", "still"]
 
@@ -170,8 +171,8 @@ def _places(found: importlib.machinery.ModuleSpec) -> list[str] | None:
 
 
 def _place(located: Mapping[str, Path], root: Path) -> Path:
-    """Return the folder that a module's outermost package lies in."""
-    if not located:
-        return root  # built in
+    """Return the folder that a module's outermost package lies in, if that is the user's."""
+    if all(map(installed, located.values())):
+        return root  # what lies beside it is installed as well
     first = min(located, key=len)
     return located[first].parents[first.count(".") + (located[first].stem == "__init__")]

@@ -136,8 +136,7 @@ class Code:
                 continue
             if not _filed(found):
                 return None if found.origin is not None or beside is None else beside
-            known = Path(found.origin or "") in self._named
-            return found if known or not installed(str(found.origin), self.folder) else None
+            return None if installed(str(found.origin), self.folder) else found
         return beside  # a mere folder, which gives way to a package elsewhere
 
     def module(self, name: str) -> ModuleType:
