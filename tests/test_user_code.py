@@ -46,6 +46,7 @@ COMPILED = (
     "scale = n['scale']"
 )
 EARLY = "pass"  # the early import is what model() returns
+READ = "n = {}; exec((FOLDER / 'lib' / 'helping.py').read_text(), n); scale = n['scale']"
 ON_PATH = "sys.path.insert(0, str(FOLDER / 'lib'))\n"
 CASES = {
     "a neighbour, late": ("task.py", "", "from helping import scale", "helping.py"),
@@ -73,6 +74,8 @@ CASES = {
     "a sibling, late": ("pkgx.mod", "", "from .helping import scale", "pkgx/helping.py"),
     "a file of spec_from_file_location": ("task.py", f"{BY_PATH}\n", EARLY, "lib/helping.py"),
     "a file of runpy": ("task.py", f"{RUNPY}\n", EARLY, "lib/helping.py"),
+    "a file that is run as text": ("task.py", f"{READ}\n", EARLY, "lib/helping.py"),
+    "a file that is run as text, late": ("task.py", "", READ, "lib/helping.py"),
     "a file that is compiled": ("task.py", f"{COMPILED}\n", EARLY, "lib/helping.py"),
 }
 

@@ -5,7 +5,7 @@ served from the bytes that were digested: no compiled cache stands in for a sour
 that was not among the files promised is refused before it runs. Without a promise the files
 are noted, which makes the promise for the next time; those that functions import are looked
 for in the sources. Files of Python and of installed packages are neither noted nor compared,
-and nor is what code reads without running it as a module.
+and nor is what code reads as data or starts as another program.
 """
 
 import importlib
@@ -67,27 +67,12 @@ def load_module(
     Raises:
         InputError: If there is no such module, it fails, or a file is not as promised.
     """
-    root = root.resolve()
-    importlib.invalidate_caches()
-    beside = _located(name, [str(root)])
-    located = _located(name, None) if beside is None else beside
-    if located is None:
-        raise InputError(f"{name} cannot be imported: there is no module of that name")
-    named = (
-        {} if beside is not None else {path: f"{MODULE}{each}" for each, path in located.items()}
-    )
-    if promised is not None:
-        compare(promised, root)
-        refuse_changed({named[path]: sha256(path) for path in named}, promised, "")
-    folder = root if beside is not None else _place(located, root)
-    code = Code(root, folder, promised, named)
-    for path in located.values():
-        code.digested(path)
+    code, located = _code_of(name, root.resolve(), promised)
     # The name is imported by a line of the user's own, so to speak.
-    loader = _loader.Bytes(code, f"<{name}>", f"import {name}".encode())
-    code.holds(Path(f"<{name}>"), f"import {name}".encode(), "")
+    shown, line = f"<{name}>", f"import {name}".encode()
+    code.holds(Path(shown), line, "")
     asking = ModuleType(f"streamfluence_asks_for_{name}")
-    asking.__loader__ = loader
+    asking.__loader__ = _loader.Bytes(code, shown, line)
     _run(code, asking.__name__, asking, name)
     del sys.modules[asking.__name__]
     module = code.module(name)
@@ -95,6 +80,30 @@ def load_module(
     if file is not None and name in located and not os.path.samefile(file, located[name]):
         raise InputError(f"{name} was imported from {file}, but is found at {located[name]}")
     return module, code.files
+
+
+def _code_of(
+    name: str, root: Path, promised: Mapping[str, str] | None
+) -> tuple[Code, dict[str, Path]]:
+    """Return the code of a module, compared with what was promised, and its file and its parents'."""
+    importlib.invalidate_caches()
+    folder, named = root, {}
+    located = _located(name, [str(root)])
+    if located is None:
+        located = _located(name, None)
+        if located is None:
+            raise InputError(
+                f"{name} cannot be imported: there is no module {name}, neither in {root} nor installed"
+            )
+        folder = _place(located, root)
+        named = {path: f"{MODULE}{each}" for each, path in located.items()}
+    if promised is not None:
+        compare(promised, root)
+        refuse_changed({named[path]: sha256(path) for path in named}, promised, "")
+    code = Code(root, folder, promised, named)
+    for path in located.values():
+        code.digested(path)
+    return code, located
 
 
 def compare(promised: Mapping[str, str], root: Path) -> None:
