@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import streamfluence
 from streamfluence.data.arrays import Arrays
 from streamfluence.errors import InputError
+from streamfluence.evaluation.lists import distinct_ids, whole_numbers
 from streamfluence.stages.evaluate.mislabel import evaluate_mislabel
 from streamfluence.stages.evaluate.retrieval import evaluate_retrieval
 from streamfluence.stages.export import export
@@ -157,6 +158,12 @@ def test_ids_may_be_wider_in_one_shard_than_in_another(tmp_path, types):
     assert reader.example_ids(1, 3).tolist() == wanted[1:3]
     assert reader.example_ids(2, 2).tolist() == []
     assert reader.example_ids(0, 4).dtype.isnative
+
+
+@pytest.mark.parametrize("read", [distinct_ids, whole_numbers])
+def test_a_list_of_strings_beyond_unicode_is_refused(read):
+    with pytest.raises(InputError, match=r"listed holds .* 0x110000"):
+        read(no_text(), "listed")
 
 
 def test_fields_that_are_no_ids_have_one_width_in_all_shards(tmp_path):
