@@ -2,7 +2,18 @@
 
 ``import streamfluence`` loads neither torch nor dask nor numpy, so that a
 command starts at once: ``open`` and ``Run`` are imported when first used.
+
+``python -m streamfluence`` would let every import look in the working folder first, which
+may be a run that somebody else made: it is taken away before anything is imported.
 """
+
+# ruff: noqa: E402 (what is imported further down may be what lies in the working folder)
+import sys
+
+# While Python looks for what -m names, argv begins with that; later it is a path.
+_asked = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
+if _asked.removeprefix("-m") == "streamfluence" and not sys.flags.safe_path:
+    del sys.path[0]
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

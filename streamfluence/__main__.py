@@ -6,6 +6,7 @@ later, with one line and exit code 75, instead of a traceback out of somebody's 
 
 import os
 import signal
+import sys
 from typing import Any
 
 
@@ -14,9 +15,20 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells in scripts ask for
             signal.signal(number, _stop)
+    _open_streams()
     from streamfluence.cli import main as program
 
     program()
+
+
+def _open_streams() -> None:
+    """Send to nowhere what the program was started without, or the next file opened would get it."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for good)
 
 
 def _stop(number: int, frame: Any) -> None:

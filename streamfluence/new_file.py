@@ -26,19 +26,21 @@ def new_file(path: Path) -> Iterator[Path]:
     if os.path.lexists(path):
         raise _exists(path)
     folder = path.absolute().parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"the folder of {path} does not exist; make it, or name another file")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".partial", dir=folder)
+        with suppress(FileNotFoundError):
+            path.lstat()  # refuses a name before anything is written
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
         os.close(handle)
     except OSError as error:
-        raise _failed(path, error) from error
+        raise failed(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
         _publish(temporary, path, folder)
     except OSError as error:
-        raise _failed(path, error) from error
+        raise failed(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -84,5 +86,8 @@ def _exists(path: Path) -> InputError:
     return InputError(f"{path} exists already; remove it or name another file")
 
 
-def _failed(path: Path, error: OSError) -> StorageError:
+def failed(path: Path, error: OSError) -> InputError | StorageError:
+    """Return what it means that a file or folder of the user's could not be made."""
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{path}: the name is too long for this file system; give a shorter one")
     return StorageError(f"cannot write {path}: {error.strerror or error}")

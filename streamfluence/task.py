@@ -32,13 +32,12 @@ class Task:
 
     Attributes:
         name: What the job calls it.
-        digest: sha256 of the digests of all its source files.
-        files: sha256 of every source file, by its path relative to the job's folder.
+        files: sha256 of every source file, by its path relative to the job's folder; grows while its
+            functions run and import more.
         likelihood: None when the task gives only ``loss``; there is then no output Hessian.
     """
 
     name: str
-    digest: str
     files: Mapping[str, str]
     likelihood: Likelihood | None
     _model: Callable[..., Any]
@@ -47,6 +46,11 @@ class Task:
     _measurements: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     _training_loss: Callable[..., Any] | None = None
     train: Callable[..., Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the digests of all its source files."""
+        return digest_of(self.files)
 
     @property
     def has_training_loss(self) -> bool:
@@ -259,7 +263,6 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
         )
     return Task(
         name=Path(spec).name,
-        digest=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
         files=files,
         likelihood=None if named is None else _likelihood(spec, named, namespace),
         _model=model,
@@ -269,6 +272,11 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
         _training_loss=training_loss,
         train=getattr(namespace, "train", None),
     )
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """Return the sha256 of the digests of files and their names."""
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
 
 
 def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
@@ -294,7 +302,7 @@ def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[An
         return module, files
     module_name, _, attribute = spec.partition(":")
     try:
-        module, files = load_module(module_name, promised)
+        module, files = load_module(module_name, root, promised)
         namespace = getattr(module, attribute) if attribute else module
     except (InputError, AttributeError) as error:
         raise InputError(f"task {spec!r} cannot be imported: {error}") from error

@@ -397,6 +397,15 @@ def test_scores_that_cannot_be_made_leave_no_trace(folder):
     assert json.loads(invoke("status", folder / "run", "--json").stdout)["complete"]
 
 
+@pytest.mark.parametrize("verb", ["run", "status", "collect"])
+def test_a_run_whose_name_is_too_long_is_refused(folder, verb):
+    run = folder / ("a" * 300)
+    arguments = (folder / "job.toml", run) if verb == "run" else (run,)
+    refused(
+        CliRunner().invoke(main, [verb, *map(str, arguments)]), 2, "too long for its file system"
+    )
+
+
 def test_scores_of_one_name_with_other_settings_are_refused_with_the_setting(folder):
     assert run_job(folder).exit_code == 0
     refused(run_job(folder, "--set", "score.top_k=5"), 2, "top_k.k: stored 80, asked 5", "--name")

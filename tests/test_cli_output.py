@@ -157,6 +157,72 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(gone, tmp_path):
     assert process.returncode == 2
 
 
+@pytest.fixture
+def full():
+    """A file on a device that has no space left."""
+    with open("/dev/full", "w") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["verify", "--help"]])
+def test_help_that_cannot_be_written_is_a_storage_error(full, arguments):
+    process = program(*arguments, stdout=full)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 74
+    assert stderr == "error: cannot write the result to stdout: No space left on device\n"
+
+
+STAGE = "def status(run):\n    return {'rows': 5}\n"
+
+
+@pytest.fixture
+def staged(tmp_path):
+    """Return a function that starts the program with a stage ``status`` that needs nothing."""
+
+    def start(*arguments, **options):
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys, types\nmodule = types.ModuleType('streamfluence.stages.status')\n"
+            f"exec({STAGE!r}, vars(module))\nsys.modules[module.__name__] = module\n"
+        )
+        return program(*arguments, folder=tmp_path, **options)
+
+    return start
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_result_that_cannot_be_written_is_a_storage_error(staged, full, as_json):
+    process = staged("status", "RUN", *as_json, stdout=full)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 74
+    assert stderr == "error: cannot write the result to stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["status", "RUN"], 0), (["top"], 2), (["--help"], 0), (["top", "none", "0"], 2)],
+)
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_stream_that_is_closed_changes_no_exit_code(staged, tmp_path, arguments, code, closed):
+    before = set(tmp_path.iterdir())
+    process = staged(*arguments, preexec_fn=lambda: [os.close(number) for number in closed])
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in stdout + stderr
+    assert {path.name for path in {*tmp_path.iterdir()} - before} <= {
+        "sitecustomize.py",
+        "__pycache__",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["status", "RUN"], 0), (["top"], 2), ([], 2), (["top", "none", "0"], 2)],
+)
+def test_messages_that_cannot_be_written_change_no_exit_code(staged, full, arguments, code):
+    process = staged(*arguments, stderr=full)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+
+
 def test_progress_that_nobody_reads_hinders_no_work():
     class Gone(io.StringIO):
         def write(self, text):
@@ -182,6 +248,26 @@ def test_a_signal_during_the_first_imports_ends_as_later_ones_do(tmp_path, numbe
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75
     assert stderr.startswith(f"error: stopped by {number.name}") and stderr.count("\n") == 1
+
+
+CATCHES = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+except BaseException:
+    raise RecursionError("half made")
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "zarr"])
+def test_a_signal_is_never_raised_into_an_import(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(CATCHES)
+    process = program("status", "RUN", folder=tmp_path)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert stderr.startswith("error: stopped by SIGTERM") and stderr.count("\n") == 1
 
 
 def test_a_signal_that_is_ignored_on_purpose_stays_ignored(tmp_path):

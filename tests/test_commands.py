@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import zarr
-from calls import invoke, ok
+from calls import invoke, ok, refused
 from small_job import write_job
 
 import streamfluence
@@ -27,6 +27,25 @@ def folder(tmp_path_factory):
     write_job(path)
     ok("run", path / "job.toml")
     return path
+
+
+def test_init_writes_through_no_link(tmp_path):
+    folder, victim = tmp_path / "new", tmp_path / "victim"
+    folder.mkdir()
+    (folder / "job.toml").symlink_to(victim)
+    assert "job.toml exists already" in refused("init", folder)
+    assert not victim.exists() and len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["dangling", "in a file", "long"])
+def test_init_wants_a_folder_that_it_can_make(tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "victim")
+    path = {"in a file": tmp_path / "file" / "x", "long": tmp_path / ("a" * 300)}.get(
+        kind, tmp_path / kind
+    )
+    assert refused("init", path)
+    assert not (tmp_path / "victim").exists()
 
 
 def test_status_of_a_finished_run_is_complete(folder):

@@ -1,5 +1,6 @@
 """The arrays reader: what it reads, what it maps, and how it refuses."""
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -103,6 +104,24 @@ def test_a_stored_member_is_found_behind_any_local_header(tmp_path, zip64):
     headers = npz_headers(tmp_path / "a.npz")
     assert list(headers) == ["deep/a"]
     assert np.array_equal(headers["deep/a"].view(), np.arange(12).reshape(4, 3))
+
+
+@pytest.mark.parametrize("save", [None, np.savez, np.savez_compressed])
+def test_every_version_of_the_npy_format_is_read(tmp_path, save):
+    """numpy writes version 3 only for records, but what is of it may be any array."""
+    values = np.arange(12.0).reshape(6, 2)
+    content = io.BytesIO()
+    np.lib.format.write_array(content, values, version=(3, 0))
+    assert content.getvalue()[6] == 3
+    if save is None:
+        (tmp_path / "a.npy").write_bytes(content.getvalue())
+        found = npy_header(tmp_path / "a.npy")
+    else:
+        kind = zipfile.ZIP_STORED if save is np.savez else zipfile.ZIP_DEFLATED
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", kind) as archive:
+            archive.writestr("x.npy", content.getvalue())
+        found = npz_headers(tmp_path / "a.npz")["x"]
+    assert np.array_equal(found.view(), values)
 
 
 def test_column_major_and_empty_arrays_are_read_as_they_are(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,31 @@ def test_no_cell_of_a_csv_is_a_formula(finished, tmp_path):
         for cell in row:
             if cell.lstrip(" ")[:1] in "=+-@":
                 float(cell or 0)
+
+
+def test_no_cell_of_a_csv_moves_a_terminal(tmp_path):
+    ids = ["\x1b[2J", "\x9b31m", "a\x7f\b", "a\rb", "\x1b=1", "a\tb\nc", "mañana\u200d"]
+    lines = [dict.fromkeys(export.FIELDS, each) for each in ids]
+    export._write_csv(tmp_path / "out.csv", {"left out": ids}, lines)
+    text = (tmp_path / "out.csv").read_bytes().decode()
+    assert not {c for c in text if unicodedata.category(c) == "Cc"} - set("\r\n\t")
+    assert "\r" not in text.replace("\r\n", "")
+    cells = [row[0] for row in csv.reader(io.StringIO(text, newline=""))][-len(ids) :]
+    wanted = ["\\x1b[2J", "\\x9b31m", "a\\x7f\\x08", "a\\rb", "\\x1b=1", "a\tb\nc", "mañana\u200d"]
+    assert cells == wanted
+
+
+@pytest.mark.parametrize("name", ["a" * 252 + ".csv", "é" * 126 + ".csv", "a" * 5000 + "/x.csv"])
+def test_a_name_that_is_too_long_is_the_users_to_change(finished, tmp_path, name):
+    with pytest.raises(InputError, match=r"too long|does not exist"):
+        export.export(str(finished), str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".csv", "é" * 125 + ".csv", "水" * 80 + ".csv"])
+def test_a_name_of_any_length_that_there_may_be_is_written(finished, tmp_path, name):
+    export.export(str(finished), str(tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_json_in_a_comment_line_holds_no_formula_and_stays_the_same_json():

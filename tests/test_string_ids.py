@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import streamfluence
 from streamfluence.data.arrays import Arrays
 from streamfluence.errors import InputError
+from streamfluence.evaluation.lists import distinct_ids, whole_numbers
 from streamfluence.stages.evaluate.mislabel import evaluate_mislabel
 from streamfluence.stages.evaluate.retrieval import evaluate_retrieval
 from streamfluence.stages.export import export
@@ -122,3 +123,65 @@ def test_an_id_beyond_int64_is_refused_not_wrapped_round(tmp_path):
 
     with pytest.raises(InputError, match="strings"):
         Arrays(tmp_path, path="a.npz", id_field="key").example_ids(0, 2)
+
+
+def no_text() -> np.ndarray:
+    """Three strings, of which one holds a number that is no character."""
+    codes = np.array([[97, 98], [97, 0x110000], [99, 0]], np.uint32)
+    return codes.view("U2").ravel()
+
+
+def test_strings_beyond_unicode_are_refused_as_ids_and_shown_in_previews(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 1)), key=no_text())
+    with pytest.raises(InputError, match=r"a\.npz: field 'key' holds .* 0x110000"):
+        Arrays(tmp_path, path="a.npz", id_field="key").example_ids(0, 3)
+    assert (
+        Arrays(tmp_path, path="a.npz", preview=["key"]).preview(1) == "a\N{REPLACEMENT CHARACTER}"
+    )
+    assert Arrays(tmp_path, path="a.npz", preview=["key"]).preview(2) == "c"
+
+
+@pytest.mark.parametrize(
+    "types", [("U1", "U9"), ("U9", "U1"), ("S3", "S9"), ("S9", "U3"), (">U3", "U9")]
+)
+def test_ids_may_be_wider_in_one_shard_than_in_another(tmp_path, types):
+    ids = [["a", "b"], ["c", "d"]] if "U1" in types else [["a", "bä"], ["ccc", "d"]]
+    ids = [
+        [each.encode() for each in part] if "S" in kind else part
+        for part, kind in zip(ids, types, strict=True)
+    ]
+    wanted = [x.decode() if isinstance(x, bytes) else x for part in ids for x in part]
+    for shard, (part, kind) in enumerate(zip(ids, types, strict=True)):
+        np.savez(tmp_path / f"s-{shard}.npz", x=np.zeros((2, 1)), key=np.array(part, kind))
+    reader = Arrays(tmp_path, path="s-*.npz", id_field="key")
+    assert reader.example_ids(0, 4).tolist() == wanted
+    assert reader.example_ids(1, 3).tolist() == wanted[1:3]
+    assert reader.example_ids(2, 2).tolist() == []
+    assert reader.example_ids(0, 4).dtype.isnative
+
+
+@pytest.mark.parametrize("read", [distinct_ids, whole_numbers])
+def test_a_list_of_strings_beyond_unicode_is_refused(read):
+    with pytest.raises(InputError, match=r"listed holds .* 0x110000"):
+        read(no_text(), "listed")
+
+
+def test_fields_that_are_no_ids_have_one_width_in_all_shards(tmp_path):
+    for shard, kind in enumerate(("U1", "U9")):
+        np.savez(tmp_path / f"s-{shard}.npz", x=np.zeros((2, 1)), key=np.array(["a", "b"], kind))
+    with pytest.raises(InputError, match="expected str32 scalars"):
+        Arrays(tmp_path, path="s-*.npz").count()
+
+
+@pytest.mark.parametrize("where", ["train", "queries.test"])
+@pytest.mark.parametrize("keys", [lambda n: np.linspace(0, 1, n), lambda n: np.zeros((n, 2), int)])
+@pytest.mark.parametrize("option", ["id_field", "group_field"])
+def test_labels_of_a_wrong_type_are_refused_before_there_is_a_run(tmp_path, where, keys, option):
+    job = small_job.JOB.replace(f"[{where}]\n", f'[{where}]\n{option} = "key"\n')
+    path = small_job.write_job(tmp_path, job=job)
+    for shard in tmp_path.glob("*.npz"):
+        arrays = dict(np.load(shard))
+        np.savez(shard, key=keys(len(arrays["y"])), **arrays)
+    with pytest.raises(InputError, match="field 'key' must hold one whole number"):
+        run(path, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "manifest.json").exists()

@@ -9,9 +9,12 @@ import errno
 import os
 import sys
 import unicodedata
+from contextlib import suppress
 from typing import Any
 
 import click
+
+from streamfluence.errors import StorageError
 
 # Controls, formats (direction, invisible joiners, tags), lone surrogates, line and paragraph ends.
 _ACTIVE = frozenset(["Cc", "Cf", "Cs", "Zl", "Zp"])
@@ -25,9 +28,9 @@ def clean(text: str) -> str:
 
 
 def say(text: str, stream: Any = None) -> None:
-    """Print one line of a message on stderr (or ``stream``); quiet when nobody reads it any more."""
-    stream = stream or sys.stderr
-    _write(clean(text), stream)
+    """Print one line of a message on stderr (or ``stream``); quiet where it cannot be written."""
+    with suppress(OSError):
+        _write(clean(text), stream or sys.stderr)
 
 
 def say_lines(text: str) -> None:
@@ -37,8 +40,20 @@ def say_lines(text: str) -> None:
 
 
 def put(text: str) -> None:
-    """Print a result on stdout, in lines that are clean already; quiet when its reader has gone."""
-    _write(text, sys.stdout)
+    """Print a result on stdout, in lines that are clean already; quiet when its reader has gone.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    try:
+        _write(text, sys.stdout)
+    except OSError as error:
+        raise unwritten(error) from error
+
+
+def unwritten(error: OSError) -> StorageError:
+    """Return what it means that stdout could not be written to."""
+    return StorageError(f"cannot write the result to stdout: {error.strerror or error}")
 
 
 def _shown(character: str) -> str:
@@ -56,9 +71,9 @@ def _write(text: str, stream: Any) -> None:
         click.echo(text, file=stream)
         stream.flush()
     except OSError as error:
+        forget(stream)
         if error.errno not in (errno.EPIPE, errno.EINVAL):
             raise
-        forget(stream)
 
 
 def forget(stream: Any) -> None:

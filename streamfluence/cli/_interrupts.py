@@ -1,10 +1,11 @@
 """Stop within ten seconds of SIGTERM or SIGINT, whatever the main thread is doing.
 
 The first signal raises ``Interrupted`` in the main thread, which unwinds and
-ends with exit code 75. Python runs signal handlers between two bytecodes, so a
-long call into LAPACK would delay that for a minute; a watching thread therefore
-ends the process when it has not ended in time, or at the second signal. Nothing
-is lost by it: what is committed is safe even from a power cut.
+ends with exit code 75; while something is imported it ends the process at once.
+Python runs signal handlers between two bytecodes, so a long call into LAPACK
+would delay that for a minute; a watching thread therefore ends the process when
+it has not ended in time, or at the second signal. Nothing is lost by it: what is
+committed is safe even from a power cut.
 """
 
 import os
@@ -53,14 +54,30 @@ class Interruptible:
     def leave(self) -> None:
         """After a signal, end the process now: taking torch and Dask down takes seconds more."""
         if self._signalled:
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stderr.flush()
             _end("")
 
     def _handle(self, number: int, frame: Any) -> None:
         if self._signalled:
             return
         self._signalled = True
-        raise Interrupted(f"stopped by {signal.Signals(number).name}: {ADVICE}")
+        stopped = Interrupted(f"stopped by {signal.Signals(number).name}: {ADVICE}")
+        if _importing(frame):
+            _end(f"error: {stopped}\n")
+        raise stopped
+
+
+def _importing(frame: Any) -> bool:
+    """Return whether a module is being imported, which cannot be left by an exception.
+
+    What catches it there may be C, which aborts, or a module that goes on half made.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(reader: int) -> None:

@@ -2,13 +2,14 @@
 
 import sys
 import traceback
+from io import StringIO
 from typing import Any
 
 import click
 
-from streamfluence.cli._clean import clean, forget, say, say_lines
+from streamfluence.cli._clean import clean, forget, say, say_lines, unwritten
 from streamfluence.cli._interrupts import Interruptible
-from streamfluence.errors import BudgetError, Interrupted, StreamfluenceError
+from streamfluence.errors import BudgetError, Interrupted, StorageError, StreamfluenceError
 
 BUG_EXIT_CODE = 1
 
@@ -22,7 +23,7 @@ class _Asked:
         except click.ClickException as error:
             raise _cleaned(error) from None
         except OSError as error:  # `streamfluence --help | head`
-            raise _reader_gone(error) from None
+            raise _unwritten(error) from None
 
 
 class Command(_Asked, click.Command):
@@ -74,12 +75,21 @@ class Program(_Asked, click.Group):
 def _cleaned(error: click.ClickException) -> click.ClickException:
     """Return a usage error that quotes what the user gave so that it can do nothing."""
     error.message = clean(error.message)  # type: ignore[misc]
+    show = error.show
+
+    def shown(file: Any = None) -> None:
+        text = StringIO()
+        show(text)
+        say_lines(text.getvalue())
+
+    error.show = shown  # type: ignore[method-assign]
     return error
 
 
-def _reader_gone(error: OSError) -> click.exceptions.Exit:
-    """Return a quiet end where the reader of stdout has all it wants."""
-    if not isinstance(error, BrokenPipeError):
-        raise error
+def _unwritten(error: OSError) -> click.exceptions.Exit:
+    """Return how the program ends that could not print: quietly where the reader has all it wants."""
     forget(sys.stdout)
-    return click.exceptions.Exit(0)
+    if isinstance(error, BrokenPipeError):
+        return click.exceptions.Exit(0)
+    say(f"error: {unwritten(error)}")
+    return click.exceptions.Exit(StorageError.exit_code)

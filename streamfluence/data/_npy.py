@@ -105,9 +105,11 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = npy.read_magic(file)
     if version == (1, 0):
         return npy.read_array_header_1_0(file)
-    if version == (2, 0):
+    if version in ((2, 0), (3, 0)):  # they differ in how names of the fields of records are encoded
         return npy.read_array_header_2_0(file)
-    raise ValueError(f"version {version} of the .npy format, which only records with fields use")
+    raise ValueError(
+        f"version {version} of the .npy format is unknown; save it again with numpy.save"
+    )
 
 
 def _checked(array: StoredArray, name: str, available: int) -> StoredArray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from streamfluence.data._files import readable
+from streamfluence.data._ids import shown
 from streamfluence.errors import InputError
 from streamfluence.given import read_json
 
@@ -45,10 +46,10 @@ def one_line(text: str) -> str:
 def show(name: str, value: np.ndarray, text: Text | None = None) -> str:
     """Return one field of one example as text: numbers if few, else type, shape and range."""
     kind = value.dtype.kind
-    if kind in "US":
-        return ", ".join(
-            each if kind == "U" else repr(each)[2:-1] for each in value.ravel().tolist()
-        )
+    if kind == "U":
+        return ", ".join(shown(value).ravel().tolist())
+    if kind == "S":
+        return ", ".join(repr(each)[2:-1] for each in value.ravel().tolist())
     if text is not None and value.ndim == 1 and kind in "iu":
         return text(value)
     shape = "x".join(map(str, value.shape))

@@ -1,7 +1,6 @@
 """Load what the user names in Python: ``my_data.py:name`` or ``package.module:name``."""
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def load_named(
         module, files = _from_file(root, root / source, promised)
     else:
         try:
-            module, files = load_module(source, promised)
+            module, files = load_module(source, root, promised)
         except InputError as error:
             raise InputError(f"{option}: {error}") from error
     if not hasattr(module, name):
@@ -51,7 +50,4 @@ def _from_file(root: Path, path: Path, promised: Mapping[str, str] | None) -> tu
     path = path.resolve()
     # The name is the path's hash: two jobs in one process may both have a data.py.
     name = f"streamfluence_data_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    loaded = load_file(path, root, name, promised)
-    if str(path.parent) not in sys.path:  # for what it imports later, when items are read
-        sys.path.insert(0, str(path.parent))
-    return loaded
+    return load_file(path, root, name, promised)

@@ -147,7 +147,7 @@ class Arrays(Reader):
     def _shards(self) -> list[Shard]:
         with ThreadPoolExecutor(8) as pool:  # on shared storage the headers are all latency
             shards = list(pool.map(_headers, self._layout))
-        _check_alike(shards)
+        _check_alike(shards, self._id_field)
         return shards
 
     @cached_property
@@ -209,7 +209,14 @@ class Arrays(Reader):
             raise InputError(
                 f"{first.path}: field {field!r} must hold one string an example, but is {_kind(first)}"
             )
-        return texts(self._read(field, start, stop), f"{first.path}: field {field!r}")
+        parts = [
+            texts(
+                self._array(shard, field)[begin:end],
+                f"{self._shards[shard][field].path}: field {field!r}",
+            )
+            for shard, begin, end in self._rows.pieces(start, stop)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, "U1")
 
 
 def _nothing_yet(_shard: int) -> dict[str, np.ndarray]:
@@ -256,8 +263,11 @@ def _headers(files: Mapping[str, Path]) -> Shard:
     return shard
 
 
-def _check_alike(shards: Sequence[Shard]) -> None:
-    """Raise InputError unless every shard has the fields, types and row shapes of the first."""
+def _check_alike(shards: Sequence[Shard], id_field: str | None) -> None:
+    """Raise InputError unless every shard has the fields, types and row shapes of the first.
+
+    Ids that are strings may be longer in one shard than in another.
+    """
     first = shards[0]
     origin = next(iter(first.values())).path
     for shard in shards[1:]:
@@ -268,7 +278,10 @@ def _check_alike(shards: Sequence[Shard]) -> None:
                 f"{', '.join(sorted(first))}; every shard must hold the same"
             )
         for field, array in shard.items():
-            if (array.dtype, array.shape[1:]) != (first[field].dtype, first[field].shape[1:]):
+            same = array.dtype == first[field].dtype or (
+                field == id_field and {array.dtype.kind, first[field].dtype.kind} <= set("US")
+            )
+            if not same or array.shape[1:] != first[field].shape[1:]:
                 raise InputError(
                     f"{array.path}: field {field!r} is {_kind(array)}, but expected "
                     f"{_kind(first[field])} as in {first[field].path}"

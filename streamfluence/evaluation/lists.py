@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence import given
+from streamfluence.data._ids import texts
 from streamfluence.errors import InputError
 from streamfluence.run.columns import columns
 from streamfluence.run.opened import OpenRun
@@ -45,7 +46,7 @@ def listed_rows(run: OpenRun, path: str, by_id: bool) -> np.ndarray:
 
 def whole_numbers(values: Any, where: str) -> np.ndarray:
     """Return ``values`` as distinct int64, in their order; InputError if they are something else."""
-    numbers = _flat(values)
+    numbers = _flat(values, where)
     if numbers is None or (numbers.size and numbers.dtype.kind not in "iu"):
         raise InputError(f"{where} must hold a list of whole numbers, got {repr(values)[:60]}")
     return _distinct(numbers.astype(np.int64), where)
@@ -53,7 +54,7 @@ def whole_numbers(values: Any, where: str) -> np.ndarray:
 
 def distinct_ids(values: Any, where: str) -> np.ndarray:
     """Return ``values`` as distinct int64 or strings, in their order; InputError if they are neither."""
-    ids = _flat(values)
+    ids = _flat(values, where)
     if ids is None or (ids.size and ids.dtype.kind not in "iuU"):
         raise InputError(
             f"{where} must hold a list of ids, whole numbers or strings, got {repr(values)[:60]}"
@@ -61,12 +62,14 @@ def distinct_ids(values: Any, where: str) -> np.ndarray:
     return _distinct(ids if ids.size and ids.dtype.kind == "U" else ids.astype(np.int64), where)
 
 
-def _flat(values: Any) -> np.ndarray | None:
+def _flat(values: Any, where: str) -> np.ndarray | None:
     """Return a list as an array of one axis, None if it is nothing of the kind."""
     try:
         flat = np.asarray(values)
     except ValueError:  # a list of lists of different lengths
         return None
+    if flat.dtype.kind == "U":
+        flat = texts(flat, where)
     # A number that fits int64 or its unsigned twin only; numpy makes floats or objects of others.
     whole = flat.dtype.kind != "u" or not flat.size or int(flat.max()) < 1 << 63
     return flat if flat.ndim == 1 and whole else None

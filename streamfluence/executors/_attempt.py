@@ -15,6 +15,7 @@ import torch
 
 from streamfluence.executors.base import Task
 
+SAFE_PATH = "PYTHONSAFEPATH"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -39,9 +40,13 @@ def portable(error: BaseException) -> BaseException:
     return copy.with_traceback(None)
 
 
-def thread_environment(threads: int) -> dict[str, str]:
-    """Return the environment that limits threads of a process that starts with it."""
-    return dict.fromkeys(_THREAD_VARIABLES, str(threads))
+def starting_environment(threads: int) -> dict[str, str]:
+    """Return the environment that a process starts with.
+
+    It limits threads, and keeps the process from importing what lies in the working folder, which
+    is no part of the program.
+    """
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), SAFE_PATH: "1"}
 
 
 @contextmanager

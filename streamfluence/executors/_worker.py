@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 
-from streamfluence.executors._attempt import attempt, environment, portable, thread_environment
+from streamfluence.executors._attempt import (
+    SAFE_PATH,
+    attempt,
+    environment,
+    portable,
+    starting_environment,
+)
 from streamfluence.executors.base import Task
 
 _STOP = b""
@@ -34,12 +40,13 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
+        asked = SAFE_PATH in os.environ
         self.task: Task | None = None
         self.ready = self.failed = False
         self.connection, theirs = context.Pipe()
         # Daemonic, so that even an interrupt right here leaves no process that is waited for.
-        self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
-        with environment(thread_environment(threads)), _interrupts_held_back():
+        self._process = context.Process(target=_serve, args=(theirs, threads, asked), daemon=True)
+        with environment(starting_environment(threads)), _interrupts_held_back():
             self._process.start()
         theirs.close()  # else its end would never be seen
 
@@ -110,7 +117,9 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, threads: int) -> None:
+def _serve(connection: Connection, threads: int, safe_path: bool) -> None:
+    if not safe_path:  # what the user's code starts is the user's
+        os.environ.pop(SAFE_PATH, None)
     # Ctrl-C reaches every process of a terminal; what happens then is the parent's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -17,7 +17,12 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 from streamfluence.errors import InputError, StorageError
-from streamfluence.executors._attempt import attempt, default_workers, portable, thread_environment
+from streamfluence.executors._attempt import (
+    attempt,
+    default_workers,
+    portable,
+    starting_environment,
+)
 from streamfluence.executors._queue import TaskQueue
 from streamfluence.executors.base import Executor, Outcome, Task
 
@@ -194,7 +199,7 @@ def _local_cluster(workers: int, threads: int, memory: int | None) -> LocalClust
     settings = {
         "distributed.scheduler.worker-ttl": None,  # a task may hold the GIL for longer than any limit
         "distributed.scheduler.allowed-failures": 0,  # deaths are counted by TaskQueue
-        environment: {**dask.config.get(environment), **thread_environment(threads)},
+        environment: {**dask.config.get(environment), **starting_environment(threads)},
     }
     with dask.config.set(settings):
         return LocalCluster(

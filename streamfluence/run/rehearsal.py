@@ -15,25 +15,33 @@ _EXAMPLES = 2
 
 
 def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str) -> None:
-    """Build the model and measure the first examples of every set, as the run will.
+    """Build the model and measure the first examples of every set, and read their labels, as the run will.
 
     Raises:
         InputError: Whatever the task or the data would be refused for, in the same words.
     """
     model = task.model(job.root / checkpoint).to(device)
     try:
+        _read_labels(reader)
         returned = _returned(job, task, model, reader, device)
         task.training_loss(returned)
         for table in job.queries.values():
             data = {key: value for key, value in table.items() if key != "measurement"}
             queries = open_reader(dict(data), Path(job.root))
             if queries.count():
+                _read_labels(queries)
                 asked = _returned(job, task, model, queries, device)
                 task.measure(table.get("measurement", "loss"), asked)
     finally:
         del model
         if torch.device(device).type == "cuda":
             torch.cuda.empty_cache()  # the workers load their own
+
+
+def _read_labels(reader: Reader) -> None:
+    count = min(_EXAMPLES, reader.count())
+    reader.example_ids(0, count)
+    reader.groups(0, count)
 
 
 def _returned(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Any:

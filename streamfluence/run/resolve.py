@@ -4,13 +4,14 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from streamfluence.codecs._compressors import zarr_compressors
 from streamfluence.data import open_reader
 from streamfluence.data._files import file_signatures, natural_key
-from streamfluence.errors import InputError
+from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
 from streamfluence.registry import member
@@ -20,8 +21,11 @@ from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rehearsal import rehearse
 from streamfluence.store import open_storage
+from streamfluence.store.run_documents import read_manifest
+from streamfluence.store.storage import Storage
 from streamfluence.store.vacate import vacate
-from streamfluence.task import load_task
+from streamfluence.task import Task, digest_of, load_task
+from streamfluence.user_code import still
 
 _QUERY_KEYS = ("measurement",)
 
@@ -56,11 +60,12 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
         )
     if device is not None and not storage.exists(MANIFEST):
         rehearse(job, task, paths[0], reader, device)
+    files = _task_files(task, job, storage)
     manifest = {
         "format_version": FORMAT_VERSION,
         **decisive(job),
-        "task_digest": task.digest,
-        "task_files": dict(task.files),
+        "task_digest": digest_of(files),
+        "task_files": files,
         "checkpoints": [checkpoint_facts(job.root, path) for path in paths],
         "checkpoint_weights": list(weights),
         "train": {
@@ -101,6 +106,16 @@ def add_query_set(run: OpenRun, job: Job, name: str, table: Mapping[str, Any]) -
             f"query set {name!r} of {run.url} was made from other data or another measurement; give "
             f"the new set another name, or use a new run folder"
         )
+
+
+def _task_files(task: Task, job: Job, storage: Storage) -> dict[str, str]:
+    """Return the digests of the task's files, with those that only running it found for this run."""
+    stored: Mapping[str, str] = {}
+    with suppress(StreamfluenceError, FileNotFoundError):  # whoever opens it says so
+        stored = read_manifest(storage)[0]["task_files"]
+    if any(stored.get(name) != digest for name, digest in task.files.items()):
+        return dict(task.files)
+    return {**still(stored, job.root), **task.files}
 
 
 def expand(job: Job) -> list[str]:

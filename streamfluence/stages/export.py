@@ -33,6 +33,8 @@ FIELDS = (
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formula begins
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+
 
 def export(
     run_path: str, output: str, format: str | None = None, name: str | None = None
@@ -46,7 +48,8 @@ def export(
 
     The record (meaning, sign, unit, method, damping, coverage) is the comment lines ahead of a CSV,
     the first line of JSON lines, and the schema metadata of Parquet. In a CSV a text that a
-    spreadsheet would run as a formula begins with an apostrophe; the other formats keep it as it is.
+    spreadsheet would run as a formula begins with an apostrophe, and a control character is written
+    as Python's escape for it; the other formats keep both as they are.
 
     Raises:
         IncompleteError: If the scores are not finished, or something they rest on is missing.
@@ -99,9 +102,10 @@ def _write_csv(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) 
 
 
 def _inert(value: Any) -> Any:
-    """Return a cell that no spreadsheet runs; numbers are written as they are."""
+    """Return a cell that no spreadsheet runs and no terminal obeys; numbers are written as they are."""
     if isinstance(value, str):
         seen = unicodedata.normalize("NFKC", value).lstrip(" \0'")
+        value = _CONTROLS.sub(lambda m: m[0].encode("unicode_escape").decode(), value)
         return f"'{value}" if seen.startswith(_FORMULA) else value
     return value
 
@@ -112,7 +116,8 @@ def _inert_json(value: Any) -> str:
     Between values JSON has a space after a comma; without one it lies inside a text.
     """
     escaped = r"[,;]([=+@-])"
-    return re.sub(escaped, lambda m: f"{m[0][0]}\\u{ord(m[1]):04x}", json.dumps(value))
+    text = re.sub(escaped, lambda m: f"{m[0][0]}\\u{ord(m[1]):04x}", json.dumps(value))
+    return text.replace("\x7f", "\\u007f")
 
 
 def _write_jsonl(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:

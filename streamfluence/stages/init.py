@@ -1,11 +1,13 @@
 """Write a task and a job to start from: a commented skeleton, or a worked example."""
 
+import os
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from streamfluence.errors import InputError, StorageError
+from streamfluence.errors import InputError
+from streamfluence.new_file import failed, new_file
 
 EXAMPLES = ("digits", "code")
 
@@ -21,15 +23,18 @@ def init(directory: str | Path, example: str | None = None) -> dict[str, Any]:
     target = Path(directory)
     with as_file(_source(example)) as source:
         names = sorted(p.name for p in source.iterdir() if p.is_file() and p.suffix != ".pyc")
-        taken = [name for name in names if (target / name).exists()]
+        taken = [name for name in names if os.path.lexists(target / name)]
         if taken:
             raise InputError(f"{target / taken[0]} exists already; name an empty folder")
         try:
             target.mkdir(parents=True, exist_ok=True)
-            for name in names:
-                shutil.copyfile(source / name, target / name)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{target} is or lies in what is no folder; name another") from error
         except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror}") from error
+            raise failed(target, error) from error
+        for name in names:
+            with new_file(target / name) as written:
+                shutil.copyfile(source / name, written)
     return {"directory": str(target), "files": names}
 
 

@@ -94,7 +94,7 @@ def _probe(job: Job) -> dict[str, Any]:
     device = execution.resolved_device()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "run")
-        run = open_run(short, path, digest=False)
+        run = open_run(short, path, digest=False, device=device)
         train = run.train
         started = time.monotonic()
         sketch(path, execution)

@@ -171,12 +171,18 @@ def operating_system_errors(action: str, path: Any, missing: bool = True) -> Ite
     Args:
         missing: Whether ``FileNotFoundError`` passes through, for the caller to judge. While
             writing it does not: a folder that vanishes under a writer is a failed storage.
+
+    Raises:
+        InputError: If the path cannot be: no storage would take it later.
+        StorageError: Of every other failure.
     """
     try:
         yield
     except OSError as error:
         if missing and isinstance(error, FileNotFoundError):
             raise
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{path}: a name in it is too long for its file system") from error
         advice = _ADVICE.get(error.errno or 0, "check the storage, then run the same command again")
         raise StorageError(
             f"cannot {action} {path}: {error.strerror or error}; {advice}"
