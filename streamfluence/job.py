@@ -67,7 +67,9 @@ class Curvature:
     """Which matrix stands for the Hessian.
 
     Attributes:
-        name: Member of the family ``curvature``. Of a task that gives a bare loss it is ``fisher``.
+        name: Member of the family ``curvature``. Of a task that gives a bare loss ``gauss_newton`` is
+            ``fisher``, and ``diagonal`` that of loss gradients.
+        options: Of the member, such as ``{ source = "loss" }``.
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything, ``auto`` for what
             is measured to be better: ``joint``, unless a weight decay is all that is known of the
             damping, the projection is ``identity`` or the width above 4,096.
@@ -86,6 +88,7 @@ class Curvature:
     """
 
     name: str = "gauss_newton"
+    options: Mapping[str, Any] = field(default_factory=dict)
     blocks: Literal["auto", "layer", "joint"] = "auto"
     damping: float | Auto = "auto"
     weight_decay: float | None = None

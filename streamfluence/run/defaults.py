@@ -70,7 +70,7 @@ def decisive(job: Job) -> dict[str, Any]:
             "name": projection_of(job),
             "width": width_of(job),
         },
-        "curvature": {**asdict(job.curvature), "blocks": blocks_of(job)},
+        "curvature": {**_plain(asdict(job.curvature)), "blocks": blocks_of(job)},
         "rows": asdict(job.rows),
         "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
     }

@@ -7,6 +7,7 @@ import numpy as np
 
 from streamfluence.layout import TRAINING_LOSS, collect_stage, plan_stage, sketch_stage
 from streamfluence.run.columns import column
+from streamfluence.run.decision import load_codec
 from streamfluence.run.doubts import (
     energy_kept,
     model_doubts,
@@ -16,7 +17,6 @@ from streamfluence.run.doubts import (
 )
 from streamfluence.run.finished import Finished, finished
 from streamfluence.run.listed import lists
-from streamfluence.run.manifest import Method
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import only_receipt
 from streamfluence.store import Receipt, array_names
@@ -109,7 +109,7 @@ def _method(run: OpenRun, damping: float | None) -> dict[str, Any]:
             if not isinstance(value, list | dict)
         },
         "curvature": f"{first['curvature']}, {method.curvature.blocks}",
-        "curvature_note": note(method, first),
+        "curvature_note": note(first),
         "curvature_from": first["vectors"],
         "sample_examples": first["sample_examples"],
         "damping": _dampings(first) if damping is None else damping,
@@ -135,8 +135,7 @@ def _effective_dimension(run: OpenRun, plan: dict[str, Any], damping: float | No
     """Return the sum of value / (value + damping) over all directions."""
     if damping is None or not plan["blocks"]:
         return sum(block["effective_dimension"] for block in plan["blocks"])
-    values = run.read(only_receipt(run, plan_stage(0)), "values")
-    return float((values / (values + damping)).sum())
+    return sum(load_codec(run, 0)[1].effective_dimension(damping))
 
 
 def _stored(run: OpenRun) -> dict[str, Any]:
@@ -168,9 +167,9 @@ def _coverage(run: OpenRun) -> dict[str, Any]:
     }
 
 
-def note(method: Method, facts: dict[str, Any]) -> str | None:
+def note(facts: dict[str, Any]) -> str | None:
     """Return the announced fallback of a bare loss, else None."""
-    if method.curvature.name == facts["curvature"]:
+    if not facts["without_outputs"]:
         return None
     return "the task gives only loss(), which has no output Hessian: empirical Fisher instead of Gauss-Newton"
 

@@ -207,7 +207,10 @@ def _settings(
     return [
         *(Setting(f"{n} bytes", {"rows.bytes": n}) for n in row_bytes),
         *(Setting(f"width {n}", {"projection.width": n}) for n in widths),
-        *(Setting(f"curvature {name}", {"curvature.name": name}) for name in curvatures),
+        *(
+            Setting(f"curvature {name}", {"curvature.name": name, "curvature.options": {}})
+            for name in curvatures
+        ),
         *(Setting(f"damping {value:g}", {"curvature.damping": value}) for value in damping),
     ]
 
