@@ -17,6 +17,7 @@ from streamfluence.run.doubts import (
 )
 from streamfluence.run.finished import Finished, finished
 from streamfluence.run.listed import lists
+from streamfluence.run.manifest import Method
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import only_receipt
 from streamfluence.store import Receipt, array_names
@@ -109,7 +110,7 @@ def _method(run: OpenRun, damping: float | None) -> dict[str, Any]:
             if not isinstance(value, list | dict)
         },
         "curvature": f"{first['curvature']}, {method.curvature.blocks}",
-        "curvature_note": note(first),
+        "curvature_note": note(method, first),
         "curvature_from": first["vectors"],
         "sample_examples": first["sample_examples"],
         "damping": _dampings(first) if damping is None else damping,
@@ -167,11 +168,16 @@ def _coverage(run: OpenRun) -> dict[str, Any]:
     }
 
 
-def note(facts: dict[str, Any]) -> str | None:
-    """Return the announced fallback of a bare loss, else None."""
-    if not facts["without_outputs"]:
-        return None
-    return "the task gives only loss(), which has no output Hessian: empirical Fisher instead of Gauss-Newton"
+def note(method: Method, facts: dict[str, Any]) -> str | None:
+    """Return what a curvature is that is not quite what was asked for, else None."""
+    if facts["without_outputs"]:
+        return (
+            "the task gives only loss(), which has no output Hessian: empirical Fisher instead of "
+            "Gauss-Newton"
+        )
+    if method.joint and facts["blocks"] and not facts["couples"]:
+        return "a diagonal joins no directions: over all layers it is the same matrix as layer by layer"
+    return None
 
 
 def coverage_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
