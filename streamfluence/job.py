@@ -50,8 +50,8 @@ class Projection:
     """Which linear map makes features of gradients.
 
     Attributes:
-        name: Member of the family ``projections``, or ``auto``: ``principal`` under one curvature over
-            all layers, else ``spectral``.
+        name: Member of the family ``projections``, or ``auto``: ``principal`` under one dense curvature
+            over all layers, else ``spectral``.
         width: Features over all layers, or ``auto``: of ``principal`` two for each byte of a row,
             1,024 to 2,048; of others eight, 1,024 to 4,096.
         options: Of the member, such as ``{ entries = 4194304 }``.
@@ -67,10 +67,13 @@ class Curvature:
     """Which matrix stands for the Hessian.
 
     Attributes:
-        name: Member of the family ``curvature``. Of a task that gives a bare loss it is ``fisher``.
+        name: Member of the family ``curvature``. Of a task that gives a bare loss ``gauss_newton`` is
+            ``fisher``, and ``diagonal`` that of loss gradients.
+        options: Of the member, such as ``{ source = "loss" }``.
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything, ``auto`` for what
             is measured to be better: ``joint``, unless a weight decay is all that is known of the
-            damping, the projection is ``identity`` or the width above 4,096.
+            damping, the projection is ``identity`` or the width above 4,096. Of ``diagonal`` both are
+            the same matrix, with another damping where that is ``auto``; there ``auto`` is ``layer``.
         damping: In the unit of the eigenvalues, or ``auto``: the weight decay when it is given, plus
             what stopping early leaves when learning_rate and steps are; else each block's mean.
         weight_decay: The L2 coefficient the model was trained with; not that of AdamW, which is no
@@ -86,6 +89,7 @@ class Curvature:
     """
 
     name: str = "gauss_newton"
+    options: Mapping[str, Any] = field(default_factory=dict)
     blocks: Literal["auto", "layer", "joint"] = "auto"
     damping: float | Auto = "auto"
     weight_decay: float | None = None

@@ -7,7 +7,7 @@ is a whole number of batches, so no product changes shape with the partitioning.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TURN = "verify.json"  # whose turn it is when only a share of the bytes is verified
 RECEIPTS, PARTS, QUERIES = "receipts", "parts", "queries"

@@ -102,6 +102,15 @@ def random_orthogonal(size: int, seed: int) -> Tensor:
     return basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
 
 
+def numbered(state: State, name: str) -> list[Tensor]:
+    """Return the entries ``name/0``, ``name/1``, ... of a state, in the order of their numbers.
+
+    A state that was stored comes back in the order of its names, in which 10 is before 2.
+    """
+    found = {int(key.removeprefix(f"{name}/")): key for key in state if key.startswith(f"{name}/")}
+    return [state[found[number]] for number in sorted(found)]
+
+
 def add_states(a: State, b: State) -> State:
     """Return the sum of two states with the same keys; the merge of every additive state."""
     return {key: a[key] + b[key] for key in a}

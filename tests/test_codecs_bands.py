@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 
-from streamfluence.codecs import _packing
+from streamfluence.codecs import _allocation, _packing
 from streamfluence.codecs._allocation import SCALE_BYTES, allocate
 from streamfluence.codecs._bfloat16 import from_bits, to_bits
 from streamfluence.codecs._levels import distortions, lloyd_max
@@ -68,6 +68,17 @@ def test_the_budget_is_never_exceeded_and_one_byte_more_never_loses_more(energie
     assert less.max() <= most and (np.diff(less) <= 0).all()
     lost_less, lost_more = (lost_by(bits, energies, distortion) for bits in (less, more))
     assert lost_more <= lost_less * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("row_bytes", [7, 60, 200, 600])
+def test_groups_that_share_their_bits_fit_as_well_and_lose_little_more(monkeypatch, row_bytes):
+    energies, distortion = np.arange(1.0, 251) ** -1.5, distortions(8)
+    alone = allocate(energies, row_bytes, distortion)
+    monkeypatch.setattr(_allocation, "MOST_ENTRIES", 250 * 9 * row_bytes // 4)
+    joined = allocate(energies, row_bytes, distortion)
+    assert bytes_of(joined) <= row_bytes and (np.diff(joined) <= 0).all()
+    lost = lost_by(alone, energies, distortion)
+    assert lost <= lost_by(joined, energies, distortion) < 2 * lost
 
 
 def test_allocation_approaches_continuous_reverse_water_filling():

@@ -29,6 +29,9 @@ path = "x.npz"
         ("damping = 0.1\nblocks = 'layer'", "layer"),
         ("[projection]\nwidth = 4097", "layer"),
         ("[projection]\nname = 'identity'", "layer"),
+        ("name = 'diagonal'", "layer"),
+        ("name = 'diagonal'\nblocks = 'joint'", "joint"),
+        ("name = 'diagonal'\n[projection]\nname = 'principal'", "joint"),
     ],
 )
 def test_blocks_follow_from_what_is_known_of_the_damping(tmp_path, told, blocks):
@@ -46,6 +49,8 @@ def test_blocks_follow_from_what_is_known_of_the_damping(tmp_path, told, blocks)
         ("weight_decay = 0.1\n[rows]\nbytes = 64", "spectral", 1024),
         ("blocks = 'layer'\n[rows]\nbytes = 4096", "spectral", 4096),
         ("name = 'identity'", "spectral", 2048),
+        ("name = 'diagonal'", "spectral", 2048),
+        ("name = 'diagonal'\nblocks = 'joint'", "spectral", 2048),
         ("[projection]\nname = 'gaussian'\nwidth = 7", "gaussian", 7),
         ("weight_decay = 0.1\n[projection]\nname = 'principal'", "principal", 1024),
         ("[projection]\nwidth = 4097", "spectral", 4097),

@@ -128,7 +128,7 @@ def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folde
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
     own, energy = evaluate_sanity.own_scores(pilot, made, rows)
     first_batches = pilot.rows % 32 < 16
-    share = energy / made.factor.stored(rows).square().sum(1)
+    share = energy / made.preconditioner.for_rows(rows).square().sum(1)
     receipts = pilot.opened.run.receipts("collect/train/0").values()
     stored = [receipt.facts["stored"] for receipt in receipts]
     assert sum(one["rows"] for one in stored) == first_batches.sum()

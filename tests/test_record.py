@@ -9,7 +9,6 @@ from calls import done
 from small_job import JOB, write_job
 
 import streamfluence
-from streamfluence.job import Curvature
 from streamfluence.run.decision import load_codec
 from streamfluence.run.doubts import row_doubts, sketch_doubts
 from streamfluence.run.manifest import Method, PinnedProjection
@@ -131,9 +130,11 @@ def test_missing_partitions_that_were_allowed_are_a_warning(tmp_path):
 # --- each doubt of the sketch ------------------------------------------------------------------
 
 
-def doubts(curvature="gauss_newton", count=10_000, coverage=None, projector="spectral", **changes):
+def doubts(count=10_000, coverage=None, projector="spectral", **changes):
     plan = {
         "curvature": "gauss_newton",
+        "couples": True,
+        "without_outputs": False,
         "damping_rule": "weight decay 0.001",
         "sample_examples": 4096,
         "vectors": "10 probes an example",
@@ -146,7 +147,7 @@ def doubts(curvature="gauss_newton", count=10_000, coverage=None, projector="spe
         ],
     } | changes
     blocks = coverage or [{"name": "a", "size": 6000}, {"name": "b", "size": 4000}]
-    method = Method(curvature=Curvature(curvature), projection=PinnedProjection(projector))
+    method = Method(projection=PinnedProjection(projector))
     return sketch_doubts(method, count, [plan], [{"blocks": blocks}])
 
 
@@ -158,7 +159,7 @@ def test_nothing_is_said_of_a_sound_sketch():
     ("changes", "words"),
     [
         ({"damping_rule": "1 x the mean eigenvalue of each block's weights"}, "weight_decay"),
-        ({"curvature": "fisher"}, "define likelihood"),
+        ({"without_outputs": True}, "define likelihood"),
         ({"sample_examples": 1999}, "fewer than 20 a direction"),
         (
             {"vectors": "10 exact columns", "sample_examples": 99},
@@ -191,6 +192,8 @@ def test_enough_probes_and_exact_columns_of_everything_raise_no_doubt():
     assert doubts(sample_examples=2000) == []
     assert doubts(vectors="10 exact columns", sample_examples=99, count=99) == []
     assert doubts(vectors="10 exact columns", sample_examples=100) == []
+    # A curvature that joins no directions knows each from all vectors.
+    assert doubts(sample_examples=1999, couples=False) == []
 
 
 def test_a_block_that_is_kept_whole_cannot_be_too_narrow():
@@ -203,6 +206,8 @@ def test_the_worst_checkpoint_speaks():
     method = Method(projection=PinnedProjection("spectral"))
     good = {
         "curvature": "gauss_newton",
+        "couples": True,
+        "without_outputs": False,
         "damping_rule": "given",
         "sample_examples": 10,
         "vectors": "2 exact columns",

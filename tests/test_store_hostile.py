@@ -35,6 +35,7 @@ MANIFEST = {
     "projection": {"name": "spectral", "width": 64, "options": {}},
     "curvature": {
         "name": "gauss_newton",
+        "options": {},
         "blocks": "layer",
         "damping": 0.01,
         "weight_decay": None,
@@ -547,7 +548,10 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("family", ["projections", "codecs", "curvature", "readouts", "executors"])
+FAMILIES = ["projections", "codecs", "curvature", "preconditioners", "readouts", "executors"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [*NAMES, None, 3, [], {}])
 def test_a_name_from_a_manifest_imports_nothing_but_members(family, name):
     with pytest.raises(InputError, match=f"no {family} member is called"):

@@ -8,7 +8,7 @@ from streamfluence.capture import Uses
 from streamfluence.codecs.base import Codec
 from streamfluence.layout import plan_stage
 from streamfluence.registry import member
-from streamfluence.run.decision import load_factor
+from streamfluence.run.decision import load_preconditioner
 from streamfluence.run.session import Session
 from streamfluence.run.states import load_state, select
 
@@ -19,7 +19,7 @@ class Directions:
     Attributes:
         projection: Fitted and loaded.
         scales: Of the coordinates that gradients are projected in.
-        factor: Eigenvectors, eigenvalues and damping of the curvature in feature space.
+        preconditioner: What whitens features.
         codec: How a training row is stored.
     """
 
@@ -30,7 +30,7 @@ class Directions:
         self.projection.load(select(arrays, "projection"))
         self.projection = self.projection.to(opened.device)
         self.scales = opened.scales(checkpoint)
-        self.factor = load_factor(arrays).to(opened.device)
+        self.preconditioner = load_preconditioner(arrays, facts).to(opened.device)
         kind = member("codecs", opened.run.method.rows.codec)
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
 

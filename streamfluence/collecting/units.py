@@ -122,10 +122,10 @@ def partition_arrays(
         batch = opened.batch(host_batch)
         whitened, facts = measured_rows(made, gradient, batch, measurement, proved(part, span))
         if example_set == "train":
-            coded.add(made.factor.stored(whitened), columns)
+            coded.add(made.preconditioner.for_rows(whitened), columns)
             columns.add(**facts)
         else:
-            columns.add(rows=made.factor.asked(whitened), **facts)
+            columns.add(rows=made.preconditioner.for_queries(whitened), **facts)
         columns.add(**_identities(opened, example_set, part))
     coded.flush(columns)
     arrays = columns.finish()
@@ -172,7 +172,7 @@ def measured_rows(
     measured = gradient.measure(batch, measurement, prove)
     finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
     rows = torch.where(finite[:, None], measured.rows, 0.0)
-    whitened = made.factor.whiten(rows)
+    whitened = made.preconditioner.whiten(rows)
     # Stored sums over queries and thresholds are taken in float32, so a square that overflows is no row.
     self_influence = whitened.square().sum(1)
     finite &= torch.isfinite(self_influence)

@@ -1,9 +1,9 @@
 """Empirical Fisher matrix: the second moment of the loss gradients themselves."""
 
-from streamfluence.curvature._gram import Gram
+from streamfluence.curvature._dense import Dense
 
 
-class Fisher(Gram):
+class Fisher(Dense):
     """H = (1/n) sum_i g_i g_i^T with g_i the gradient of example i's loss."""
 
     source = "loss"

@@ -2,15 +2,23 @@
 
 The rows are gradients of probes: cotangents B e with e of random signs, or the
 exact columns of B, where B B^T is the Hessian of the loss in the outputs. Their
-outer products average to J^T S J (METHODS of the package: Martens 2020,
-arXiv:1412.1193, for the matrix; Rademacher probes instead of sampled labels).
+outer products average to J^T S J. Signs take the place of sampled labels, whose
+outer products have the same mean.
 """
 
-from streamfluence.curvature._gram import Gram
+from streamfluence.curvature._dense import Dense
+from streamfluence.curvature._moments import Gram
 
 
-class GaussNewton(Gram):
-    """H = (1/n) sum_i J_i^T S_i J_i."""
+class GaussNewton(Dense):
+    """H = (1/n) sum_i J_i^T S_i J_i.
+
+    Source:
+        Martens, New Insights and Perspectives on the Natural Gradient Method,
+        https://arxiv.org/abs/1412.1193.
+    """
 
     source = "probes"
+    row_moments = Gram()
     default_scale = 1.0
+    without_outputs = ("fisher", {})

@@ -9,24 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamfluence.curvature.base import Curvature, Factor
-from streamfluence.linalg import State, add_states
+from streamfluence.curvature._moments import Squares
+from streamfluence.curvature._summed import Summed
+from streamfluence.linalg import State
+from streamfluence.preconditioners.base import Preconditioner
+from streamfluence.preconditioners.diagonal import Diagonal
 
 
-class Identity(Curvature):
+class Identity(Summed):
     """H + damping = I; whitening leaves rows as they are."""
 
     source = "loss"
-
-    def empty(self, widths: Sequence[int]) -> State:
-        return {"second_moment": torch.zeros(sum(widths), dtype=torch.float64)}
-
-    def update(self, state: State, rows: Tensor, weight: float = 1.0) -> State:
-        moment = (rows.to(torch.float64) ** 2).sum(0)
-        return {"second_moment": state["second_moment"].to(rows.device) + weight * moment}
-
-    def merge(self, a: State, b: State) -> State:
-        return add_states(a, b)
+    sums = Squares()
 
     def factor(
         self,
@@ -34,10 +28,12 @@ class Identity(Curvature):
         examples: float,
         damping: float | None,
         weights: Sequence[int] | None = None,
-    ) -> Factor:
-        width = len(state["second_moment"])
+    ) -> Preconditioner:
+        """Return a diagonal of ones, with no blocks to speak of."""
+        width = sum(map(len, self.sums.blocks(state)))
         ones = torch.ones(width, dtype=torch.float64)
-        return Factor((), ones, torch.zeros_like(ones), ones)
+        return Diagonal.of(ones, torch.zeros_like(ones))
 
-    def energies(self, state: State, factor: Factor, examples: float) -> Tensor:
-        return state["second_moment"].cpu() / examples
+    def energies(self, state: State, factor: Preconditioner, examples: float) -> Tensor:
+        """Return the second moment of each feature."""
+        return torch.cat(self.sums.blocks(state)).cpu() / examples

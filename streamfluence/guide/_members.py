@@ -8,7 +8,8 @@ from pathlib import Path
 from streamfluence.guide._docstrings import entries, paragraphs, section, table
 from streamfluence.registry import Origin, names, origin
 
-_WHOLE = {"readouts"}  # families whose members' docstrings are shown whole: they say what is stored
+# Families whose members' docstrings are shown whole: what is stored, and what a matrix is.
+_WHOLE = {"readouts", "curvature"}
 _WITH_EXAMPLE = {"data"}  # those whose modules begin with an example of a job
 
 

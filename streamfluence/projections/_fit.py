@@ -98,7 +98,8 @@ def _whole(sums: State, examples: float) -> State:
 
 def _pairs(sums: State, examples: float, count: int, omega: Omega) -> State:
     left, right = _side("left", sums, omega), _side("right", sums, omega)
-    squared = sums["trace"].square()
+    # The traces of both moments, which are one number unless they are plain.
+    squared = sums["trace"] * sums.get("trace_right", sums["trace"])
     scale = torch.where(squared > 0, sums["norm"] / squared / examples, 0.0)
     total = sums["norm"].sum()[None] / examples
     reached = (scale * left.values.sum(1) * right.values.sum(1)).sum()

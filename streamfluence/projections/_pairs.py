@@ -39,9 +39,12 @@ class Pairs(Projection):
         dense_limit: Blocks of at most this size use the covariance of the whole gradient.
         side_limit: Sides longer than this use a randomised sketch of their moment.
         rank: Columns of that sketch, and so the most directions of such a side.
+        plain: Take the moments of each side alone, E[a a^T] and E[g g^T], as EK-FAC does; by default they
+            are weighted by the squared norm of the other side, which holds more energy.
 
     Source:
-        Eigenvector pairs: George et al. (2018), arXiv:1806.03884 (EK-FAC).
+        Eigenvector pairs: George et al., Fast Approximate Natural Gradient Descent in a
+        Kronecker-factored Eigenbasis, https://arxiv.org/abs/1806.03884 (EK-FAC).
     """
 
     fitted = True
@@ -57,10 +60,11 @@ class Pairs(Projection):
         dense_limit: int = 1024,
         side_limit: int = 2048,
         rank: int = 256,
+        plain: bool = False,
     ) -> None:
         super().__init__(blocks, width, seed)
         self._count = width * max(1, candidates_per_feature)
-        self._limits = Limits(dense_limit, side_limit, rank)
+        self._limits = Limits(dense_limit, side_limit, rank, plain)
         self._omegas: dict[tuple[int, torch.device], Tensor] = {}
         self._arrays: State = {}
         self._kept: dict[int, Directions] = {}

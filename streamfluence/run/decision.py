@@ -1,24 +1,25 @@
 """What of a sketch's decision is read without opening the model."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from streamfluence.codecs.base import Codec
-from streamfluence.curvature.base import Factor
 from streamfluence.layout import plan_stage
 from streamfluence.linalg import State
+from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.registry import member
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state, select
 
 
-def load_factor(arrays: State) -> Factor:
-    """Return the curvature factor among the arrays of a sketch plan."""
-    vectors, turns = (
-        tuple(found[key] for key in sorted(found, key=int))
-        for found in (select(arrays, "vectors"), select(arrays, "turns"))
-    )
-    return Factor(vectors, arrays["values"], arrays["damping"], arrays["lean"], turns)
+def load_preconditioner(arrays: State, facts: Mapping[str, Any]) -> Preconditioner:
+    """Return the preconditioner among the arrays of a sketch's decision, whose facts name its class."""
+    kind = member("preconditioners", facts["preconditioner"])
+    return kind.from_state(select(arrays, "preconditioner"))
 
 
-def load_codec(run: OpenRun, checkpoint: int) -> tuple[Codec, Factor]:
-    """Return codec and factor of one checkpoint without opening the model; scoring needs no more."""
-    arrays, _ = load_state(run, plan_stage(checkpoint), 0)
-    return member("codecs", run.method.rows.codec)(select(arrays, "codec")), load_factor(arrays)
+def load_codec(run: OpenRun, checkpoint: int) -> tuple[Codec, Preconditioner]:
+    """Return codec and preconditioner of one checkpoint without opening the model, as scoring needs."""
+    arrays, facts = load_state(run, plan_stage(checkpoint), 0)
+    codec = member("codecs", run.method.rows.codec)(select(arrays, "codec"))
+    return codec, load_preconditioner(arrays, facts)

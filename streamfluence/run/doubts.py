@@ -52,7 +52,7 @@ def sketch_doubts(
         plans: What each checkpoint's sketch decided.
         coverages: What each checkpoint's coverage check found.
     """
-    found = [_damping(plans[0]), _fallback(method, plans[0])]
+    found = [_damping(plans[0]), _fallback(plans[0])]
     found.append(_vectors(examples, min(plans, key=_vectors_a_direction)))
     shares = [energy_kept(plan, examples) for plan in plans]
     kept = min(1.0 if share is None else share for share in shares)
@@ -167,8 +167,8 @@ def _damping(plan: Facts) -> str | None:
     )
 
 
-def _fallback(method: Method, plan: Facts) -> str | None:
-    if method.curvature.name == plan["curvature"]:
+def _fallback(plan: Facts) -> str | None:
+    if not plan["without_outputs"]:
         return None
     return (
         "the task gives only loss(), which has no output Hessian, so the curvature is the empirical "
@@ -181,11 +181,14 @@ def _vectors_a_direction(plan: Facts) -> float:
 
 
 def _vectors(examples: int, plan: Facts) -> str | None:
-    """Probes are noisy; exact columns and loss gradients of a sample must at least span the width."""
+    """Probes are noisy; exact columns and loss gradients of a sample must at least span the width.
+
+    A curvature that joins no directions knows each from all vectors.
+    """
     probes = "probes" in plan["vectors"]
     whole = plan["sample_examples"] >= examples
     wanted = VECTORS_A_DIRECTION if probes else (0 if whole else 1)
-    if not plan["blocks"] or _vectors_a_direction(plan) >= wanted:
+    if not plan["couples"] or not plan["blocks"] or _vectors_a_direction(plan) >= wanted:
         return None
     made = plan["sample_examples"] * plan["vectors_an_example"]
     fix = "raise sketch.examples or sketch.probes" if probes else "raise sketch.examples"

@@ -7,6 +7,7 @@ import numpy as np
 
 from streamfluence.layout import TRAINING_LOSS, collect_stage, plan_stage, sketch_stage
 from streamfluence.run.columns import column
+from streamfluence.run.decision import load_codec
 from streamfluence.run.doubts import (
     energy_kept,
     model_doubts,
@@ -135,8 +136,7 @@ def _effective_dimension(run: OpenRun, plan: dict[str, Any], damping: float | No
     """Return the sum of value / (value + damping) over all directions."""
     if damping is None or not plan["blocks"]:
         return sum(block["effective_dimension"] for block in plan["blocks"])
-    values = run.read(only_receipt(run, plan_stage(0)), "values")
-    return float((values / (values + damping)).sum())
+    return sum(load_codec(run, 0)[1].effective_dimension(damping))
 
 
 def _stored(run: OpenRun) -> dict[str, Any]:
@@ -169,10 +169,15 @@ def _coverage(run: OpenRun) -> dict[str, Any]:
 
 
 def note(method: Method, facts: dict[str, Any]) -> str | None:
-    """Return the announced fallback of a bare loss, else None."""
-    if method.curvature.name == facts["curvature"]:
-        return None
-    return "the task gives only loss(), which has no output Hessian: empirical Fisher instead of Gauss-Newton"
+    """Return what a curvature is that is not quite what was asked for, else None."""
+    if facts["without_outputs"]:
+        return (
+            "the task gives only loss(), which has no output Hessian: empirical Fisher instead of "
+            "Gauss-Newton"
+        )
+    if method.joint and facts["blocks"] and not facts["couples"]:
+        return "a diagonal joins no directions: over all layers it is the same matrix as layer by layer"
+    return None
 
 
 def coverage_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
 from streamfluence.registry import member
+from streamfluence.run.curvatures import used_curvature
 from streamfluence.run.defaults import decisive, projection_of
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
@@ -170,7 +171,7 @@ def _check_names(job: Job) -> None:
     """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
     member("projections", projection_of(job))
     member("codecs", job.rows.codec)
-    member("curvature", job.curvature.name)
+    used_curvature(job.curvature.name, job.curvature.options, outputs=True)
     zarr_compressors(job.rows.compressor, "uint8")
     for readout in job.score.readouts:
         member("readouts", readout)

@@ -6,7 +6,7 @@ everything else is looked up here and kept for the next task.
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from streamfluence.layout import scales_stage
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.run import resolve as _resolve
+from streamfluence.run.curvatures import UsedCurvature, used_curvature
 from streamfluence.run.identity import pinned_reader, plain
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state
@@ -138,13 +139,14 @@ class Session:
             ) from error
 
     def curvature(self) -> Curvature:
-        """Return the run's curvature; without a likelihood Gauss-Newton falls back to the Fisher."""
-        return member("curvature", self.curvature_name())()
+        """Return the run's curvature; of a task that gives a bare loss it may be another than asked."""
+        return self.used_curvature.member
 
-    def curvature_name(self) -> str:
-        """Return the curvature in use, which differs from the asked one only for a bare loss."""
-        asked = self.run.method.curvature.name
-        return "fisher" if asked == "gauss_newton" and self.task.likelihood is None else asked
+    @cached_property
+    def used_curvature(self) -> UsedCurvature:
+        """The curvature in use, by name, and whether it takes the place of the asked one."""
+        asked = self.run.method.curvature
+        return used_curvature(asked.name, asked.options, self.task.likelihood is not None)
 
     def gradient(self, checkpoint: int, projection: Projection | None, scales: Scales) -> Gradient:
         """Return the feature that measures gradients at one checkpoint."""

@@ -65,7 +65,7 @@ def query_tiles(run: OpenRun, example_set: str) -> list[tuple[int, int]]:
     """
     count = run.example_set(example_set).count
     checkpoints = len(run.checkpoints)
-    widths = [len(load_codec(run, checkpoint)[1].values) for checkpoint in range(checkpoints)]
+    widths = [load_codec(run, checkpoint)[1].width for checkpoint in range(checkpoints)]
     size = max(_product.PADDING_ROWS, QUERY_BYTES // (4 * sum(widths)))
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -106,10 +106,10 @@ def _cached_sides(
     weights = run.method.weights
     assert len(weights) == len(run.checkpoints), "a weight is missing"
     for checkpoint, weight in enumerate(weights):
-        codec, factor = load_codec(run, checkpoint)
+        codec, preconditioner = load_codec(run, checkpoint)
         queries = query_rows(run, example_set, checkpoint, tile)
         if damping is not None:
-            queries = factor.redamp(queries, damping)
+            queries = preconditioner.redamp(queries, damping)
         sides.append((codec.to(device), codec.query(queries).to(device), weight / count))
     return sides
 
@@ -196,7 +196,7 @@ def tile_blocks(
 def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: int) -> np.ndarray:
     """Return the rows of one partition in stored coordinates, float32, shape ``(example, coordinate)``.
 
-    Training rows are decoded; queries are turned as training rows are before they are stored, so
+    Training rows are decoded; queries are rotated as training rows are before they are stored, so
     inner products of both are the scores of this checkpoint times n.
     """
     run = OpenRun.open(run_path)

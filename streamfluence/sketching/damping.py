@@ -5,14 +5,17 @@ from streamfluence.job import Curvature as JobCurvature
 
 # What stopping after T steps of rate r leaves is c / (r T). By layer, c = 0.61 is the least squares of
 # 1 - exp(-x) against x / (x + c), equal weight to every octave of x. Jointly c = 2, with which the two
-# agree to second order in x, up to a factor that no ranking sees: exact joint Gauss-Newton has an LDS
-# of .777 .523 .883 .745 .800 with c = 1 on nets a, b, d, e1, e2 of the benchmark, of .790 .546 .882 .740
-# .803 with c = 2, of .795 .554 .881 .721 .792 with c = 3.
+# agree to second order in x, up to a factor that no ranking sees. LDS of exact joint Gauss-Newton:
+#              digits MLP   convolutional net   diabetes MLP   MLP under momentum   MLP under AdamW
+#     c = 1          .777                .523           .883                 .745              .800
+#     c = 2          .790                .546           .882                 .740              .803
+#     c = 3          .795                .554           .881                 .721              .792
 EARLY_STOPPING = {"layer": 0.61, "joint": 2.0}
 
 # Share of what stopping early leaves that is the same for every weight, though Adam's steps are not. LDS
-# at 256 bytes of nets a, b, e2 is .802 .536 .807 with all of it, .814 .536 .816 with .3, .816 .534 .816
-# with .2, .816 .532 .817 with .1; of net c .461 with all of it, .470 with .2.
+# at 256 bytes of the digits MLP, the digits convolutional net and the digits MLP under AdamW is .802 .536
+# .807 with all of it, .814 .536 .816 with .3, .816 .534 .816 with .2, .816 .532 .817 with .1; of the code
+# transformer .461 with all of it, .470 with .2.
 EVEN = 0.2
 
 

@@ -1,10 +1,14 @@
-"""The last step of a sketch: factor the curvature, settle damping and codec, commit what collect needs."""
+"""The last step of a sketch, its decision: damping, preconditioner and codec, which collect needs."""
 
 from typing import Any
 
-from streamfluence.curvature.base import Factor
+from torch import Tensor
+
+from streamfluence.curvature.base import Curvature
 from streamfluence.errors import InputError
 from streamfluence.layout import plan_stage, scales_stage, sketch_stage
+from streamfluence.linalg import State
+from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.run.rests_on import scales_digest
@@ -17,71 +21,70 @@ from streamfluence.sketching.sweep import merged
 
 
 def decide(run_path: str, device: str, checkpoint: int) -> None:
-    """Factor the curvature, settle the damping and the codec, and commit what collect needs."""
+    """Settle damping, preconditioner and codec of a checkpoint, and commit what collect needs."""
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint).to("cpu")
-    curvature, method = opened.curvature(), opened.run.method
-    merge = Sums(curvature, projection, block_widths(opened, projection)).merge
-    state, examples = merged(opened, checkpoint, "gram", merge)
-    sizes = _sizes(opened, projection)
-    n_weights = sum(block.size for block in projection.blocks)
-    by_weight = method.curvature.by_weight
-    scale_facts = load_state(opened.run, scales_stage(checkpoint), 0)[1] if by_weight else {}
-    damping, rule = resolve(
-        method.curvature,
-        opened.curvature_name(),
-        curvature,
-        scale_facts.get("mean_square", 0.0),
+    curvature = opened.curvature()
+    sums = Sums(curvature, projection, block_widths(opened, projection))
+    state, examples = merged(opened, checkpoint, "gram", sums.merge)
+    damping, damping_facts = _damping(opened, checkpoint, curvature, projection)
+    preconditioner, energies = _preconditioner(
+        sums, state, examples, damping, _sizes(opened, projection)
     )
-    energy = projection.facts().get("energy")
-    if damping is None and energy and sizes == [n_weights]:
-        # Of all the curvature there is: mixed directions hold a part of it that says little.
-        damping = curvature.default_scale * energy / n_weights
-    sums = select(state, "curvature")
-    factor = curvature.factor(sums, examples, damping, sizes)
-    rows = list(select(state, "rows").values())
-    if rows:
-        factor, energies = factor.turned([gram / examples for gram in rows])
-    else:
-        energies = curvature.energies(sums, factor, examples)
-    codec_kind = member("codecs", method.rows.codec)
-    codec_arrays = codec_kind.plan(
-        energies,
-        method.rows.bytes or None,
-        method.sketch.seed,
-        **_codec_options(opened),
-    )
-    arrays = {f"codec/{key}": value for key, value in codec_arrays.items()}
-    arrays |= {
-        f"projection/{key}": value for key, value in projection_arrays(opened, checkpoint).items()
+    codec, codec_facts = _codec(opened, energies)
+    arrays = {
+        **_under("codec", codec),
+        **_under("projection", projection_arrays(opened, checkpoint)),
+        **_under("preconditioner", preconditioner.state()),
+        "energies": energies,
     }
-    arrays |= {f"vectors/{i}": basis for i, basis in enumerate(factor.vectors)}
-    arrays |= {f"turns/{i}": turn for i, turn in enumerate(factor.turns)}
-    spectra = {"values": factor.values, "damping": factor.damping, "lean": factor.lean}
-    arrays |= {**spectra, "energies": energies}
-    sampled = load_state(opened.run, sketch_stage(checkpoint, "gram"), 0)[1]
     facts = {
-        "curvature": opened.curvature_name(),
-        "damping_rule": rule,
-        "damping_share_by_weight": scale_facts.get("share_by_weight", 0.0),
-        "sample_examples": examples,
-        "directions": sum(part.width for part in projection.parts),
-        **{key: sampled[key] for key in ("vectors", "vectors_an_example")},
+        **damping_facts,
+        **_sample_facts(opened, checkpoint, examples),
+        **_curvature_facts(opened, projection, preconditioner),
         "projection": projection.facts(),
-        "codec": codec_kind(codec_arrays).facts(),
-        "blocks": _block_facts(opened, projection, factor),
+        "codec": codec_facts,
     }
     rests_on = {"scales": scales_digest(opened.run, checkpoint)}
     save_state(opened.run, plan_stage(checkpoint), 0, arrays, facts, rests_on)
 
 
-def _sizes(opened: Session, projection: Projection) -> list[int]:
-    """Return how many weights each curvature block stands for."""
-    sizes = {block.name: block.size for block in projection.blocks}
-    everything = sum(sizes.values())  # a part that is no layer lies over all of them
-    if opened.run.method.curvature.blocks == "joint":
-        return [everything]
-    return [sizes.get(part.name, everything) for part in projection.parts]
+def _damping(
+    opened: Session, checkpoint: int, curvature: Curvature, projection: Projection
+) -> tuple[float | None, dict[str, Any]]:
+    """Return the damping of every block, None for that of each block's own spectrum, and its rule."""
+    told = opened.run.method.curvature
+    scales = load_state(opened.run, scales_stage(checkpoint), 0)[1] if told.by_weight else {}
+    mean_square = scales.get("mean_square", 0.0)
+    damping, rule = resolve(told, opened.used_curvature.name, curvature, mean_square)
+    energy = projection.facts().get("energy")
+    n_weights = sum(block.size for block in projection.blocks)
+    if damping is None and energy and _sizes(opened, projection) == [n_weights]:
+        # Of all the curvature there is: mixed directions hold a part of it that says little.
+        damping = curvature.default_scale * energy / n_weights
+    share = scales.get("share_by_weight", 0.0)
+    return damping, {"damping_rule": rule, "damping_share_by_weight": share}
+
+
+def _preconditioner(
+    sums: Sums, state: State, examples: int, damping: float | None, sizes: list[int]
+) -> tuple[Preconditioner, Tensor]:
+    """Return what whitens rows, and the energy of each coordinate in which they are stored."""
+    of_curvature = select(state, "curvature")
+    factor = sums.curvature.factor(of_curvature, examples, damping, sizes)
+    moments = sums.row_moments(state, examples)
+    if moments:
+        return factor.half_whitened(moments)
+    return factor, sums.curvature.energies(of_curvature, factor, examples)
+
+
+def _codec(opened: Session, energies: Tensor) -> tuple[State, dict[str, Any]]:
+    """Return the arrays of the codec that is best for coordinates of these energies, and its facts."""
+    rows = opened.run.method.rows
+    kind = member("codecs", rows.codec)
+    seed = opened.run.method.sketch.seed
+    arrays = kind.plan(energies, rows.bytes or None, seed, **_codec_options(opened))
+    return arrays, kind(arrays).facts()
 
 
 def _codec_options(opened: Session) -> dict[str, Any]:
@@ -95,18 +98,36 @@ def _codec_options(opened: Session) -> dict[str, Any]:
     return options
 
 
-def _block_facts(opened: Session, projection: Projection, factor: Factor) -> list[dict[str, Any]]:
-    """Return width, damping and effective dimension of every curvature block."""
-    if not factor.vectors:
-        return []
-    joint = opened.run.method.curvature.blocks == "joint"
-    names = ["joint"] if joint else [part.name for part in projection.parts]
-    widths = [len(basis) for basis in factor.vectors]
-    dampings = [float(block[0]) for block in factor.damping.split(widths)]
-    means = [float(block.mean()) for block in factor.values.split(widths)]
-    return [
-        {"name": n, "width": w, "damping": d, "mean_eigenvalue": m, "effective_dimension": e}
-        for n, w, d, m, e in zip(
-            names, widths, dampings, means, factor.effective_dimension(), strict=True
-        )
-    ]
+def _sizes(opened: Session, projection: Projection) -> list[int]:
+    """Return how many weights each curvature block stands for."""
+    sizes = {block.name: block.size for block in projection.blocks}
+    everything = sum(sizes.values())  # a part that is no layer lies over all of them
+    if opened.run.method.joint:
+        return [everything]
+    return [sizes.get(part.name, everything) for part in projection.parts]
+
+
+def _sample_facts(opened: Session, checkpoint: int, examples: int) -> dict[str, Any]:
+    """Return what the curvature was made from."""
+    sampled = load_state(opened.run, sketch_stage(checkpoint, "gram"), 0)[1]
+    made = {key: sampled[key] for key in ("vectors", "vectors_an_example")}
+    return {"sample_examples": examples, **made}
+
+
+def _curvature_facts(
+    opened: Session, projection: Projection, preconditioner: Preconditioner
+) -> dict[str, Any]:
+    """Return which curvature it is, and of every block width, damping and effective dimension."""
+    names = ["joint"] if opened.run.method.joint else [part.name for part in projection.parts]
+    return {
+        "curvature": opened.used_curvature.name,
+        "without_outputs": opened.used_curvature.without_outputs,
+        "preconditioner": preconditioner.name,
+        "couples": preconditioner.couples,
+        "directions": sum(part.width for part in projection.parts),
+        "blocks": preconditioner.facts(names),
+    }
+
+
+def _under(prefix: str, state: State) -> State:
+    return {f"{prefix}/{key}": value for key, value in state.items()}

@@ -12,7 +12,11 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state, save_state
 
 _OF_THE_PLAN = ("rows", "checkpoint_weights", "format_version")
-_OF_THE_SUMS = {"name", "blocks"}  # of the curvature; all else in its table is about damping
+_OF_THE_SUMS = {
+    "name",
+    "options",
+    "blocks",
+}  # of the curvature; all else in its table is about damping
 
 
 def reuse_sketch(source: OpenRun, target: OpenRun) -> bool:

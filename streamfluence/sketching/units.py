@@ -79,5 +79,5 @@ def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
     opened = session(run_path, device)
     projection = ready_projection(opened, checkpoint)
     sums = Sums(opened.curvature(), projection, block_widths(opened, projection))
-    loss = sums.update_rows if opened.curvature().source == "probes" else None
+    loss = sums.update_rows if sums.moments else None
     accumulate(opened, checkpoint, task, "gram", sums.empty(), sums.update, loss=loss)

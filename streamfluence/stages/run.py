@@ -86,8 +86,8 @@ def _refuse_full_disk(run: OpenRun, run_path: str) -> None:
 def _row_bytes(run: OpenRun, example_set: str, checkpoint: int) -> int:
     if run.receipt(plan_stage(checkpoint), 0) is None:
         return run.method.rows.bytes if example_set == "train" else 0
-    codec, factor = load_codec(run, checkpoint)
-    return codec.stored_bytes if example_set == "train" else 4 * len(factor.values)
+    codec, preconditioner = load_codec(run, checkpoint)
+    return codec.stored_bytes if example_set == "train" else 4 * preconditioner.width
 
 
 def _say(progress: Progress, doubts: list[str]) -> None:

@@ -172,6 +172,7 @@ _RUN: Mapping[str, Any] = {
     "projection": {"name": _text, "width": _positive, "options": _table},
     "curvature": {
         "name": _text,
+        "options": _table,
         "blocks": _text,
         "damping": _or_text(_number),
         "weight_decay": _or_none(_number),

@@ -183,7 +183,7 @@ def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
     batch = opened.batch(opened.reader("train").read(0, examples))
     gradient = opened.gradient(0, made.projection, made.scales)
     whitened, facts = measured_rows(made, gradient, batch, "loss")
-    found = {"rows": made.factor.stored(whitened), **facts}
+    found = {"rows": made.preconditioner.for_rows(whitened), **facts}
     return {
         key: found[key].double().cpu() for key in ("rows", "loss", "grad_norm", "self_influence")
     }

@@ -142,12 +142,12 @@ def pilot_scores(pilot: Pilot, path: str) -> Scored:
     for checkpoint, weight in enumerate(opened.run.method.weights):
         made = Directions(opened, checkpoint)
         queries = torch.cat(list(whitened(opened, checkpoint, made, pilot, of_queries=True)))
-        turned, pieces = made.codec.query(made.factor.asked(queries)), []
+        asked, pieces = made.codec.query(made.preconditioner.for_queries(queries)), []
         for plain in whitened(opened, checkpoint, made, pilot):
-            rows = made.factor.stored(plain)
+            rows = made.preconditioner.for_rows(plain)
             encoded = made.codec.encode(rows)
             total.add(torch.zeros(()), shares(made.codec, rows, encoded))
-            pieces.append(made.codec.product(turned, encoded))
+            pieces.append(made.codec.product(asked, encoded))
         total.add(torch.cat(pieces) * (weight / count), {})
     return total
 

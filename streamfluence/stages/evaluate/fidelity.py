@@ -196,7 +196,10 @@ def _settings(
     return [
         *(Setting(f"{n} bytes", {"rows.bytes": n}) for n in others.row_bytes),
         *(Setting(f"width {n}", {"projection.width": n}) for n in others.widths),
-        *(Setting(f"curvature {name}", {"curvature.name": name}) for name in others.curvatures),
+        *(
+            Setting(f"curvature {name}", {"curvature.name": name, "curvature.options": {}})
+            for name in others.curvatures
+        ),
         *(Setting(f"damping {value:g}", {"curvature.damping": value}) for value in others.damping),
     ]
 

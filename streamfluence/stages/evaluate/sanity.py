@@ -151,7 +151,7 @@ def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Te
     run = pilot.opened.run
     arrays = (stored_values(run, name, 0, pilot.rows) for name in ("rows", "scale"))
     kept = made.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
-    wanted = made.codec.query(made.factor.stored(rows))
+    wanted = made.codec.query(made.preconditioner.for_rows(rows))
     return (wanted * kept).sum(1), wanted.square().sum(1)
 
 
@@ -195,7 +195,7 @@ def _sums(pilot: Pilot) -> list[Check]:
                 total[name] += part
     queries = torch.cat(list(whitened(opened, 0, made, pilot, of_queries=True)))
     rows = torch.cat(list(whitened(opened, 0, made, pilot)))
-    summed = made.factor.whiten(made.features(capture.whole(total)))
+    summed = made.preconditioner.whiten(made.features(capture.whole(total)))
     # Sums cancel where training has converged, so rounding is measured against what cancels.
     scale = (rows.norm(dim=1).sum() * queries.norm(dim=1)).clamp_min(1e-30)
     error = ((rows.sum(0) @ queries.T - summed[0] @ queries.T).abs() / scale).max()
@@ -209,7 +209,7 @@ def _sums(pilot: Pilot) -> list[Check]:
     ]
     decay = opened.run.method.curvature.weight_decay
     if decay is not None:
-        pull = made.factor.whiten(made.features(capture.whole(dict(weights)))).detach()
+        pull = made.preconditioner.whiten(made.features(capture.whole(dict(weights)))).detach()
         mean = rows.mean(0) + decay * pull[0]
         noise = rows.square().sum(1).mean().sqrt()
         checks.append(
