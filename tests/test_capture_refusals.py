@@ -49,9 +49,7 @@ def test_batch_norm_without_statistics_is_refused(affine):
         checked(nn.Sequential(nn.Conv2d(3, 4, 3), norm), torch.randn(4, 3, 5, 5))
 
 
-@pytest.mark.parametrize(
-    "option, value", [("max_norm", 1.0), ("scale_grad_by_freq", True), ("sparse", True)]
-)
+@pytest.mark.parametrize("option, value", [("max_norm", 1.0), ("scale_grad_by_freq", True)])
 def test_embeddings_whose_gradient_depends_on_the_batch_are_refused(option, value):
     net = nn.Sequential(nn.Embedding(7, 4, **{option: value}), nn.Linear(4, 2))
     with pytest.raises(CoverageError, match=f"{option}.*exclude 0.weight"):
@@ -99,6 +97,32 @@ def test_reentrant_checkpointing_is_refused_with_the_remedy():
     net = Net(run, f=nn.Linear(5, 5), g=nn.Linear(5, 5))
     with pytest.raises(CoverageError, match="use_reentrant=False"):
         checked(net, torch.randn(4, 5, requires_grad=True))
+
+
+def test_a_layer_inside_a_function_that_hides_its_gradient_is_refused():
+    class Reversible(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x, layer):
+            context.layer = layer
+            context.save_for_backward(x)
+            with torch.no_grad():
+                return x + layer(x)
+
+        @staticmethod
+        def backward(context, gradient):
+            with torch.enable_grad():
+                x = context.saved_tensors[0].detach().requires_grad_()
+                torch.autograd.backward(x + context.layer(x), gradient)
+            return x.grad, None
+
+    net = Net(
+        lambda s, x: s.f(Reversible.apply(s.h(x), s.g)),
+        f=nn.Linear(5, 5),
+        g=nn.Linear(5, 5),
+        h=nn.Linear(5, 5),
+    )
+    with pytest.raises(CoverageError, match=r"g \(Linear\) ran inside a torch.autograd.Function"):
+        checked(net, torch.randn(4, 5))
 
 
 def test_a_layer_first_called_after_planning_is_refused():

@@ -55,5 +55,5 @@ def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
     for half in (True, False):
         loss = opened.task.training_loss(opened.forward_at(half, model, batch)).sum()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
+        flat.append(torch.cat([g.to_dense().flatten().double() for g in found if g is not None]))
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
