@@ -90,6 +90,19 @@ def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
     return refilled(tree, [map_arrays(function, value) for _, value in inside])
 
 
+def fresh(batch: Any) -> Any:
+    """Return a copy of a batch, its containers and its arrays, that may be changed at will."""
+    copies: dict[int, Any] = {}  # what is one array in the batch is one in the copy
+
+    def copied(array: Any) -> Any:
+        if id(array) not in copies:
+            tensor = isinstance(array, Tensor)
+            copies[id(array)] = array.detach().clone() if tensor else array.copy()
+        return copies[id(array)]
+
+    return map_arrays(copied, batch)
+
+
 def leaves(batch: Any) -> Iterator[tuple[str, Any]]:
     """Yield ``(place, leaf)`` of every leaf; a place reads ``/inputs/0``."""
     lengths = list(_lengths(batch, ""))

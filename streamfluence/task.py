@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamfluence.batches import fresh
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihood import LIKELIHOODS, Likelihood
@@ -76,12 +77,14 @@ class Task:
         """Run the model; without a likelihood return the losses.
 
         With one return ``(outputs, targets)``, then weights where the task gives them (or None),
-        then whatever only its ``training_loss`` needs.
+        then whatever only its ``training_loss`` needs. The task gets a copy of the batch, which it
+        may change: it is run again on the same batch.
         """
+        given = fresh(batch)
         if self._forward is None:
             assert self._loss is not None
-            return self._call("loss", self._loss, model, batch)
-        returned = self._call("forward", self._forward, model, batch)
+            return self._call("loss", self._loss, model, given)
+        returned = self._call("forward", self._forward, model, given)
         several = isinstance(returned, tuple) and len(returned) >= 2
         if not (several and _tensors(returned[:2]) and _tensors_or_none(returned[2:3])):
             raise InputError(
