@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streamfluence.batches import fresh
+from streamfluence.batches import fresh, in_company
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihood import LIKELIHOODS, Likelihood
@@ -123,7 +123,7 @@ class Task:
             return self.loss(returned)
         # One that knows nothing of weights may still be given them, for queries to use.
         given = returned if _binds(self._training_loss, len(returned)) else returned[:2]
-        return self._one_each("training_loss", self._training_loss, returned, given)
+        return self._one_each("training_loss", self._training_loss, given)
 
     def check_measurement(self, name: str) -> None:
         """Raise InputError when there is no measurement of that name."""
@@ -154,19 +154,23 @@ class Task:
             assert self.likelihood is not None
             return -self.likelihood.margin(*returned[:3])
         measurement = self._measurements[name]
-        return self._one_each(f"measurement {name!r}", measurement, returned, returned[:2])
+        return self._one_each(f"measurement {name!r}", measurement, returned[:2])
 
-    def _one_each(
-        self, what: str, function: Callable[..., Any], returned: Any, given: Any
-    ) -> Tensor:
+    def _one_each(self, what: str, function: Callable[..., Any], given: Any) -> Tensor:
         """Return a function's number for each example, checked to be that."""
-        measured = self._call(what, function, *given)
-        if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
-            raise InputError(
-                f"{self.name}: {what} must return shape (example,), {tuple(returned[0].shape[:1])} here, "
-                f"got {tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__}"
-            )
-        return measured
+
+        def checked(some: Any) -> Tensor:
+            measured, shape = self._call(what, function, *some), some[0].shape[:1]
+            if not isinstance(measured, Tensor) or measured.shape != shape:
+                kind = type(measured).__name__
+                found = tuple(measured.shape) if isinstance(measured, Tensor) else kind
+                raise InputError(
+                    f"{self.name}: {what} must return shape (example,), {tuple(shape)} here, got {found}"
+                )
+            return measured
+
+        count = len(given[0])
+        return in_company(checked, given, count)[:count]
 
     def require_train(self) -> None:
         """Raise InputError unless the task can be trained again: ``train(indices, seed)``."""

@@ -47,7 +47,7 @@ class Gradient(Feature):
             value = self._value(lambda r: self.task.measure(measurement, r), tape.returned)
             uses = self._uses(tape, value, torch.ones_like(value), last=True)
             rows = self.projection.apply(uses)
-        return Measured(rows.to(torch.float32), value.detach().to(torch.float32))
+        return Measured(rows.to(torch.float32), value[: tape.count].detach().to(torch.float32))
 
     def loss_uses(self, batch: Any) -> Iterator[tuple[Uses, float]]:
         """Yield the loss gradients of one batch, as uses, with weight 1."""
@@ -73,6 +73,7 @@ class Gradient(Feature):
         with self.capture.record(batch) as tape:
             outputs, targets, *more = tape.returned
             weights = more[0] if more else None
+            ids = ids.repeat(tape.examples // tape.count)  # as there are outputs
             columns = likelihood.n_columns(outputs)
             wanted = probes(columns)
             count = columns if wanted is None else wanted
