@@ -156,6 +156,13 @@ class Task:
         measurement = self._measurements[name]
         return self._one_each(f"measurement {name!r}", measurement, returned[:2])
 
+    def measures_itself(self, name: str) -> bool:
+        """Return whether a measurement is the task's own code on what ``forward`` returned."""
+        if name == TRAINING_LOSS and self._training_loss is None:
+            name = "loss"
+        given = self.likelihood is None or type(self.likelihood) in LIKELIHOODS.values()
+        return name not in ("loss", "margin") or not given
+
     def _one_each(self, what: str, function: Callable[..., Any], given: Any) -> Tensor:
         """Return a function's number for each example, checked to be that."""
 

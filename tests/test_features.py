@@ -8,7 +8,7 @@ from per_example import one_backward_an_example
 from small_job import load, write_job
 
 from streamfluence.capture import Capture
-from streamfluence.errors import InputError
+from streamfluence.errors import CoverageError, InputError
 from streamfluence.features.gradient import Gradient
 from streamfluence.registry import member
 from streamfluence.task import load_task
@@ -126,6 +126,18 @@ def test_the_vectors_of_a_batch_of_one_that_is_squeezed_are_those_of_a_batch_of_
             assert weight == other_weight
             rows = gradient.projection.apply(uses)
             torch.testing.assert_close(rows, gradient.projection.apply(others)[[3]])
+
+
+def test_a_training_loss_whose_gradient_mixes_its_batch_is_refused(job):
+    task, _, batch, gradient = job
+
+    def training_loss(outputs, targets):
+        loss = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+        return loss + (loss - loss.detach()) * targets.max()  # the value is the loss alone
+
+    mixing = Gradient(replace(task, _training_loss=training_loss), gradient.capture, None)
+    with pytest.raises(CoverageError, match="its gradient at the outputs changes with the others"):
+        next(mixing.loss_uses(batch))
 
 
 def test_a_bare_loss_has_nothing_to_probe(job):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
 from streamfluence.capture._layouts import Layouts, UnevenCall
-from streamfluence.capture._nested import example_count
+from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._recorder import Recorder, eager, plain_gradients
+from streamfluence.capture._recorder import Recorder, eager, plain_gradients, run_plainly
 from streamfluence.capture._uses import find_uses, leading
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
@@ -130,6 +130,12 @@ class Tape:
         if self.count == self.examples:
             return uses
         return {name: [leading(use, self.count) for use in some] for name, some in uses.items()}
+
+    def again(self, examples: Sequence[int]) -> Any:
+        """Return what forward returns of the given ones of ``examples`` examples, run plainly."""
+        plan = self._passed.plan
+        with self._passed.recorder.pause():
+            return run_plainly(plan.forward, plan.model, select(self._passed.batch, list(examples)))
 
     def close(self) -> None:
         """Forget the graph and the recorded inputs."""
