@@ -90,6 +90,55 @@ def test_a_model_that_autograd_fails_on_is_refused():
         checked(linear(run), torch.randn(4, 5))
 
 
+class Merged(nn.Module):
+    """Merges its adapter into its weight once, and keeps the result where it is told to."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.w, self.a = nn.Parameter(torch.randn(5, 5)), nn.Parameter(torch.randn(5, 5))
+        self.kept = kept
+
+    def forward(self, x):
+        if not self.kept:
+            self.kept["merged"] = self.w + self.a @ self.a
+        return x @ self.kept["merged"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_weight_that_is_kept_with_its_graph_is_refused_by_name(before):
+    net = nn.Sequential(nn.Linear(5, 5), Merged({}))
+    if before:
+        net(torch.randn(1, 5))
+    with pytest.raises(CoverageError, match=r"1\.kept: kept from an earlier forward.*anew"):
+        checked(net, torch.randn(4, 5))
+
+
+def test_what_a_model_keeps_to_look_at_is_no_cause_to_refuse():
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.first, self.last = nn.Linear(5, 5), None, []
+
+        def forward(self, x):
+            found = self.f(x)
+            self.first = found if self.first is None else self.first
+            self.last = [found]
+            return found
+
+    checked(Looked(), torch.randn(4, 5))
+
+
+def test_a_graph_that_is_kept_elsewhere_is_refused_for_that_cause():
+    kept = []
+
+    def run(s, x):
+        kept[:] = kept or [s.f.weight * 2.0]
+        return x @ kept[0] @ kept[0]
+
+    with pytest.raises(CoverageError, match="kept from an earlier forward"):
+        checked(linear(run), torch.randn(4, 5))
+
+
 def test_reentrant_checkpointing_is_refused_with_the_remedy():
     def run(s, x):
         return s.f(checkpoint(s.g, x, use_reentrant=True))

@@ -251,9 +251,16 @@ def plain_gradients(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        said = (str(error).splitlines() or [""])[0]
+        if "backward through the graph a second time" in said:
+            raise CoverageError(
+                "autograd fails on this model because it computes with a tensor that was kept from an "
+                "earlier forward together with its graph, which is gone (a merged or cached weight, a "
+                "hidden state); compute it anew in every forward"
+            ) from error
         raise CoverageError(
-            f"autograd itself fails on this model: {(str(error).splitlines() or [''])[0]}; a backward "
-            "pass of the whole model has to work before gradients of single examples can"
+            f"autograd itself fails on this model: {said}; a backward pass of the whole model has to "
+            "work before gradients of single examples can"
         ) from error
 
 
