@@ -166,6 +166,12 @@ MODELS = {
         tokens,
     ),
     "sparse gradients of an embedding": (lambda: nn.Embedding(7, 4, sparse=True), tokens),
+    "sparse gradients of a parameter that is gathered": (
+        lambda: Scale(
+            lambda w, t: w.expand(7, 4).gather(0, t[:, :4], sparse_grad=True).sin(), 7, 4
+        ),
+        tokens,
+    ),
     "sparse gradients of all of forward": (
         lambda: Net(
             lambda s, t: s.g(s.e(t[t.sum(1).argsort()]))[t.sum(1).argsort().argsort()],

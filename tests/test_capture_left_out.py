@@ -80,6 +80,13 @@ def test_a_backbone_that_runs_without_gradients_is_left_out(off):
     assert "never used by forward, left out: b.weight, b.bias" in capture.announcements
 
 
+def test_a_layer_with_a_weight_without_an_entry_keeps_its_bias():
+    net = Net(lambda s, v: s.f(v) + s.g(v[:, :0]), f=nn.Linear(5, 4), g=nn.Linear(5, 4))
+    net.g.weight = nn.Parameter(torch.empty(4, 0))
+    _, _, left_out = assert_exact(net, x(5))
+    assert left_out == {"g.weight"}
+
+
 def test_a_parameter_without_an_entry_is_left_out():
     net = Net(lambda s, v: s.f(v) + s.z.sum(), f=nn.Linear(5, 4), z=parameter(0, 4))
     capture, _, left_out = assert_exact(net, x(5))

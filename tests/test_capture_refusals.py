@@ -118,6 +118,8 @@ def test_what_a_model_keeps_to_look_at_is_no_cause_to_refuse():
         def __init__(self):
             super().__init__()
             self.f, self.first, self.last = nn.Linear(5, 5), None, []
+            self.itself = {"again": self.last}
+            self.itself["itself"] = self.itself
 
         def forward(self, x):
             found = self.f(x)

@@ -4,7 +4,7 @@ A weight that is merged once and kept leads the gradient of every later forward 
 one, whose graph is gone by then.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,10 +42,20 @@ def refuse_kept(forward: Callable, model: nn.Module, batch: Any) -> None:
 
 def _computed(model: nn.Module) -> Mapping[str, Tensor]:
     """Return the tensors with a graph that the model's modules hold, by name."""
-    found = {}
+    found, seen = {}, set[int]()
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            for tensor in leaves(value):
+            for tensor in _inside(value, seen):
                 if tensor.grad_fn is not None:
                     found[f"{name}.{attribute}".removeprefix(".")] = tensor
     return found
+
+
+def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Yield the tensors in plain containers, which may hold themselves, or a whole vocabulary."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _inside(one, seen)

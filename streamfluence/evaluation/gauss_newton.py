@@ -120,7 +120,8 @@ class Linearised:
     def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return one vector of gradients by parameter; None is zero."""
         pairs = zip(gradients, self._weights.values(), strict=True)
-        return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in pairs])
+        some = [torch.zeros_like(w) if g is None else g for g, w in pairs]
+        return torch.cat([(g.to_dense() if g.is_sparse else g).flatten() for g in some])
 
 
 class _Run(torch.nn.Module):

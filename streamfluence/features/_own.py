@@ -232,7 +232,8 @@ def _norms(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _flat(gradient: Tensor) -> Tensor:
-    """Return ``(example, entry)``, real and not of half precision."""
+    """Return ``(example, entry)``, dense, real and not of half precision."""
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
     real = torch.view_as_real(gradient) if gradient.is_complex() else gradient
     flat = real.reshape(len(real), -1)
     return flat if flat.dtype == torch.float64 else flat.float()
