@@ -1,9 +1,12 @@
 """Losses and measurements of a task's own: those that mix their batch are refused, no others."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from streamfluence.capture._numbers import Precision
 from streamfluence.errors import CoverageError
 from streamfluence.features._own import OwnValues
 
@@ -25,6 +28,23 @@ def forward(examples):
     return outputs[examples], targets[examples], flags[examples], weights
 
 
+def tape(returned, again=None):
+    """What forward returned, and returns again of some of the same examples."""
+
+    own = min(3, len(returned) - 1)  # the last belongs to no example
+    before = [t.detach().clone() for t in returned]
+
+    def some(examples):
+        return (*(t[examples] for t in before[:own]), *before[own:])
+
+    return SimpleNamespace(
+        returned=returned,
+        examples=len(returned[0]),
+        again=again or some,
+        precision=Precision(returned[0].dtype, False),
+    )
+
+
 def losses(outputs, targets):
     return F.cross_entropy(outputs, targets, reduction="none")
 
@@ -33,7 +53,7 @@ def measured(loss, returned=None, looked=0):
     own = OwnValues()
     own._looked = looked
     returned = batch() if returned is None else returned
-    return own.measure(lambda r: loss(*r), returned, len(returned[0]), forward)
+    return own.measure(lambda r: loss(*r), tape(returned))
 
 
 def pulled(o, y, f, w):
@@ -78,12 +98,7 @@ def test_the_refusal_says_where_only_the_gradient_changes():
 def test_a_loss_whose_extras_point_into_the_batch_is_refused():
     returned = (*batch()[:2], torch.tensor([[6, 7]]))
     with pytest.raises(CoverageError, match="cannot be measured without the others"):
-        OwnValues().measure(
-            lambda r: losses(r[0], r[1]) + (r[0][r[2][:, 0]] - r[0][r[2][:, 1]]).square().sum(),
-            returned,
-            N,
-            lambda examples: (*forward(examples)[:2], torch.tensor([[6, 7]])),
-        )
+        measured(lambda o, y, p: losses(o, y) + (o[p[:, 0]] - o[p[:, 1]]).square().sum(), returned)
 
 
 RANDOM = {
@@ -124,8 +139,6 @@ OWN = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", OWN)
 def test_a_loss_of_each_examples_own_is_measured_as_it_is(name, dtype):
-    if name == "weights as many as the batch has examples":
-        dtype = torch.float32  # `forward` is asked which of the extras grow with the batch
     torch.testing.assert_close(
         measured(OWN[name], batch(dtype=dtype)), OWN[name](*batch(dtype=dtype)), equal_nan=True
     )
@@ -146,4 +159,19 @@ def test_a_loss_that_needs_the_graph_of_the_model_is_refused_for_that_cause():
         return slope.square().sum(1)
 
     with pytest.raises(CoverageError, match="only with the graph"):
-        OwnValues().measure(lambda r: penalised(*r), (x.sin(), x), N, forward)
+        measured(penalised, (x.sin(), x))
+
+
+@pytest.mark.parametrize("looked", [0, 1, 2])
+def test_a_loss_that_reads_what_forward_kept_of_its_batch_is_refused(looked):
+    kept = {}
+
+    def run(examples):
+        returned = forward(examples)
+        kept["mean"] = returned[0].detach().mean()
+        return returned
+
+    own = OwnValues()
+    own._looked = looked
+    with pytest.raises(CoverageError, match="where forward runs on it alone"):
+        own.measure(lambda r: losses(*r[:2]) * kept["mean"], tape(run(list(range(N))), run))

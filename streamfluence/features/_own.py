@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from streamfluence.batches import map_arrays, select_of
+from streamfluence.capture import Tape
 from streamfluence.errors import CoverageError
 
 _FIRST_LOOKED = 16  # batches of which many examples are measured alone
 _MOST_ALONE = 64  # examples of one of those
 _LOOKED_AT = 16  # of so many examples of a later batch one is measured alone
+_MOST_RUN = 16  # examples of one of the first batches that forward runs on alone
+_RUN_AGAIN = 128  # of so many examples of later batches it runs on one alone
 _CLOSE = 1e-5  # relative error up to which two numbers are one; beyond, double precision decides
 _ROUNDED = 2e-3  # where the code computes in single precision whatever it is given
 
@@ -57,18 +60,14 @@ class OwnValues:
     def __init__(self) -> None:
         self._looked = 0
 
-    def measure(self, of: Of, returned: Any, count: int, again: Again) -> Tensor:
-        """Return ``of(returned)``, one number for each example, ``(example,)``.
-
-        Args:
-            of: Measures the examples of what forward returned.
-            returned: What forward returned of ``count`` examples.
-            again: Runs forward on the given ones of them.
+    def measure(self, of: Of, tape: Tape) -> Tensor:
+        """Return ``of`` what forward returned, one number for each example, ``(example,)``.
 
         Raises:
             CoverageError: If a number or its gradient changes with the other examples, or is random.
         """
         self._looked += 1
+        returned, count = tape.returned, tape.examples
         look = _Look(of, returned, count)
         try:
             whole = look.found(range(count))
@@ -81,20 +80,39 @@ class OwnValues:
                 "model to its outputs, so nothing shows whether it mixes the examples; compute what "
                 f"needs the graph in forward, and return it ({error})"
             ) from error
-        for part in [*_halves(count), *self._alone(count)]:
+        order = torch.randperm(count, generator=self._random()).tolist()
+        some = _MOST_ALONE if self._early else max(1, count // _LOOKED_AT)
+        for part in [*_halves(count), *([place, place] for place in order[:some])]:
             if look.differs(part, whole):
-                look.judge(part, again)
+                look.judge(part, tape.again)
         value = of(returned)
         if _first_off(_Found(value.detach(), []), _Found(whole.values, []), _CLOSE) is not None:
             raise CoverageError(_RANDOM)
+        self._refuse_moved(of, tape, value.detach(), order)
         return value
 
-    def _alone(self, count: int) -> Iterator[list[int]]:
-        """Yield some single examples, two copies of each, as one may be squeezed."""
-        first = self._looked <= _FIRST_LOOKED
-        some = min(count, _MOST_ALONE) if first else max(1, count // _LOOKED_AT)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self._looked))
-        yield from ([place, place] for place in order[:some].tolist())
+    def _refuse_moved(self, of: Of, tape: Tape, values: Tensor, order: Sequence[int]) -> None:
+        """Refuse numbers that change when forward runs on an example alone.
+
+        Code that keeps something of its batch in forward, for the loss to read, shows only here, and
+        so does what a loss detaches.
+        """
+        often = float(torch.rand((), generator=self._random())) < tape.examples / _RUN_AGAIN
+        for place in order[: _MOST_RUN if self._early else int(often)]:
+            alone = of(tape.again([place, place])).detach()[0]
+            if not tape.precision.close(alone, values[place], values):
+                raise CoverageError(
+                    f"what is measured of an example is {float(values[place]):.6g} in its batch, but "
+                    f"{float(alone):.6g} where forward runs on it alone: forward and the loss together "
+                    f"mix the examples. {_ITS_OWN}"
+                )
+
+    @property
+    def _early(self) -> bool:
+        return self._looked <= _FIRST_LOOKED
+
+    def _random(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._looked)
 
 
 class _Look:

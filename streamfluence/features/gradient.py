@@ -94,7 +94,7 @@ class Gradient(Feature):
 
         if not self.task.measures_itself(measurement):
             return of(tape.returned)
-        return self._own.measure(of, tape.returned, tape.examples, tape.again)
+        return self._own.measure(of, tape)
 
     def _uses(self, tape: Tape, outputs: Tensor, cotangent: Tensor, last: bool) -> Uses:
         return self.scales.apply(tape.gradients(outputs, cotangent, last))
