@@ -113,6 +113,15 @@ def test_a_loss_with_noise_is_refused_as_random(name):
         measured(RANDOM[name])
 
 
+def test_noise_of_forward_is_not_called_mixing():
+    def run(examples):
+        outputs, *rest = forward(examples)
+        return outputs + torch.randn(outputs.shape), *rest
+
+    with pytest.raises(CoverageError, match="random"):
+        OwnValues().measure(lambda r: losses(*r[:2]), tape(run(list(range(N))), run))
+
+
 def in_place(o, y, f, w):
     o /= 2.0
     y[f > 0] = 0

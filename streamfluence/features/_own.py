@@ -22,7 +22,8 @@ _LOOKED_AT = 16  # of so many examples of a later batch one is measured alone
 _MOST_RUN = 16  # examples of one of the first batches that forward runs on alone
 _RUN_AGAIN = 128  # of so many examples of later batches it runs on one alone
 _CLOSE = 1e-5  # relative error up to which two numbers are one; beyond, double precision decides
-_ROUNDED = 2e-3  # where the code computes in single precision whatever it is given
+_LIMITS = {torch.float64: _CLOSE, torch.float32: 2e-3}  # what may be off in such values
+_HALF = 0.05  # in values of half precision
 
 _ITS_OWN = (
     "A loss that weights or normalises by the batch, or compares its examples, gives none a gradient "
@@ -30,7 +31,7 @@ _ITS_OWN = (
 )
 _RANDOM = (
     "the loss or measurement is random: it gives other numbers, or other gradients, when the same "
-    "outputs are measured twice; make it return the same for the same outputs and targets"
+    "examples are measured twice; make forward and it return the same for the same examples"
 )
 
 Of = Callable[[Any], Tensor]
@@ -70,7 +71,7 @@ class OwnValues:
         returned, count = tape.returned, tape.examples
         look = _Look(of, returned, count)
         try:
-            whole = look.found(range(count))
+            whole = look.found()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -86,7 +87,7 @@ class OwnValues:
             if look.differs(part, whole):
                 look.judge(part, tape.again)
         value = of(returned)
-        if _first_off(_Found(value.detach(), []), _Found(whole.values, []), _CLOSE) is not None:
+        if not tape.precision.close(whole.values, value.detach(), value):
             raise CoverageError(_RANDOM)
         self._refuse_moved(of, tape, value.detach(), order)
         return value
@@ -101,6 +102,10 @@ class OwnValues:
         for place in order[: _MOST_RUN if self._early else int(often)]:
             alone = of(tape.again([place, place])).detach()[0]
             if not tape.precision.close(alone, values[place], values):
+                if not tape.precision.close(
+                    of(tape.again([place, place])).detach()[0], alone, values
+                ):
+                    raise CoverageError(_RANDOM)
                 raise CoverageError(
                     f"what is measured of an example is {float(values[place]):.6g} in its batch, but "
                     f"{float(alone):.6g} where forward runs on it alone: forward and the loss together "
@@ -123,8 +128,8 @@ class _Look:
         self._arrays = _arrays(returned)
         self._shared: set[int] = set()  # numbers of the arrays that have no example axis
 
-    def found(self, part: Sequence[int], dtype: torch.dtype | None = None) -> _Found:
-        """Measure some examples, floating point numbers as ``dtype`` if one is given."""
+    def found(self, part: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> _Found:
+        """Measure some examples, or all, floating point numbers as ``dtype`` if one is given."""
         roots: list[Tensor] = []
         rows: list[bool] = []  # whether a root has the example axis
         numbers = iter(range(len(self._arrays)))
@@ -134,16 +139,19 @@ class _Look:
             given = self._arrays[number] if number in self._shared else array
             if not isinstance(given, Tensor):
                 return given.copy()
-            leaf = given.detach().clone()
+            leaf = given.detach()
             leaf = leaf.to(dtype) if dtype and leaf.is_floating_point() else leaf
-            if not self._arrays[number].requires_grad:
-                return leaf
-            roots.append(leaf.requires_grad_())
-            rows.append(number not in self._shared and _length(self._arrays[number]) == self._count)
+            if self._arrays[number].requires_grad:
+                roots.append(leaf.requires_grad_())
+                length = _length(self._arrays[number])
+                rows.append(length == self._count and number not in self._shared)
             return leaf.clone()  # the code may change it in place
 
+        some = self._returned
+        if part is not None:
+            some = select_of(some, part, self._count)
         with torch.enable_grad():
-            values = self._of(map_arrays(own, select_of(self._returned, part, self._count)))
+            values = self._of(map_arrays(own, some))
             slopes: Sequence[Tensor] = [torch.zeros_like(root) for root in roots]
             if roots and values.requires_grad:
                 slopes = torch.autograd.grad(values.sum(), roots, materialize_grads=True)
@@ -175,9 +183,10 @@ class _Look:
 
     def _fault(self, part: Sequence[int]) -> str | None:
         """Return what is wrong with a part, as a sentence."""
-        for dtype, limit in ((torch.float64, _CLOSE), (None, _ROUNDED)):
+        for dtype in (torch.float64, None):
             try:
-                whole, again = (self.found(range(self._count), dtype).at(part) for _ in range(2))
+                whole, again = (self.found(None, dtype).at(part) for _ in range(2))
+                limit = _LIMITS.get(whole.values.dtype, _HALF)
                 if _first_off(again, whole, limit) is not None:
                     return _RANDOM
                 here = self.found(part, dtype)
