@@ -16,13 +16,15 @@ from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from streamfluence.errors import InputError
+
+T = TypeVar("T")
 
 
 class ListOfExamples(list):
@@ -90,6 +92,19 @@ def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
     return refilled(tree, [map_arrays(function, value) for _, value in inside])
 
 
+def fresh(batch: Any) -> Any:
+    """Return a copy of a batch, its containers and its arrays, that may be changed at will."""
+    copies: dict[int, Any] = {}  # what is one array in the batch is one in the copy
+
+    def copied(array: Any) -> Any:
+        if id(array) not in copies:
+            tensor = isinstance(array, Tensor)
+            copies[id(array)] = array.detach().clone() if tensor else array.copy()
+        return copies[id(array)]
+
+    return map_arrays(copied, batch)
+
+
 def leaves(batch: Any) -> Iterator[tuple[str, Any]]:
     """Yield ``(place, leaf)`` of every leaf; a place reads ``/inputs/0``."""
     lengths = list(_lengths(batch, ""))
@@ -126,16 +141,39 @@ def cut(batch: Any, start: int, stop: int) -> Any:
 
 def select(batch: Any, examples: Sequence[int] | np.ndarray | Tensor) -> Any:
     """Return the batch that holds the given examples, in that order, repeats allowed."""
+    return select_of(batch, examples, example_count(batch))
+
+
+def select_of(tree: Any, examples: Sequence[int] | np.ndarray | Tensor, count: int) -> Any:
+    """Return what belongs to the given ones of ``count`` examples, and whole what has no such axis."""
     places = torch.as_tensor(examples, dtype=torch.int64)
 
     def pick(leaf: Any) -> Any:
+        if len(leaf) != count:
+            return leaf
         if isinstance(leaf, Tensor):
             return leaf[places.to(leaf.device)]
         if isinstance(leaf, np.ndarray):
             return leaf[places.cpu().numpy()]
         return [leaf[place] for place in places.tolist()]
 
-    return _map_leaves(pick, batch, example_count(batch))
+    return _map_leaves(pick, tree, count)
+
+
+def in_company(run: Callable[[Any], T], given: Any, count: int) -> T:
+    """Return ``run(given)``; of one example that fails, ``run`` of two copies of it.
+
+    What squeezes loses the only axis of a batch of one. Of two copies the first is as good, so all
+    that follows uses the first ``count`` of what is returned.
+    """
+    try:
+        return run(given)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the user's code may raise anything
+        if count != 1:
+            raise
+    return run(select_of(given, [0, 0], 1))
 
 
 def join(batches: Sequence[Any]) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamfluence.batches import fresh, in_company
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihoods.base import Likelihood
@@ -81,12 +82,14 @@ class Task:
         """Run the model; without a likelihood return the losses.
 
         With one return ``(outputs, targets)``, then weights where the task gives them (or None),
-        then whatever only its ``training_loss`` needs.
+        then whatever only its ``training_loss`` needs. The task gets a copy of the batch, which it
+        may change: it is run again on the same batch.
         """
+        given = fresh(batch)
         if self._forward is None:
             assert self._loss is not None
-            return self._call("loss", self._loss, model, batch)
-        returned = self._call("forward", self._forward, model, batch)
+            return self._call("loss", self._loss, model, given)
+        returned = self._call("forward", self._forward, model, given)
         several = isinstance(returned, tuple) and len(returned) >= 2
         if not (several and _tensors(returned[:2]) and _tensors_or_none(returned[2:3])):
             raise InputError(
@@ -125,7 +128,7 @@ class Task:
             return self.loss(returned)
         # One that knows nothing of weights may still be given them, for queries to use.
         given = returned if _binds(self._training_loss, len(returned)) else returned[:2]
-        return self._one_each("training_loss", self._training_loss, returned, given)
+        return self._one_each("training_loss", self._training_loss, given)
 
     def check_measurement(self, name: str) -> None:
         """Raise InputError when there is no measurement of that name."""
@@ -156,19 +159,30 @@ class Task:
             assert self.likelihood is not None
             return -self.likelihood.margin(*returned[:3])
         measurement = self._measurements[name]
-        return self._one_each(f"measurement {name!r}", measurement, returned, returned[:2])
+        return self._one_each(f"measurement {name!r}", measurement, returned[:2])
 
-    def _one_each(
-        self, what: str, function: Callable[..., Any], returned: Any, given: Any
-    ) -> Tensor:
+    def measures_itself(self, name: str) -> bool:
+        """Return whether a measurement is the task's own code on what ``forward`` returned."""
+        if name == TRAINING_LOSS and self._training_loss is None:
+            name = "loss"
+        given = self.likelihood is None or type(self.likelihood) in LIKELIHOODS.values()
+        return name not in ("loss", "margin") or not given
+
+    def _one_each(self, what: str, function: Callable[..., Any], given: Any) -> Tensor:
         """Return a function's number for each example, checked to be that."""
-        measured = self._call(what, function, *given)
-        if not isinstance(measured, Tensor) or measured.shape != returned[0].shape[:1]:
-            raise InputError(
-                f"{self.name}: {what} must return shape (example,), {tuple(returned[0].shape[:1])} here, "
-                f"got {tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__}"
-            )
-        return measured
+
+        def checked(some: Any) -> Tensor:
+            measured, shape = self._call(what, function, *some), some[0].shape[:1]
+            if not isinstance(measured, Tensor) or measured.shape != shape:
+                kind = type(measured).__name__
+                found = tuple(measured.shape) if isinstance(measured, Tensor) else kind
+                raise InputError(
+                    f"{self.name}: {what} must return shape (example,), {tuple(shape)} here, got {found}"
+                )
+            return measured
+
+        count = len(given[0])
+        return in_company(checked, given, count)[:count]
 
     def require_train(self) -> None:
         """Raise InputError unless the task can be trained again: ``train(indices, seed)``."""

@@ -201,6 +201,24 @@ def network():
 """,
         {"data": "numbers", "likelihood": "gaussian"},
     ),
+    # The same in a layer with a rule, where the last batch is one example, and in what is compared.
+    "squeezes a remainder of one": (
+        """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.h = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.h(self.a(x.squeeze()).tanh()).squeeze()
+
+
+def network():
+    return Net()
+""",
+        {"data": "numbers", "likelihood": "gaussian", "counts": (41, 1)},
+    ),
     "scripted": (
         MLP.replace("return nn", "return torch.jit.script(nn").replace("3))", "3)))"),
         {},
@@ -271,7 +289,7 @@ def write_task(folder: Path, source: str, options: dict) -> Path:
     )
     (folder / "task.py").write_text(head + textwrap.dedent(source).replace("FOLDER", str(folder)))
     random = np.random.default_rng(0)
-    for name, count in (("train", 40), ("test", 8)):
+    for name, count in zip(("train", "test"), options.get("counts", (40, 8)), strict=True):
         np.savez(folder / f"{name}.npz", **fields(random, count, data, options.get("plain", 0)))
     torch.manual_seed(0)
     torch.save(loaded(folder).network().state_dict(), folder / "model.pt")

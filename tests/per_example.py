@@ -41,7 +41,7 @@ def one_backward_an_example(model, batch, run=forward, loss=weighted):
         total = loss(run(model, one(batch, example))).sum()
         found = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
         for (name, p), gradient in zip(trainable.items(), found, strict=True):
-            rows[name].append(torch.zeros_like(p) if gradient is None else gradient)
+            rows[name].append(torch.zeros_like(p) if gradient is None else gradient.to_dense())
     return {name: torch.stack(row) for name, row in rows.items()}
 
 

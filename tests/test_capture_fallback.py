@@ -161,6 +161,25 @@ MODELS = {
         lambda: x(3, 5),
     ),
     "siblings": (Siblings, lambda: x(5)),
+    "sparse gradients of a module run again": (
+        lambda: Scale(lambda w, t: F.embedding(t, w, sparse=True).sin(), 7, 4),
+        tokens,
+    ),
+    "sparse gradients of an embedding": (lambda: nn.Embedding(7, 4, sparse=True), tokens),
+    "sparse gradients of a parameter that is gathered": (
+        lambda: Scale(
+            lambda w, t: w.expand(7, 4).gather(0, t[:, :4], sparse_grad=True).sin(), 7, 4
+        ),
+        tokens,
+    ),
+    "sparse gradients of all of forward": (
+        lambda: Net(
+            lambda s, t: s.g(s.e(t[t.sum(1).argsort()]))[t.sum(1).argsort().argsort()],
+            e=nn.Embedding(7, 4, sparse=True),
+            g=nn.Linear(4, 2),
+        ),
+        tokens,
+    ),
     "second derivatives": (Energy, lambda: x(5)),
     "second derivatives of a part": (
         lambda: nn.Sequential(nn.Linear(5, 5), Energy()),

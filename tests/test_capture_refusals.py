@@ -49,9 +49,7 @@ def test_batch_norm_without_statistics_is_refused(affine):
         checked(nn.Sequential(nn.Conv2d(3, 4, 3), norm), torch.randn(4, 3, 5, 5))
 
 
-@pytest.mark.parametrize(
-    "option, value", [("max_norm", 1.0), ("scale_grad_by_freq", True), ("sparse", True)]
-)
+@pytest.mark.parametrize("option, value", [("max_norm", 1.0), ("scale_grad_by_freq", True)])
 def test_embeddings_whose_gradient_depends_on_the_batch_are_refused(option, value):
     net = nn.Sequential(nn.Embedding(7, 4, **{option: value}), nn.Linear(4, 2))
     with pytest.raises(CoverageError, match=f"{option}.*exclude 0.weight"):
@@ -92,6 +90,57 @@ def test_a_model_that_autograd_fails_on_is_refused():
         checked(linear(run), torch.randn(4, 5))
 
 
+class Merged(nn.Module):
+    """Merges its adapter into its weight once, and keeps the result where it is told to."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.w, self.a = nn.Parameter(torch.randn(5, 5)), nn.Parameter(torch.randn(5, 5))
+        self.kept = kept
+
+    def forward(self, x):
+        if not self.kept:
+            self.kept["merged"] = self.w + self.a @ self.a
+        return x @ self.kept["merged"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_weight_that_is_kept_with_its_graph_is_refused_by_name(before):
+    net = nn.Sequential(nn.Linear(5, 5), Merged({}))
+    if before:
+        net(torch.randn(1, 5))
+    with pytest.raises(CoverageError, match=r"1\.kept: kept from an earlier forward.*anew"):
+        checked(net, torch.randn(4, 5))
+
+
+def test_what_a_model_keeps_to_look_at_is_no_cause_to_refuse():
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.first, self.last = nn.Linear(5, 5), None, []
+            self.itself = {"again": self.last}
+            self.itself["itself"] = self.itself
+
+        def forward(self, x):
+            found = self.f(x)
+            self.first = found if self.first is None else self.first
+            self.last = [found]
+            return found
+
+    checked(Looked(), torch.randn(4, 5))
+
+
+def test_a_graph_that_is_kept_elsewhere_is_refused_for_that_cause():
+    kept = []
+
+    def run(s, x):
+        kept[:] = kept or [s.f.weight * 2.0]
+        return x @ kept[0] @ kept[0]
+
+    with pytest.raises(CoverageError, match="kept from an earlier forward"):
+        checked(linear(run), torch.randn(4, 5))
+
+
 def test_reentrant_checkpointing_is_refused_with_the_remedy():
     def run(s, x):
         return s.f(checkpoint(s.g, x, use_reentrant=True))
@@ -99,6 +148,32 @@ def test_reentrant_checkpointing_is_refused_with_the_remedy():
     net = Net(run, f=nn.Linear(5, 5), g=nn.Linear(5, 5))
     with pytest.raises(CoverageError, match="use_reentrant=False"):
         checked(net, torch.randn(4, 5, requires_grad=True))
+
+
+def test_a_layer_inside_a_function_that_hides_its_gradient_is_refused():
+    class Reversible(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x, layer):
+            context.layer = layer
+            context.save_for_backward(x)
+            with torch.no_grad():
+                return x + layer(x)
+
+        @staticmethod
+        def backward(context, gradient):
+            with torch.enable_grad():
+                x = context.saved_tensors[0].detach().requires_grad_()
+                torch.autograd.backward(x + context.layer(x), gradient)
+            return x.grad, None
+
+    net = Net(
+        lambda s, x: s.f(Reversible.apply(s.h(x), s.g)),
+        f=nn.Linear(5, 5),
+        g=nn.Linear(5, 5),
+        h=nn.Linear(5, 5),
+    )
+    with pytest.raises(CoverageError, match=r"g \(Linear\) ran inside a torch.autograd.Function"):
+        checked(net, torch.randn(4, 5))
 
 
 def test_a_layer_first_called_after_planning_is_refused():

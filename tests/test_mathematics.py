@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from streamfluence.capture import Capture, dense_gradient
+from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.job import Curvature
 from streamfluence.likelihoods.categorical import Categorical
 from streamfluence.likelihoods.gaussian import Gaussian
@@ -157,6 +158,31 @@ def test_probes_average_to_the_dense_gauss_newton_matrix():
         expected
     )
     assert error < 0.1
+
+
+def test_one_example_that_is_squeezed_is_linearised_like_one_of_many():
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3).double().eval(), torch.randn(5, 4).double(), torch.arange(5) % 3
+
+    def forward(model, batch):
+        return model(batch["x"].squeeze()).squeeze(), batch["y"].squeeze()
+
+    def loss(returned):
+        return Categorical().loss(*returned)
+
+    linear = Linearised(net, forward, loss, ["weight", "bias"])
+    vectors, parts = torch.randn(2, 15).double(), [{"x": x[[i]], "y": y[[i]]} for i in range(5)]
+    whole = {"x": x, "y": y}
+    torch.testing.assert_close(
+        torch.cat([linear.gradients(part, loss) for part in parts]), linear.gradients(whole, loss)
+    )
+    torch.testing.assert_close(
+        torch.cat([linear.slopes(part, vectors) for part in parts], 1),
+        linear.slopes(whole, vectors),
+    )
+    torch.testing.assert_close(
+        sum(linear.products(part, vectors) for part in parts), linear.products(whole, vectors)
+    )
 
 
 def test_probe_signs_are_fair_and_independent():

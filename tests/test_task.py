@@ -51,6 +51,34 @@ def test_a_task_runs_its_model_and_measures(tmp_path, checkpoint):
         task.measure("last", returned)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "batch['x'].mul_(2); return model(batch['x']), batch['y']",
+        "y = batch.pop('y'); return model(2 * batch['x']), y",
+        "batch['x'] = 2 * batch['x']; batch['more'].clear(); return model(batch['x']), batch['y']",
+        "x = batch['more'][0]; x *= 2; return model(batch['x']), batch['y']  # the same tensor",
+    ],
+)
+def test_forward_may_change_its_batch(tmp_path, checkpoint, body):
+    before = GOOD.split("def forward")[0]
+    task = write(tmp_path, before + f"def forward(model, batch):\n    {body}\n")
+    x, model = torch.randn(4, 3), task.model(checkpoint)
+    batch = {"x": x, "y": torch.tensor([0, 1, 1, 0]), "more": [x]}
+    expected = model(2 * x)
+    for _ in range(2):
+        torch.testing.assert_close(task.forward(model, batch)[0], expected)
+
+
+def test_a_bare_loss_may_change_its_batch(tmp_path):
+    task = write(
+        tmp_path,
+        "def model(checkpoint): ...\ndef loss(model, batch): return batch.mul_(2).sum(1)\n",
+    )
+    batch = torch.ones(2, 3)
+    assert [task.forward(None, batch).tolist() for _ in range(2)] == [[6.0, 6.0]] * 2
+
+
 def test_the_digest_covers_the_neighbours_a_task_imports(tmp_path):
     (tmp_path / "net.py").write_text("WIDTH = 3\n")
     one = write(tmp_path, "import net\n" + GOOD).digest

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamfluence.batches import in_company
 from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
 from streamfluence.capture._claim import Claim
@@ -21,7 +22,7 @@ from streamfluence.capture._graph import Graph
 from streamfluence.capture._judge import Judge
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._moves import moves, origins
-from streamfluence.capture._nested import example_count, leaves, rebuild, select
+from streamfluence.capture._nested import example_count, leaves, rebuild, resize, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
 from streamfluence.capture._proof import Proof, compared, row_faults
@@ -68,7 +69,7 @@ class Capture:
         alone: bool = False,
     ) -> None:
         _refuse_training(model)
-        example_count(batch)
+        batch = resize(batch, max(2, example_count(batch)))  # one may be squeezed
         self._model, self._forward = model, forward
         self._plan = Plan(model, forward, batch, exclude, alone)
         rehearse(self._plan)
@@ -105,12 +106,13 @@ class Capture:
         """
         _refuse_training(self._model)
         with ExitStack() as stack:
-            passed = self._passed(batch, stack)
+            count = example_count(batch)
+            passed = in_company(lambda given: self._passed(given, stack), batch, count)
 
             def judge(passed: Passed, roots: Any, uses: Any) -> dict[str, list[Use]]:
                 return self._judged(passed, roots, uses, prove, seed)
 
-            tape = Tape(passed, self._filled, judge)
+            tape = Tape(passed, self._filled, judge, count)
             try:
                 yield tape
             finally:
@@ -155,11 +157,12 @@ class Capture:
             CoverageError: If forward is random, a loss or a row changes with the rest of the batch,
                 or the rows are not those of their examples; the message names the parameter.
         """
-        count = example_count(batch)
+        count = max(2, example_count(batch))
+        batch = resize(batch, count)
         refuse_random(self._forward, self._model, batch)
         uses, losses, precision = self._measure(batch, loss, range(count))
         for example in range(min(count, _MOST_COMPARED)):
-            one = select(batch, [example, example])  # two, as a batch of one may be squeezed
+            one = select(batch, [example, example])
             alone = loss(run_plainly(self._forward, self._model, one)).detach()
             self._proof.refuse_moved_loss(losses, alone, example, precision)
         for examples, pairs in compared(count):
@@ -172,9 +175,9 @@ class Capture:
     ) -> tuple[dict[str, list[Use]], Tensor, Precision]:
         with self.record(batch, prove) as tape:
             losses = loss(tape.returned)
-            if losses.shape != (example_count(batch),):
+            if losses.shape != (tape.examples,):
                 raise CoverageError(
-                    f"the loss has shape {tuple(losses.shape)} for {example_count(batch)} examples; "
+                    f"the loss has shape {tuple(losses.shape)} for {tape.examples} examples; "
                     "return one loss per example, not their mean"
                 )
             uses = tape.gradients(losses, torch.ones_like(losses), last=True)

@@ -70,15 +70,20 @@ def _origin(tensor: Tensor, parts: Sequence[Tensor]) -> tuple[int, str] | None:
         if tensor.ndim != part.ndim or tensor.dtype != part.dtype or len(tensor) != len(part):
             continue
         if tensor.shape == part.shape:
-            if tensor.data_ptr() == part.data_ptr() or torch.equal(tensor, part):
+            if _equal(tensor, part):
                 return number, "all"
         elif tensor.shape[1] < part.shape[1] and tensor.shape[2:] == part.shape[2:]:
             length = tensor.shape[1]
-            if torch.equal(tensor, part[:, :length]):
+            if _equal(tensor, part[:, :length]):
                 return number, "start"
-            if torch.equal(tensor, part[:, -length:]):
+            if _equal(tensor, part[:, -length:]):
                 return number, "end"
     return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether all entries are the same; NaN, a target that is missing, is the same as NaN."""
+    return a.device == b.device and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _move(node: Node, examples: int) -> tuple:

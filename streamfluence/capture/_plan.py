@@ -17,6 +17,7 @@ from torch.jit import ScriptModule
 
 from streamfluence.capture._copies import copied_output, copied_parameters
 from streamfluence.capture._graph import Graph, find_miss
+from streamfluence.capture._kept import refuse_kept
 from streamfluence.capture._layouts import (
     Layout,
     Layouts,
@@ -24,7 +25,7 @@ from streamfluence.capture._layouts import (
     find_layouts,
     find_unplanned,
 )
-from streamfluence.capture._nested import signature
+from streamfluence.capture._nested import resize, signature
 from streamfluence.capture._recorder import Call, Recorder, SharedParameter
 from streamfluence.capture._sites import Site, Weight, find_sites, find_weights, shortened
 from streamfluence.capture._trial import Trial
@@ -46,7 +47,8 @@ class Plan:
         lifted: Names of the modules whose surroundings are run again, in the order it was decided.
 
     Raises:
-        CoverageError: If nothing that forward returns has a gradient, or it is random.
+        CoverageError: If nothing that forward returns has a gradient, it is random, or computed
+            with what was kept of an earlier forward.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Plan:
         self.lifted: tuple[str, ...] = ()
         self.trial = Trial(model, forward, batch)
         self.trial.refuse_random()
+        refuse_kept(forward, model, resize(batch, 2))
         for site in [s for s in self.sites.values() if isinstance(s.module, ScriptModule)]:
             self.lift(UnevenCall((site,), f"{site.label} is compiled code, which runs no hooks"))
         for name, found in copied_parameters(self.trial, self.sites).items():

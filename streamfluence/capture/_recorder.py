@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from streamfluence.capture._nested import leaves, rebuild
 from streamfluence.capture._sites import Site, Weight
 from streamfluence.capture.expanded import Expanded
+from streamfluence.capture.functional import dense
 from streamfluence.errors import CoverageError
 
 
@@ -153,12 +154,15 @@ class Recorder:
         return hook
 
     def _record(self, site: Site, arguments: Any, output: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if _inside_function():
             raise CoverageError(
-                f"{site.label} ran without gradients: under torch.no_grad(), or in activation "
-                "checkpointing of the reentrant kind; use checkpoint(..., use_reentrant=False), "
-                "switch checkpointing off, or exclude its parameters"
+                f"{site.label} ran inside a torch.autograd.Function, which hides its gradient: in "
+                "activation checkpointing of the reentrant kind, or in a reversible layer; use "
+                "checkpoint(..., use_reentrant=False), switch checkpointing off, or exclude its "
+                "parameters"
             )
+        if not torch.is_grad_enabled():
+            return None  # no gradient arrives at such a call, so it has no part in any row
         number = self._counts.get(site.name, 0)
         self._counts[site.name] = number + 1
         layout = self.layouts.get((site.name, number))
@@ -234,22 +238,36 @@ def plain_gradients(
     cotangents: Sequence[Tensor],
     keep: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Return autograd's gradients, None for a tensor that is not used; ``keep`` the graph for more.
+    """Return autograd's gradients, dense, None for a tensor that is not used; ``keep`` the graph for more.
 
     Raises:
         CoverageError: If autograd itself fails on the model.
     """
     try:
-        return torch.autograd.grad(
+        found = torch.autograd.grad(
             outputs, tensors, cotangents, retain_graph=keep, allow_unused=True
         )
+        return tuple(None if gradient is None else dense(gradient) for gradient in found)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        said = (str(error).splitlines() or [""])[0]
+        if "backward through the graph a second time" in said:
+            raise CoverageError(
+                "autograd fails on this model because it computes with a tensor that was kept from an "
+                "earlier forward together with its graph, which is gone (a merged or cached weight, a "
+                "hidden state); compute it anew in every forward"
+            ) from error
         raise CoverageError(
-            f"autograd itself fails on this model: {(str(error).splitlines() or [''])[0]}; a backward "
-            "pass of the whole model has to work before gradients of single examples can"
+            f"autograd itself fails on this model: {said}; a backward pass of the whole model has to "
+            "work before gradients of single examples can"
         ) from error
+
+
+def _inside_function() -> bool:
+    """Return whether the forward of a ``torch.autograd.Function`` runs."""
+    # It alone, and inference mode, switch forward derivatives off beside gradients.
+    return not (torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled())
 
 
 def _settings(inputs: Sequence[Tensor]) -> Callable[[], AbstractContextManager]:

@@ -76,7 +76,8 @@ def find_weights(model: nn.Module, exclude: Sequence[str]) -> tuple[list[Weight]
         if not any(fnmatchcase(name, pattern) for name, _ in named):
             raise InputError(f"exclude: no parameter's name matches {pattern!r}")
     frozen = [name for name, tensor in named if not tensor.requires_grad]
-    weights = list(_grouped([(name, t) for name, t in named if t.requires_grad]))
+    empty = [name for name, tensor in named if tensor.requires_grad and not tensor.numel()]
+    weights = list(_grouped([(n, t) for n, t in named if t.requires_grad and t.numel()]))
     excluded = [w for w in weights if _matches(w, exclude)]
     weights = [w for w in weights if not _matches(w, exclude)]
     if not weights:
@@ -87,6 +88,7 @@ def find_weights(model: nn.Module, exclude: Sequence[str]) -> tuple[list[Weight]
     _refuse_overlap(weights)
     said = [f"excluded: {', '.join(w.names)}" for w in excluded]
     said += [f"frozen, left out: {shortened(frozen)}"] if frozen else []
+    said += [f"without an entry, left out: {shortened(empty)}"] if empty else []
     said += [f"tied, one block: {' = '.join(w.names)}" for w in weights if len(w.names) > 1]
     return weights, said
 
@@ -151,7 +153,7 @@ def _grouped(named: Sequence[tuple[str, nn.Parameter]]) -> Iterator[Weight]:
 
 
 def _memory(tensor: nn.Parameter) -> object:
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+    if tensor.device.type == "meta":
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
@@ -181,7 +183,5 @@ def _refuse_overlap(weights: Sequence[Weight]) -> None:
 
 def _span(weight: Weight) -> tuple[int, int, Weight]:
     tensor = next(iter(weight.tensors.values()))
-    if tensor.numel() == 0:
-        return 0, 0, weight
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size(), weight

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
 from streamfluence.capture._layouts import Layouts, UnevenCall
-from streamfluence.capture._nested import example_count
+from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._recorder import Recorder, eager, plain_gradients
-from streamfluence.capture._uses import find_uses
+from streamfluence.capture._recorder import Recorder, eager, plain_gradients, run_plainly
+from streamfluence.capture._uses import find_uses, leading
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
 
@@ -77,17 +77,18 @@ class Tape:
         passed: Its graph is alive.
         blocks: The captured blocks.
         judge: Asked whether the uses are right, and for others where they are not.
+        count: Number of examples that were asked for: 1 where two copies of one were run.
 
     Attributes:
-        returned: What forward returned.
+        returned: What forward returned, of ``examples`` examples, of which the first ``count`` count.
         precision: What forward was computed in.
     """
 
-    def __init__(self, passed: Passed, blocks: Sequence[Filled], judge: Judge) -> None:
+    def __init__(self, passed: Passed, blocks: Sequence[Filled], judge: Judge, count: int) -> None:
         self.returned, self.precision = passed.returned, passed.precision
         self._passed, self._blocks, self._judge = passed, blocks, judge
         self._spent = False
-        self._examples = example_count(passed.batch)
+        self.examples, self.count = example_count(passed.batch), count
 
     def gradients(
         self, outputs: Tensor, cotangent: Tensor, last: bool = False
@@ -101,7 +102,7 @@ class Tape:
             last: Free the graph; no further call is possible.
 
         Returns:
-            Block name to its uses, in the order of the blocks.
+            Block name to its uses, of the first ``count`` examples, in the order of the blocks.
 
         Raises:
             CoverageError: If ``outputs`` has no gradient, a tensor was changed in place, or the
@@ -125,7 +126,16 @@ class Tape:
             with suppress(UnevenCall):
                 uses = self._passed.uses(self._blocks, arrived)
         with self._passed.recorder.pause():  # the model runs as it is where rows are in doubt
-            return self._judge(self._passed, roots, uses)
+            uses = self._judge(self._passed, roots, uses)
+        if self.count == self.examples:
+            return uses
+        return {name: [leading(use, self.count) for use in some] for name, some in uses.items()}
+
+    def again(self, examples: Sequence[int]) -> Any:
+        """Return what forward returns of the given ones of ``examples`` examples, run plainly."""
+        plan = self._passed.plan
+        with self._passed.recorder.pause():
+            return run_plainly(plan.forward, plan.model, select(self._passed.batch, list(examples)))
 
     def close(self) -> None:
         """Forget the graph and the recorded inputs."""
@@ -141,9 +151,9 @@ class Tape:
         given = cotangent.to(outputs.dtype)
         found = torch.autograd.grad([outputs], roots, [given], retain_graph=True, allow_unused=True)
         for root, gradient in zip(roots, found, strict=True):
-            if gradient is not None and (not root.ndim or len(root) != self._examples):
+            if gradient is not None and (not root.ndim or len(root) != self.examples):
                 raise CoverageError(
-                    f"forward returns a tensor of shape {tuple(root.shape)} for {self._examples} "
+                    f"forward returns a tensor of shape {tuple(root.shape)} for {self.examples} "
                     "examples, which goes into the loss; what it returns needs the example axis first"
                 )
         return list(found)

@@ -13,13 +13,13 @@ class Embedding(Rule):
         return own_forward(module, nn.Embedding)
 
     def refusal(self, module: Layer) -> str | None:
-        asked = [option for option in ("sparse", "scale_grad_by_freq") if getattr(module, option)]
+        asked = ["scale_grad_by_freq"] if module.scale_grad_by_freq else []
         asked += ["max_norm"] if module.max_norm is not None else []
         if not asked:
             return None
         return (
-            f"the embedding has {' and '.join(asked)} set, which makes its gradient sparse or "
-            "dependent on the rest of the batch; load the weights into an embedding without it"
+            f"the embedding has {' and '.join(asked)} set, which makes its gradient dependent on "
+            "the rest of the batch; load the weights into an embedding without it"
         )
 
     def axes(self, module: Layer, dimensions: int) -> range:

@@ -150,8 +150,13 @@ class Functional:
                     f"{type(error).__name__}: {_first_line(error)}"
                 ) from error
             for (path, tensor), gradient in zip(wanted.items(), found, strict=True):
-                rows[path].append(torch.zeros_like(tensor) if gradient is None else gradient)
+                rows[path].append(torch.zeros_like(tensor) if gradient is None else dense(gradient))
         return {path: torch.stack(some).detach() for path, some in rows.items()}
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as a dense tensor: an embedding may give a sparse one."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _fitted(cotangent: Tensor, output: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from streamfluence.batches import example_count, in_company
+from streamfluence.errors import InputError
+
 with warnings.catch_warnings():
     # Forward mode imports this on first use, and it calls torch's own deprecated torch.jit.script.
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -51,8 +54,8 @@ class Linearised:
 
     def gradients(self, batch: Any, measure: Loss) -> Tensor:
         """Return the gradient of each example's measurement, ``(example, parameter)``."""
-        weights = self._moving()
-        values = measure(self._returned(weights, batch))
+        weights, (batch, count) = self._moving(), self._company(batch)
+        values = measure(self._returned(weights, batch))[:count]
         rows = [
             torch.autograd.grad(value, list(weights.values()), retain_graph=True, allow_unused=True)
             for value in values
@@ -65,20 +68,21 @@ class Linearised:
         Returns:
             Shape ``(vector, example)``.
         """
+        batch, count = self._company(batch)
 
         def losses(weights: dict[str, Tensor]) -> Tensor:
-            return (measure or self._loss)(self._returned(weights, batch))
+            return (measure or self._loss)(self._returned(weights, batch))[:count]
 
         return self._each(lambda vector: self._push(losses, vector), vectors)
 
     def products(self, batch: Any, vectors: Tensor) -> Tensor:
         """Return ``sum_i J_i^T S_i J_i v`` over the batch for each row v of ``vectors``."""
-        weights = self._moving()
+        weights, (batch, count) = self._moving(), self._company(batch)
         outputs, *rest = self._returned(weights, batch)
         leaves = list(weights.values())
 
         def slope(at: Tensor) -> Tensor:
-            return grad(lambda o: self._loss((o, *rest)).sum())(at)
+            return grad(lambda o: self._loss((o, *rest))[:count].sum())(at)
 
         def curved(vector: Tensor) -> Tensor:
             moved = self._push(lambda w: self._returned(w, batch)[0], vector)
@@ -91,6 +95,19 @@ class Linearised:
             return self._flat(found)
 
         return self._each(pulled, self._each(curved, vectors))
+
+    def _company(self, batch: Any) -> tuple[Any, int]:
+        """Return the batch, or two copies of one example that forward squeezes, and how many count."""
+        count = example_count(batch)
+
+        def run(given: Any) -> Any:
+            returned = self._returned(self._weights, given)
+            if returned[0].shape[:1] != (example_count(given),):
+                raise InputError("forward returns no example axis")
+            self._loss(returned)
+            return given
+
+        return (batch if count > 1 else in_company(run, batch, count)), count
 
     def _each(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Return ``function`` of every row, several at once where the model allows it."""
@@ -120,7 +137,8 @@ class Linearised:
     def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return one vector of gradients by parameter; None is zero."""
         pairs = zip(gradients, self._weights.values(), strict=True)
-        return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in pairs])
+        some = [torch.zeros_like(w) if g is None else g for g, w in pairs]
+        return torch.cat([(g.to_dense() if g.is_sparse else g).flatten() for g in some])
 
 
 class _Run(torch.nn.Module):

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamfluence.batches import select
 from streamfluence.capture import Capture, Scales, Tape
 from streamfluence.capture.base import Uses
-from streamfluence.errors import CoverageError, InputError
+from streamfluence.errors import InputError
+from streamfluence.features._own import OwnValues
 from streamfluence.features.base import Feature, Measured
+from streamfluence.layout import TRAINING_LOSS
 from streamfluence.projections.base import Projection
 from streamfluence.task import Task
 
@@ -34,7 +35,7 @@ class Gradient(Feature):
     ) -> None:
         self.task, self.capture, self.projection = task, capture, projection
         self.scales = scales or Scales()
-        self._turn = 0
+        self._own = OwnValues()
 
     @property
     def width(self) -> int:
@@ -44,15 +45,15 @@ class Gradient(Feature):
     def measure(self, batch: Any, measurement: str = "loss", prove: Sequence[int] = ()) -> Measured:
         assert self.projection is not None
         with self.capture.record(batch, prove) as tape:
-            value = self._value(lambda r: self.task.measure(measurement, r), tape.returned)
+            value = self._value(measurement, tape)
             uses = self._uses(tape, value, torch.ones_like(value), last=True)
             rows = self.projection.apply(uses)
-        return Measured(rows.to(torch.float32), value.detach().to(torch.float32))
+        return Measured(rows.to(torch.float32), value[: tape.count].detach().to(torch.float32))
 
     def loss_uses(self, batch: Any) -> Iterator[tuple[Uses, float]]:
         """Yield the loss gradients of one batch, as uses, with weight 1."""
         with self.capture.record(batch) as tape:
-            value = self._value(self.task.training_loss, tape.returned)
+            value = self._value(TRAINING_LOSS, tape)
             yield self._uses(tape, value, torch.ones_like(value), last=True), 1.0
 
     def probe_uses(
@@ -73,6 +74,7 @@ class Gradient(Feature):
         with self.capture.record(batch) as tape:
             outputs, targets, *more = tape.returned
             weights = more[0] if more else None
+            ids = ids.repeat(tape.examples // tape.count)  # as there are outputs
             columns = likelihood.n_columns(outputs)
             wanted = probes(columns)
             count = columns if wanted is None else wanted
@@ -84,31 +86,15 @@ class Gradient(Feature):
                     weight = 1.0 / wanted
                 yield self._uses(tape, outputs, cotangent, last=number == count - 1), weight
 
-    def _value(self, of: Callable[[Any], Tensor], returned: Any) -> Tensor:
-        """Return what is measured of each example, after seeing that one of them is what it is alone.
+    def _value(self, measurement: str, tape: Tape) -> Tensor:
+        """Return what is measured of each example; CoverageError if that is not its own."""
 
-        Raises:
-            CoverageError: If it changes with the others, as a loss that is weighted by its batch does.
-        """
-        value, self._turn = of(returned), self._turn + 1
-        if isinstance(returned, Tensor):
-            return value  # losses themselves, which the capture looks at
-        place = self._turn % len(value)
-        try:
-            one = select(returned, [place, place])
-        except InputError:  # something beside the outputs that has no example axis
-            return value
-        with torch.no_grad():
-            alone = of(one)[0]
-        expected = value[place].detach()
-        if not torch.allclose(alone.to(expected), expected, rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise CoverageError(
-                f"what is measured of an example changes with the others of its batch: "
-                f"{float(expected):.6g} among them, {float(alone):.6g} alone. A loss that weights or "
-                "normalises by the batch gives no example a gradient of its own; return one loss an "
-                "example that depends on its own outputs and targets only"
-            )
-        return value
+        def of(returned: Any) -> Tensor:
+            return self.task.measure(measurement, returned)
+
+        if not self.task.measures_itself(measurement):
+            return of(tape.returned)
+        return self._own.measure(of, tape)
 
     def _uses(self, tape: Tape, outputs: Tensor, cotangent: Tensor, last: bool) -> Uses:
         return self.scales.apply(tape.gradients(outputs, cotangent, last))

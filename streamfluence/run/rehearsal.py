@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from streamfluence.batches import in_company
 from streamfluence.data import open_reader
 from streamfluence.data._batches import batch_length, to_tensors
 from streamfluence.data.base import Reader
@@ -48,6 +49,10 @@ def _returned(job: Job, task: Task, model: Any, reader: Reader, device: str) -> 
     batch = to_tensors(reader.read(0, min(_EXAMPLES, reader.count())), device)
     kind = torch.device(device).type
     with torch.autocast(kind, torch.bfloat16, enabled=job.compute.precision == "bf16"):
-        returned = task.forward(model, batch)
+        return in_company(lambda given: _checked(task, model, given), batch, batch_length(batch))
+
+
+def _checked(task: Task, model: Any, batch: Any) -> Any:
+    returned = task.forward(model, batch)
     task.check(returned, batch_length(batch))
     return returned

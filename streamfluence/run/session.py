@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamfluence.batches import in_company
 from streamfluence.capture import Capture, Scales, by_block, eager
 from streamfluence.curvature.base import Curvature
 from streamfluence.data._batches import batch_length, map_batch, to_tensors
@@ -107,6 +108,18 @@ class Session:
             returned = self.task.forward(model, batch)
         self.task.check(returned, batch_length(batch))
         return returned
+
+    def measured(
+        self, of: Callable[[Any], Tensor], model: nn.Module, batch: Any, half: bool | None = None
+    ) -> Tensor:
+        """Return ``of`` what forward returns, a number for each example, shape ``(example,)``.
+
+        Args:
+            of: ``task.loss``, ``task.training_loss`` or a measurement.
+            half: Whether in bfloat16; as the run by default.
+        """
+        half, count = self.half if half is None else half, batch_length(batch)
+        return in_company(lambda b: of(self.forward_at(half, model, b)), batch, count)[:count]
 
     def capture(self, checkpoint: int) -> Capture:
         """Return the capture planned on one checkpoint's model."""

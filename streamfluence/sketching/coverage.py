@@ -53,7 +53,7 @@ def _precision_cosine(opened: Session, model: Any, batch: Any) -> float:
     parameters = [p for p in model.parameters() if p.requires_grad]
     flat = []
     for half in (True, False):
-        loss = opened.task.training_loss(opened.forward_at(half, model, batch)).sum()
+        loss = opened.measured(opened.task.training_loss, model, batch, half).sum()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        flat.append(torch.cat([g.flatten().double() for g in found if g is not None]))
+        flat.append(torch.cat([g.to_dense().flatten().double() for g in found if g is not None]))
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))

@@ -7,6 +7,7 @@ guess, and BatchNorm statistics that are far from those of the data. Forward pas
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from streamfluence.batches import in_company
 from streamfluence.likelihoods.base import Likelihood
 from streamfluence.likelihoods.gaussian import Gaussian
 from streamfluence.run.session import Session
@@ -38,8 +40,9 @@ def plausibility(opened: Session, checkpoint: int) -> dict[str, Any]:
     losses = _Losses(opened.task.likelihood)
     with _watched(model) as watched:
         for part in np.split(rows, range(size, len(rows), size)):
-            returned = opened.forward(model, opened.batch(reader.take(part)))
-            losses.add(returned)
+            batch = opened.batch(reader.take(part))
+            returned = in_company(partial(opened.forward, model), batch, len(part))
+            losses.add(returned, len(part))
             del returned
     return {"losses": losses.facts(), "batch_norm": _worst(watched)}
 
@@ -55,18 +58,20 @@ class _Losses:
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
 
-    def add(self, returned: Any) -> None:
+    def add(self, returned: Any, count: int) -> None:
+        """Take note of the first ``count`` examples of what forward returned."""
         if self.likelihood is None:
             return
-        outputs, targets = (tensor.detach() for tensor in returned[:2])
+        outputs, targets = (tensor.detach()[:count] for tensor in returned[:2])
+        weights = None if len(returned) < 3 or returned[2] is None else returned[2][:count]
         if isinstance(self.likelihood, Gaussian):
             # Of each output its target and error; few numbers, or the first of many.
             kept = self.likelihood.with_nan(targets).to(outputs.dtype)
             pair = torch.stack([kept, outputs]).reshape(2, len(outputs), -1)[:, :, :_OUTPUTS]
             self.targets.append(pair.double().cpu())
         else:
-            loss = self.likelihood.loss(outputs, targets, *returned[2:3])
-            guess = self.likelihood.chance(outputs, targets, *returned[2:3])
+            loss = self.likelihood.loss(outputs, targets, weights)
+            guess = self.likelihood.chance(outputs, targets, weights)
             self.pairs.append((loss.double().cpu(), guess.double().cpu()))
 
     def facts(self) -> dict[str, Any] | None:

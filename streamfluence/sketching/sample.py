@@ -72,8 +72,8 @@ def finite_examples(
     session: Session, checkpoint: int, ids: Tensor, batch: Any
 ) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
-    returned = session.forward(session.model(checkpoint), batch)
-    loss = session.task.training_loss(returned).detach()
+    model, of = session.model(checkpoint), session.task.training_loss
+    loss = session.measured(of, model, batch).detach()
     finite = torch.isfinite(loss)
     if bool(finite.all()):
         return ids, batch

@@ -1,7 +1,7 @@
 """The work unit of a ground truth: train once more, measure every query, commit."""
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -74,13 +74,15 @@ class Measurer:
 
     def outcome(self, weights: dict[str, torch.Tensor]) -> np.ndarray:
         """Return the measurement of every query with these weights, float64, ``(query,)``."""
-        task = self.opened.task
+        task, measurement = self.opened.task, self.measurement
         task.load(self._model, weights)
         pieces = []
         with torch.no_grad():
             for batch in self._batches or self._read():
-                returned = self.opened.forward_at(False, self._model, batch)
-                pieces.append(task.measure(self.measurement, returned).to(torch.float64).cpu())
+                found = self.opened.measured(
+                    partial(task.measure, measurement), self._model, batch, half=False
+                )
+                pieces.append(found.to(torch.float64).cpu())
         return torch.cat(pieces).numpy()
 
     def _new_model(self) -> nn.Module:

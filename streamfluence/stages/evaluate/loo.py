@@ -151,13 +151,13 @@ def _outputs(opened: Session) -> int | None:
     """Return the numbers a model puts out for one example; None if it has several positions."""
     if opened.task.likelihood is None:
         return None
-    batch = opened.batch(opened.reader("train").read(0, 1))
+    batch = opened.batch(opened.reader("train").read(0, 2))
     with torch.no_grad():
         outputs, targets, *more = opened.forward_at(False, opened.model(0), batch)
     if more or opened.task.has_training_loss:  # then leverage is not a function of the loss
         return None
-    several = targets.numel() > 1 and type(opened.task.likelihood).__name__ == "Categorical"
-    return None if several else outputs.numel()
+    several = targets[0].numel() > 1 and type(opened.task.likelihood).__name__ == "Categorical"
+    return None if several else outputs[0].numel()
 
 
 def _table(groups: list[Without], predicted: np.ndarray, changes: np.ndarray) -> list[dict]:

@@ -188,7 +188,7 @@ def _sums(pilot: Pilot) -> list[Check]:
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     for batch in pilot.batches:
-        loss = opened.task.training_loss(opened.forward(model, batch)).sum()
+        loss = opened.measured(opened.task.training_loss, model, batch).sum()
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for name, part in zip(weights, found, strict=True):
             if part is not None:
