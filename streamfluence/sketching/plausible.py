@@ -58,8 +58,8 @@ class _Losses:
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
 
-    def add(self, returned: Any, count: int) -> None:
-        """Take note of the first ``count`` examples of what forward returned."""
+    def add(self, returned: Any, count: int | None = None) -> None:
+        """Take note of the first ``count`` examples of what forward returned, or of all."""
         if self.likelihood is None:
             return
         outputs, targets = (tensor.detach()[:count] for tensor in returned[:2])
