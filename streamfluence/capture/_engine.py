@@ -67,7 +67,7 @@ class Capture:
         exclude: Sequence[str] = (),
         alone: bool = False,
     ) -> None:
-        _refuse_training(model)
+        refuse_training(model)
         example_count(batch)
         self._model, self._forward = model, forward
         self._plan = Plan(model, forward, batch, exclude, alone)
@@ -103,7 +103,7 @@ class Capture:
         Raises:
             CoverageError: If the model is in training mode, or uses weights that were left out.
         """
-        _refuse_training(self._model)
+        refuse_training(self._model)
         with ExitStack() as stack:
             passed = self._passed(batch, stack)
 
@@ -260,7 +260,8 @@ def _apart(tensor: Tensor) -> Tensor:
     return apart(tensor) if tensor.requires_grad else tensor
 
 
-def _refuse_training(model: nn.Module) -> None:
+def refuse_training(model: nn.Module) -> None:
+    """Raise CoverageError if any part of a model is in training mode."""
     names = [name or "the model itself" for name, part in model.named_modules() if part.training]
     if names:
         raise CoverageError(

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streamfluence.job import Curvature, Model, Projection, Rows, Sketch
+from streamfluence.job import Curvature, Feature, Model, Projection, Rows, Sketch
 from streamfluence.layout import TRAINING_LOSS, Span, partitions
 
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Method:
     weights: tuple[float, ...] = ()
     model: PinnedModel = field(default_factory=PinnedModel)
     sketch: Sketch = field(default_factory=Sketch)
+    feature: Feature = field(default_factory=Feature)
     projection: PinnedProjection = field(default_factory=PinnedProjection)
     curvature: Curvature = field(default_factory=Curvature)
     rows: Rows = field(default_factory=Rows)
@@ -141,6 +142,7 @@ def method_of(manifest: Mapping[str, Any]) -> Method:
         tuple(manifest["checkpoint_weights"]),
         _typed(PinnedModel, model),
         _typed(Sketch, manifest["sketch"]),
+        _typed(Feature, manifest["feature"]),
         _typed(PinnedProjection, manifest["projection"]),
         _typed(Curvature, manifest["curvature"]),
         _typed(Rows, manifest["rows"]),

@@ -1,5 +1,6 @@
 """Try a task on a few examples before its run is made, so that a mistake in it leaves nothing behind."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from streamfluence.data import open_reader
 from streamfluence.data._batches import batch_length, to_tensors
 from streamfluence.data.base import Reader
+from streamfluence.features.base import Ground
 from streamfluence.job import Job
+from streamfluence.run.feature import checked_feature
 from streamfluence.task import Task
 
 _EXAMPLES = 2
@@ -20,10 +23,13 @@ def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str)
     Raises:
         InputError: Whatever the task or the data would be refused for, in the same words.
     """
-    model = task.model(job.root / checkpoint).to(device)
+    feature = checked_feature(job)
+    model = task.model(job.root / checkpoint, feature.gradients).to(device)
     try:
         returned = _returned(job, task, model, reader, device)
         task.training_loss(returned)
+        if not feature.gradients:  # to plan a capture takes longer
+            feature.at(_ground(job, task, model, reader, device))
         for table in job.queries.values():
             data = {key: value for key, value in table.items() if key != "measurement"}
             queries = open_reader(dict(data), Path(job.root))
@@ -37,7 +43,19 @@ def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str)
 
 
 def _returned(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Any:
-    batch = to_tensors(reader.read(0, min(_EXAMPLES, reader.count())), device)
+    return _forward(job, task, device, model, _batch(reader, device))
+
+
+def _ground(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Ground:
+    forward = partial(_forward, job, task, device)
+    return Ground(task, model, forward, forward, _batch(reader, device), (), job.model.one_by_one)
+
+
+def _batch(reader: Reader, device: str) -> Any:
+    return to_tensors(reader.read(0, min(_EXAMPLES, reader.count())), device)
+
+
+def _forward(job: Job, task: Task, device: str, model: Any, batch: Any) -> Any:
     kind = torch.device(device).type
     with torch.autocast(kind, torch.bfloat16, enabled=job.compute.precision == "bf16"):
         returned = task.forward(model, batch)

@@ -14,7 +14,8 @@ from streamfluence.errors import InputError
 from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
 from streamfluence.registry import member
-from streamfluence.run.defaults import decisive, projection_of
+from streamfluence.run.defaults import codec_of, curvature_of, decisive, projection_of
+from streamfluence.run.feature import refuse_what_needs_gradients
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
@@ -154,8 +155,10 @@ def _files_below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterato
 def _check_names(job: Job) -> None:
     """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
     member("projections", projection_of(job))
-    member("codecs", job.rows.codec)
-    member("curvature", job.curvature.name)
+    member("codecs", codec_of(job))
+    kind = member("curvature", curvature_of(job))
+    refuse_what_needs_gradients(job, kind)
+    member("scales", job.score.scale)
     zarr_compressors(job.rows.compressor, "uint8")
     for readout in job.score.readouts:
         member("readouts", readout)

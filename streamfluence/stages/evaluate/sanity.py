@@ -182,8 +182,10 @@ def _other_batches(pilot: Pilot) -> list[Check]:
 
 
 def _sums(pilot: Pilot) -> list[Check]:
-    """Sums over examples, against autograd's gradient of the summed loss."""
+    """Sums over examples, against autograd's gradient of the summed loss; only gradients add up so."""
     opened, made = pilot.opened, Directions(pilot.opened, 0)
+    if not opened.feature(0).gradients:
+        return []
     model, capture = opened.model(0), opened.capture(0)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
