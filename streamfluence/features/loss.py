@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from streamfluence.errors import InputError
 from streamfluence.features._forward import OfForward
 from streamfluence.features.base import Forward
 
@@ -29,6 +30,8 @@ class Loss(OfForward):
     what = "the loss"
 
     def __init__(self, *, centred: bool = False) -> None:
+        if not isinstance(centred, bool):
+            raise InputError(f"feature.options.centred = {centred!r} is neither true nor false")
         self.centred = centred
 
     def meaning(self, measurement: str) -> str:

@@ -40,6 +40,9 @@ class Representation(OfForward):
         mask: str | None = None,
         output: int | str | None = None,
     ) -> None:
+        for name, text in (("module", module), ("mask", mask or "")):
+            if not isinstance(text, str):
+                raise InputError(f"feature.options.{name} = {text!r} is no name, in quotes")
         for name, given, known in (
             ("pool", pool, ("mean", "last", "flatten")),
             ("channels", channels, ("auto", "first", "last")),

@@ -80,6 +80,15 @@ def refuse_what_needs_gradients(job: Job, curvature: type) -> None:
         _refuse_centred(job, curvature)
 
 
+def refuse_uncentrable(job: Job, checkpoints: int) -> None:
+    """Refuse to take a mean over checkpoints off where there is only one."""
+    if checkpoints == 1 and checked_feature(job).centred:
+        raise InputError(
+            f"a centred {job.feature.name!r} takes off a mean over checkpoints, but there is only one "
+            "checkpoint, so every score would be 0; name more, or leave centred out"
+        )
+
+
 def _refuse_centred(job: Job, curvature: type) -> None:
     if curvature is not member("curvature", "identity"):
         raise InputError(

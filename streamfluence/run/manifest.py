@@ -64,7 +64,7 @@ class Method:
     Attributes:
         task_digest: Of the task's code; ``task_files`` has the digest of each file.
         weights: Of the checkpoints in a score.
-        projection, curvature: As resolved: no name, width or blocks is ``auto``.
+        projection, curvature, rows: As resolved: no name, width, blocks or codec is ``auto``.
     """
 
     task_digest: str = ""
@@ -75,8 +75,8 @@ class Method:
     sketch: Sketch = field(default_factory=Sketch)
     feature: Feature = field(default_factory=Feature)
     projection: PinnedProjection = field(default_factory=PinnedProjection)
-    curvature: Curvature = field(default_factory=Curvature)
-    rows: Rows = field(default_factory=Rows)
+    curvature: Curvature = field(default_factory=lambda: Curvature("gauss_newton"))
+    rows: Rows = field(default_factory=lambda: Rows(codec="bands"))
     batches: Batches = field(default_factory=Batches)
 
     @property

@@ -15,7 +15,7 @@ from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
 from streamfluence.registry import member
 from streamfluence.run.defaults import codec_of, curvature_of, decisive, projection_of
-from streamfluence.run.feature import refuse_what_needs_gradients
+from streamfluence.run.feature import refuse_uncentrable, refuse_what_needs_gradients
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
@@ -49,6 +49,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
     paths = expand(job)
+    refuse_uncentrable(job, len(paths))
     weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
     if len(weights) != len(paths):
         raise InputError(

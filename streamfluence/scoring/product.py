@@ -143,7 +143,10 @@ def score_blocks(
 
 
 def _device_blocks(
-    terms: Sequence[Term], queries: Sequence[Tensor], block_rows: int, scale: Scale | None
+    terms: Sequence[Term],
+    queries: Sequence[Tensor],
+    block_rows: int,
+    scale: Scale | None = None,
 ) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows on the device; a thread reads the next rows meanwhile."""
     device = queries[0].device

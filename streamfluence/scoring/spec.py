@@ -20,6 +20,7 @@ from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import named_query_set, refuse_missing
 from streamfluence.store.documents import differences
 
+_STORED = ("self_influence", "grad_norm", "loss")  # what a scale may look at
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
 
 
@@ -84,6 +85,12 @@ def _check_scale(run: OpenRun, name: str, damping: float | None) -> None:
     """Refuse a scale by norms that the stored ones are not."""
     if name == "none":
         return
+    unknown = sorted(set(member("scales", name)().columns) - set(_STORED))
+    if unknown:
+        raise InputError(
+            f"the scale {name!r} looks at {', '.join(unknown)}, which is not stored of an example; there are "
+            f"{', '.join(_STORED)}"
+        )
     if damping is not None:
         raise InputError(
             f"the scale {name!r} is made of what was stored with rows, under the damping that they were "
