@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Representation(OfForward):
     ``score.scale = "cosine"`` their cosine similarity.
 
     Args:
-        module: Name of the module, as in ``model.named_modules()``; empty for the model itself. It must be
+        module: Its name, as torch's ``named_modules()`` has it; empty for the model itself. It must be
             called once in forward.
         pool: ``mean`` over positions, ``last`` position, or ``flatten``: all of them side by side.
         channels: Which axis of an output is no position: ``first`` after the example axis, ``last``, or
@@ -35,8 +35,8 @@ class Representation(OfForward):
         self,
         *,
         module: str,
-        pool: Literal["mean", "last", "flatten"] = "mean",
-        channels: Literal["auto", "first", "last"] = "auto",
+        pool: str = "mean",
+        channels: str = "auto",
         mask: str | None = None,
         output: int | str | None = None,
     ) -> None:

@@ -8,7 +8,11 @@ from pathlib import Path
 from streamfluence.guide._docstrings import entries, paragraphs, section, table
 from streamfluence.registry import Origin, names, origin
 
-_WHOLE = {"readouts"}  # families whose members' docstrings are shown whole: they say what is stored
+_WHOLE = {
+    "readouts",
+    "features",
+    "scales",
+}  # whose docstrings say what is stored, or what scores mean
 _WITH_EXAMPLE = {"data"}  # those whose modules begin with an example of a job
 
 

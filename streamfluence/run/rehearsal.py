@@ -1,11 +1,11 @@
 """Try a task on a few examples before its run is made, so that a mistake in it leaves nothing behind."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from streamfluence.capture import eager
 from streamfluence.data import open_reader
 from streamfluence.data._batches import batch_length, to_tensors
 from streamfluence.data.base import Reader
@@ -35,7 +35,10 @@ def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str)
             queries = open_reader(dict(data), Path(job.root))
             if queries.count():
                 asked = _returned(job, task, model, queries, device)
-                task.measure(table.get("measurement", "loss"), asked)
+                measurement = table.get("measurement", "loss")
+                task.measure(measurement, asked)
+                if not feature.gradients:
+                    feature.measure(_batch(queries, device), measurement)
     finally:
         del model
         if torch.device(device).type == "cuda":
@@ -47,7 +50,10 @@ def _returned(job: Job, task: Task, model: Any, reader: Reader, device: str) -> 
 
 
 def _ground(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Ground:
-    forward = partial(_forward, job, task, device)
+    def forward(model: Any, batch: Any) -> Any:
+        with eager():  # where modules are not compiled away
+            return _forward(job, task, device, model, batch)
+
     return Ground(task, model, forward, forward, _batch(reader, device), (), job.model.one_by_one)
 
 

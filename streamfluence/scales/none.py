@@ -1,4 +1,4 @@
-"""Scores as they are."""
+"""Scores as they are: every example counts as it does."""
 
 import numpy as np
 
