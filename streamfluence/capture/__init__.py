@@ -1,6 +1,7 @@
 """Per-example gradients of a model, as sums of outer products."""
 
 from streamfluence.capture._engine import Capture, refuse_training
+from streamfluence.capture._numbers import Precision
 from streamfluence.capture._recorder import eager
 from streamfluence.capture._scales import Scales, by_block
 from streamfluence.capture._tape import Tape
@@ -13,6 +14,7 @@ __all__ = [
     "Dense",
     "Indexed",
     "Outer",
+    "Precision",
     "Scales",
     "Tape",
     "Use",

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from streamfluence.batches import example_count, join, select
-from streamfluence.capture import refuse_random, refuse_training
+from streamfluence.capture import Precision, refuse_random, refuse_training
 from streamfluence.capture.base import Block, Dense
 from streamfluence.errors import CoverageError, InputError
 from streamfluence.features._value import Values
 from streamfluence.features.base import Feature, Forward, Ground, Measured
 from streamfluence.layout import TRAINING_LOSS
 
-_EXACT, _HALF = 1e-3, 0.1  # rounding of a row in another batch, of its norm
-_SMALL = 1e-2  # of the mean norm in a batch: the least a row's rounding is compared with
+_SMALL = 1e-2  # of the mean norm in a batch: the least norm that a row's rounding is a share of
+_ROWS = 1e-5  # share that rows round by, which are float32 also where the model is not
 
 
 class OfForward(Feature):
     """Base of the features that a forward pass shows: one block, one dense use, no gradient."""
 
-    rounding = 0.0  # of a row in another batch, in its own unit, beside what its norm allows
+    smallest = 0.0  # norm that the rounding of a row is a share of, where its own is less
 
     def vectors(self, forward: Forward, batch: Any, measurement: str) -> tuple[Tensor, Tensor]:
         """Return the vector of each example, ``(example, width)``, and its value, ``(example,)``."""
@@ -152,18 +152,19 @@ class OfForward(Feature):
         norms = batch.norm(dim=1)
         norms = norms[norms.isfinite()]
         least = _SMALL * float(norms.mean()) if len(norms) else 0.0
-        share = _HALF if self._ground.half or _is_half(self._ground) else _EXACT
-        allowed = share * expected.norm(dim=1).nan_to_num(0.0, 0.0).clamp_min(least)
-        allowed += self.rounding * share / _EXACT
+        share = max(_ROWS, _precision(self._ground).allowed(1.0, 0.0))
+        scale = expected.norm(dim=1).nan_to_num(0.0, 0.0).clamp_min(max(least, self.smallest))
+        allowed = share * scale
         apart = (found - expected).norm(dim=1)
         lost = ~found.isfinite().all(1) & ~expected.isfinite().all(1)
         return bool(((apart <= allowed) | lost).all())
 
 
-def _is_half(ground: Ground) -> bool:
-    """Return whether the model itself computes in less than float32."""
+def _precision(ground: Ground) -> Precision:
+    """Return the least precise numbers that a forward pass goes through."""
     tensors = [*ground.model.parameters(), *ground.model.buffers()]
-    return any(t.is_floating_point() and t.element_size() < 4 for t in tensors)
+    half = [torch.bfloat16] if ground.half else []
+    return Precision.of([*half, *(t.dtype for t in tensors)], any(t.is_cuda for t in tensors))
 
 
 def _apart(found: Tensor, expected: Tensor) -> str:
