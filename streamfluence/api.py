@@ -43,17 +43,20 @@ class Run:
         """Return the examples that help and hurt a query most; see ``streamfluence top``."""
         return top(self.path, str(query), k=k, name=name)
 
-    def scores(self, queries: str | None = None, damping: float | None = None) -> Any:
+    def scores(
+        self, queries: str | None = None, damping: float | None = None, scale: str = "none"
+    ) -> Any:
         """Return all scores as a lazy Dask array, shape ``(example, query)``, float32.
 
         Nothing is computed until asked for; each block of examples is one task. Quarantined
-        rows are NaN. The sign: positive helps (see README).
+        rows are NaN. The sign: positive helps (see README), where the feature is the gradient.
 
         Args:
             queries: Name of the query set; not needed when there is only one.
             damping: Another damping than the rows were whitened with.
+            scale: Multiplies the scores of each example: ``none``, ``cosine`` or ``relative``.
         """
-        return lazy_scores(OpenRun.open(self.path), queries, damping)
+        return lazy_scores(OpenRun.open(self.path), queries, damping, scale)
 
     def rows(self, example_set: str = "train", checkpoint: int = 0) -> Any:
         """Return rows in stored coordinates as a lazy Dask array, float32, ``(example, coordinate)``.

@@ -46,12 +46,25 @@ class Sketch:
 
 
 @dataclass(frozen=True)
-class Projection:
-    """Which linear map makes features of gradients.
+class Feature:
+    """What is measured of an example.
 
     Attributes:
-        name: Member of the family ``projections``, or ``auto``: ``principal`` under one dense curvature
-            over all layers, else ``spectral``.
+        name: Member of the family ``features``.
+        options: Of the member, such as ``{ module = "layer3" }``.
+    """
+
+    name: str = "gradient"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Which linear map makes the numbers of a row of what is measured.
+
+    Attributes:
+        name: Member of the family ``projections``, or ``auto``: of gradients ``principal`` under one
+            dense curvature over all layers, else ``spectral``; of a feature without gradients ``identity``.
         width: Features over all layers, or ``auto``: of ``principal`` two for each byte of a row,
             1,024 to 2,048; of others eight, 1,024 to 4,096.
         options: Of the member, such as ``{ entries = 4194304 }``.
@@ -67,7 +80,8 @@ class Curvature:
     """Which matrix stands for the Hessian.
 
     Attributes:
-        name: Member of the family ``curvature``. Of a task that gives a bare loss ``gauss_newton`` is
+        name: Member of the family ``curvature``, or ``auto``: of gradients ``gauss_newton``, of a feature
+            without gradients ``identity``. Of a task that gives a bare loss ``gauss_newton`` is
             ``fisher``, and ``diagonal`` that of loss gradients.
         options: Of the member, such as ``{ source = "loss" }``.
         blocks: ``layer`` for one block a layer, ``joint`` for one over everything, ``auto`` for what
@@ -88,7 +102,7 @@ class Curvature:
         batch_size: Examples of one step of training; Adam's damping depends on it.
     """
 
-    name: str = "gauss_newton"
+    name: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     blocks: Literal["auto", "layer", "joint"] = "auto"
     damping: float | Auto = "auto"
@@ -117,14 +131,15 @@ class Rows:
 
     Attributes:
         bytes: Of one row, scales included; 0 stores every coordinate (float codecs).
-        codec: Member of the family ``codecs``.
+        codec: Member of the family ``codecs``, or ``auto``: ``bands``, but ``float32`` where a row is one
+            number.
         width, bits: Ask ``bands`` for a fixed number of directions and bits.
         compressor: Lossless compressor behind the rows; ``auto`` is none for packed codes.
         max_non_finite: Share of rows that may be NaN or infinite before the run fails.
     """
 
     bytes: int = 256
-    codec: str = "bands"
+    codec: str = "auto"
     width: int | None = None
     bits: int | None = None
     compressor: str = "auto"
@@ -140,11 +155,13 @@ class Score:
         top_k: Examples in each list of ``top_k`` and ``self_influence``.
         subsets: File for ``subset_sum``: a boolean mask (subset, example) as .npy, or lists of rows as
             .npz or .json.
+        scale: Member of the family ``scales``: what the scores of each example are multiplied by.
     """
 
     readouts: tuple[str, ...] = ("top_k", "self_influence")
     top_k: int = 100
     subsets: str | None = None
+    scale: str = "none"
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,7 @@ class Job:
     checkpoint_weights: tuple[float, ...] | None = None
     model: Model = Model()
     sketch: Sketch = Sketch()
+    feature: Feature = Feature()
     projection: Projection = Projection()
     curvature: Curvature = Curvature()
     rows: Rows = Rows()

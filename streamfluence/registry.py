@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from keyword import iskeyword
 from pkgutil import iter_modules
 from typing import Any
 
@@ -68,7 +69,8 @@ def origin(family: str, name: str) -> Origin:
 
 
 def _class_name(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
+    made = "".join(word.capitalize() for word in name.split("_"))
+    return f"{made}_" if iskeyword(made) else made
 
 
 def _is_member(name: str) -> bool:

@@ -58,8 +58,12 @@ class Task:
         """Whether training examples are measured by another loss than queries are by default."""
         return self._training_loss is not None
 
-    def model(self, checkpoint: Path) -> nn.Module:
-        """Return the model of one checkpoint, checked: a module whose parameters are all finite."""
+    def model(self, checkpoint: Path, trainable: bool = True) -> nn.Module:
+        """Return the model of one checkpoint, checked: a module whose parameters are all finite.
+
+        Args:
+            trainable: Whether it needs a weight that can have a gradient.
+        """
         if not checkpoint.exists():
             raise InputError(
                 f"checkpoint {checkpoint} does not exist; check `checkpoints` in the job"
@@ -69,7 +73,8 @@ class Task:
             raise InputError(
                 f"{self.name}: model() must return a torch nn.Module, got {type(model).__name__}"
             )
-        _refuse_untrainable(self.name, model)
+        if trainable:
+            _refuse_untrainable(self.name, model)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(
@@ -355,5 +360,5 @@ def _refuse_untrainable(name: str, model: nn.Module) -> None:
     raise InputError(
         f"{name}: the model has no trainable weights ({kind}), so no example has a gradient; set "
         f"requires_grad = True in model() on the weights that training changed (of an adapter, say), "
-        f"or load them before quantisation"
+        f"load them before quantisation, or choose a feature.name that needs no gradients"
     )

@@ -22,10 +22,12 @@ from streamfluence.run.defaults import width_of
 SECTIONS = {f.name: f.default for f in fields(Job) if is_dataclass(f.default)}
 ON_PAGES = {
     "data": "readers",
+    "features": "methods",
     "projections": "methods",
     "curvature": "methods",
     "codecs": "methods",
     "readouts": "methods",
+    "scales": "methods",
     "executors": "methods",
 }
 

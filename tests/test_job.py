@@ -26,8 +26,8 @@ def write(tmp_path, text=MINIMAL):
 def test_a_minimal_job_gets_the_documented_defaults(tmp_path):
     job = load_job(write(tmp_path))
     assert isinstance(job, Job)
-    assert (job.rows.bytes, job.rows.codec, job.projection.name) == (256, "bands", "auto")
-    assert (job.curvature.name, job.curvature.blocks) == ("gauss_newton", "auto")
+    assert (job.rows.bytes, job.rows.codec, job.projection.name) == (256, "auto", "auto")
+    assert (job.curvature.name, job.curvature.blocks) == ("auto", "auto")
     assert job.checkpoints == ("model.pt",)
     assert job.root == tmp_path.resolve()
 

@@ -19,7 +19,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"errors"},
     {"layout", "given", "new_file"},
     {"linalg", "registry", "batches"},
-    {"codecs", "curvature", "preconditioners", "readouts", "executors"}
+    {"codecs", "curvature", "preconditioners", "readouts", "executors", "scales"}
     | {"likelihoods", "job", "job_file", "tables", "budget", "user_code"},
     {"capture", "store", "data", "task", "execution"},
     {"projections"},

@@ -32,6 +32,7 @@ MANIFEST = {
     "checkpoint_weights": [1.0],
     "model": {"exclude": []},
     "sketch": {"examples": 64, "probes": "auto", "seed": 0},
+    "feature": {"name": "gradient", "options": {}},
     "projection": {"name": "spectral", "width": 64, "options": {}},
     "curvature": {
         "name": "gauss_newton",
@@ -67,6 +68,7 @@ SCORES = {
     "queries": "test",
     "measurement": "loss",
     "damping": None,
+    "scale": "none",
     "readouts": {"top_k": {"k": 3}},
     "tasks": [[0]],
     "missing_partitions": [],

@@ -1,9 +1,11 @@
 """Per-example gradients of a model, as sums of outer products."""
 
-from streamfluence.capture._engine import Capture
+from streamfluence.capture._engine import Capture, refuse_training
+from streamfluence.capture._numbers import Precision
 from streamfluence.capture._recorder import eager
 from streamfluence.capture._scales import Scales, by_block
 from streamfluence.capture._tape import Tape
+from streamfluence.capture._trial import refuse_random
 from streamfluence.capture.base import Block, Dense, Indexed, Outer, Use, Uses, dense_gradient
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "Dense",
     "Indexed",
     "Outer",
+    "Precision",
     "Scales",
     "Tape",
     "Use",
@@ -19,4 +22,6 @@ __all__ = [
     "by_block",
     "dense_gradient",
     "eager",
+    "refuse_random",
+    "refuse_training",
 ]

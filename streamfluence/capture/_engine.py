@@ -68,7 +68,7 @@ class Capture:
         exclude: Sequence[str] = (),
         alone: bool = False,
     ) -> None:
-        _refuse_training(model)
+        refuse_training(model)
         batch = resize(batch, max(2, example_count(batch)))  # one may be squeezed
         self._model, self._forward = model, forward
         self._plan = Plan(model, forward, batch, exclude, alone)
@@ -104,7 +104,7 @@ class Capture:
         Raises:
             CoverageError: If the model is in training mode, or uses weights that were left out.
         """
-        _refuse_training(self._model)
+        refuse_training(self._model)
         with ExitStack() as stack:
             count = example_count(batch)
             passed = in_company(lambda given: self._passed(given, stack), batch, count)
@@ -263,7 +263,8 @@ def _apart(tensor: Tensor) -> Tensor:
     return apart(tensor) if tensor.requires_grad else tensor
 
 
-def _refuse_training(model: nn.Module) -> None:
+def refuse_training(model: nn.Module) -> None:
+    """Raise CoverageError if any part of a model is in training mode."""
     names = [name or "the model itself" for name, part in model.named_modules() if part.training]
     if names:
         raise CoverageError(

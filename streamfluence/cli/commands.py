@@ -125,6 +125,9 @@ def collect(
 )
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Examples kept a query.")
 @click.option("--subsets", metavar="FILE", help="Subsets of training rows for subset_sum.")
+@click.option(
+    "--scale", metavar="NAME", help="Multiply the scores of each example: cosine, relative or none."
+)
 @click.option("--allow-incomplete", is_flag=True, help="Go on without missing rows, and say so.")
 @options.score_name
 @options.compute
@@ -136,6 +139,7 @@ def score(
     readouts: tuple[str, ...],
     top_k: int | None,
     subsets: str | None,
+    scale: str | None,
     allow_incomplete: bool,
     name: str | None,
     how: dict[str, Any],
@@ -150,6 +154,7 @@ def score(
         readouts=list(readouts) or None,
         top_k=top_k,
         subsets=subsets,
+        scale=scale,
         allow_incomplete=allow_incomplete,
         name=name,
         execution=execution(how),
@@ -167,8 +172,8 @@ def score(
     metavar="K",
     help="Examples in each list; 10 if so many are kept.",
 )
-@click.option("--positive", is_flag=True, help="Only those that help.")
-@click.option("--negative", is_flag=True, help="Only those that hurt.")
+@click.option("--positive", is_flag=True, help="Only those that help, or score largest.")
+@click.option("--negative", is_flag=True, help="Only those that hurt, or score smallest.")
 @options.score_name
 @options.as_json
 def top(
@@ -184,7 +189,8 @@ def top(
 
     QUERY is SET/INDEX, or INDEX where the run has one query set. A score is the
     predicted increase of the query's loss if the example were removed: positive
-    means that the example helps.
+    means that the example helps. Of other features than the gradient it is a
+    similarity; the record says which.
     """
     both = positive == negative
     result = call(

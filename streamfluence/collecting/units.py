@@ -19,7 +19,7 @@ from streamfluence.collecting.directions import Directions, directions
 from streamfluence.collecting.inputs_before import refuse_other_input
 from streamfluence.data._batches import input_digest
 from streamfluence.data._prefetch import prefetch
-from streamfluence.features.gradient import Gradient
+from streamfluence.features.base import Feature
 from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.run.rows import row_bases
 from streamfluence.run.session import Session, session
@@ -27,6 +27,9 @@ from streamfluence.store.text import TEXT, encode_ids
 
 CODED_AT_ONCE = 4096  # rows on a GPU
 PROVED = 128  # one batch in so many is proved, and as large a share of a partition's first
+READ_ALONE = (
+    2  # examples of a partition that are read again by themselves, where rows may be padded
+)
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
 
@@ -114,13 +117,18 @@ def partition_arrays(
     """Return the arrays of one partition and the facts for its receipt."""
     started, columns, digest = time.monotonic(), _Columns(), 0
     coded = _Coded(made.codec)
-    gradient = opened.gradient(checkpoint, made.projection, made.scales)
-    alone = gradient.capture.one_by_one
+    feature = opened.feature(checkpoint)
+    alone = feature.one_by_one
     measurement = opened.run.example_set(example_set).measurement
     for part, host_batch in _read(opened, example_set, span):
         digest = input_digest(host_batch, digest)
         batch = opened.batch(host_batch)
-        whitened, facts = measured_rows(made, gradient, batch, measurement, proved(part, span))
+        prove = proved(part, span)
+        whitened, facts = measured_rows(made, feature, batch, measurement, prove)
+        if part.start == span.start and not feature.gradients:
+            for place in prove[:READ_ALONE]:
+                one = opened.batch(opened.reader(example_set).take([part.start + place]))
+                feature.refuse_padded(batch, place, one, measurement)
         if example_set == "train":
             coded.add(made.preconditioner.for_rows(whitened), columns)
             columns.add(**facts)
@@ -134,7 +142,7 @@ def partition_arrays(
         "input_crc32c": digest,
         "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
         "stored": coded.shares,
-        "one_by_one": gradient.capture.one_by_one - alone,
+        "one_by_one": feature.one_by_one - alone,
         "seconds": round(time.monotonic() - started, 3),
     }
     return arrays, notes
@@ -163,15 +171,16 @@ def proved(part: Span, span: Span) -> list[int]:
 
 def measured_rows(
     made: Directions,
-    gradient: Gradient,
+    feature: Feature,
     batch: Any,
     measurement: str,
     prove: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the whitened rows of one batch and what is stored beside them, still on the device."""
-    measured = gradient.measure(batch, measurement, prove)
-    finite = torch.isfinite(measured.rows).all(1) & torch.isfinite(measured.value)
-    rows = torch.where(finite[:, None], measured.rows, 0.0)
+    measured = feature.measure(batch, measurement, prove)
+    found = made.features(measured.uses).to(torch.float32)
+    finite = torch.isfinite(found).all(1) & torch.isfinite(measured.value)
+    rows = torch.where(finite[:, None], found, 0.0)
     whitened = made.preconditioner.whiten(rows)
     # Stored sums over queries and thresholds are taken in float32, so a square that overflows is no row.
     self_influence = whitened.square().sum(1)

@@ -1,74 +1,66 @@
-"""Projected per-example gradients, of the loss or of a probe of the output Hessian."""
+"""Gradients of each example, of the loss or of a probe of the output Hessian."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from streamfluence.capture import Capture, Scales, Tape
+from streamfluence.batches import example_count, in_company
+from streamfluence.capture import Capture, Tape
 from streamfluence.capture.base import Uses
 from streamfluence.errors import InputError
 from streamfluence.features._own import OwnValues
-from streamfluence.features.base import Feature, Measured
+from streamfluence.features.base import Feature, Forward, Ground, Measured, Probes
 from streamfluence.layout import TRAINING_LOSS
-from streamfluence.projections.base import Projection
-from streamfluence.task import Task
 
 
 class Gradient(Feature):
-    """The gradient of one measurement of each example, projected on the device.
+    """The gradient of the loss (of a query: of its measurement) in every trainable weight.
 
-    Args:
-        task: Gives the loss and the probes.
-        capture: Planned on the task's model at one checkpoint.
-        projection: Ready to apply; None while it is still being fitted.
-        scales: Of the coordinates in which gradients are given.
+    A score is an influence: what removing the training example does to the query.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        capture: Capture,
-        projection: Projection | None,
-        scales: Scales | None = None,
-    ) -> None:
-        self.task, self.capture, self.projection = task, capture, projection
-        self.scales = scales or Scales()
-        self._own = OwnValues()
+    gradients = True
+    predicts = True
+
+    def meaning(self, measurement: str) -> str:
+        return (
+            "score = predicted increase of the query's measurement if the example were removed from "
+            "training; positive: the example helps the query, negative: it hurts; 1/n included"
+        )
+
+    def unit(self, measurement: str) -> str:
+        return f"{measurement} of one query, per training example"
+
+    def at(self, ground: Ground) -> None:
+        self._ground, self._own = ground, OwnValues()
+        self.capture = self._planned(ground)
+        self.blocks = self.capture.blocks
 
     @property
-    def width(self) -> int:
-        assert self.projection is not None
-        return sum(part.width for part in self.projection.parts)
+    def one_by_one(self) -> int:  # type: ignore[override]
+        return self.capture.one_by_one
 
-    def measure(self, batch: Any, measurement: str = "loss", prove: Sequence[int] = ()) -> Measured:
-        assert self.projection is not None
+    def measure(
+        self, batch: Any, measurement: str = TRAINING_LOSS, prove: Sequence[int] = ()
+    ) -> Measured:
         with self.capture.record(batch, prove) as tape:
             value = self._value(measurement, tape)
-            uses = self._uses(tape, value, torch.ones_like(value), last=True)
-            rows = self.projection.apply(uses)
-        return Measured(rows.to(torch.float32), value[: tape.count].detach().to(torch.float32))
+            uses = tape.gradients(value, torch.ones_like(value), last=True)
+        return Measured(uses, value[: tape.count].detach().to(torch.float32))
 
-    def loss_uses(self, batch: Any) -> Iterator[tuple[Uses, float]]:
-        """Yield the loss gradients of one batch, as uses, with weight 1."""
-        with self.capture.record(batch) as tape:
-            value = self._value(TRAINING_LOSS, tape)
-            yield self._uses(tape, value, torch.ones_like(value), last=True), 1.0
-
-    def probe_uses(
-        self, batch: Any, ids: Tensor, seed: int, probes: Callable[[int], int | None]
+    def curvature_vectors(
+        self, source: str, batch: Any, ids: Tensor, seed: int, probes: Probes
     ) -> Iterator[tuple[Uses, float]]:
-        """Yield probe gradients of one batch with weights that sum to one Gauss-Newton matrix.
-
-        Args:
-            ids: Global row of each example, int64; its probes depend on nothing else.
-            probes: From the number of output columns to the number of probes, None for all columns.
-        """
-        likelihood = self.task.likelihood
+        if source == "loss":
+            yield self.measure(batch).uses, 1.0
+            return
+        likelihood = self._ground.task.likelihood
         if likelihood is None:
             raise InputError(
-                f"{self.task.name} gives only loss(), which has no output Hessian to probe; "
+                f"{self._ground.task.name} gives only loss(), which has no output Hessian to probe; "
                 f"use curvature.name = 'fisher', or define likelihood and forward()"
             )
         with self.capture.record(batch) as tape:
@@ -84,17 +76,55 @@ class Gradient(Feature):
                 else:
                     cotangent = likelihood.probe(outputs, targets, seed, number, ids, weights)
                     weight = 1.0 / wanted
-                yield self._uses(tape, outputs, cotangent, last=number == count - 1), weight
+                last = number == count - 1
+                yield tape.gradients(outputs, cotangent, last), weight
 
     def _value(self, measurement: str, tape: Tape) -> Tensor:
         """Return what is measured of each example; CoverageError if that is not its own."""
 
         def of(returned: Any) -> Tensor:
-            return self.task.measure(measurement, returned)
+            return self._ground.task.measure(measurement, returned)
 
-        if not self.task.measures_itself(measurement):
+        if not self._ground.task.measures_itself(measurement):
             return of(tape.returned)
         return self._own.measure(of, tape)
 
-    def _uses(self, tape: Tape, outputs: Tensor, cotangent: Tensor, last: bool) -> Uses:
-        return self.scales.apply(tape.gradients(outputs, cotangent, last))
+    def check(self, batch: Any) -> dict[str, Any]:
+        """Prove it in float32, since bfloat16 rounds by more than a missed use would show."""
+        ground = self._ground
+        exact = self._planned(ground, exactly=True) if ground.half else self.capture
+        exact.check(batch, ground.task.training_loss)
+        return {
+            "precision_cosine": self._precision_cosine(batch) if ground.half else None,
+            "announcements": list(self.capture.announcements),
+            **self._covered(ground.model),
+        }
+
+    def _planned(self, ground: Ground, exactly: bool = False) -> Capture:
+        forward = ground.forward_exactly if exactly else ground.forward
+        return Capture(ground.model, forward, ground.examples, ground.exclude, ground.one_by_one)
+
+    def _covered(self, model: nn.Module) -> dict[str, Any]:
+        """Return how many trainable parameters there are and take part, and the names of the others."""
+        trainable = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+        covered = {name for block in self.blocks for name in block.parameters}
+        return {
+            "trainable_parameters": sum(trainable.values()),
+            "covered_parameters": sum(size for name, size in trainable.items() if name in covered),
+            "left_out": [name for name in trainable if name not in covered],
+        }
+
+    def _losses(self, forward: Forward, batch: Any) -> Tensor:
+        return self._ground.task.training_loss(forward(self._ground.model, batch))
+
+    def _precision_cosine(self, batch: Any) -> float:
+        """Return the cosine between the batch's gradients in bfloat16 and in float32."""
+        ground, flat, count = self._ground, [], example_count(batch)
+        parameters = [p for p in ground.model.parameters() if p.requires_grad]
+        for forward in (ground.forward, ground.forward_exactly):
+            loss = in_company(partial(self._losses, forward), batch, count)[:count].sum()
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            flat.append(
+                torch.cat([g.to_dense().flatten().double() for g in found if g is not None])
+            )
+        return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))

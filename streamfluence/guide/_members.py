@@ -8,8 +8,8 @@ from pathlib import Path
 from streamfluence.guide._docstrings import entries, paragraphs, section, table
 from streamfluence.registry import Origin, names, origin
 
-# Families whose members' docstrings are shown whole: what is stored, and what a matrix is.
-_WHOLE = {"readouts", "curvature"}
+# Families whose members' docstrings are shown whole: what is stored, what a matrix is, what scores mean.
+_WHOLE = {"readouts", "curvature", "features", "scales"}
 _WITH_EXAMPLE = {"data"}  # those whose modules begin with an example of a job
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from streamfluence.job import Job
+from streamfluence.registry import member
 
 WIDEST_JOINT = 4096  # features: 50 s and 128 MiB for its eigenvectors; beyond, one block a layer
 
@@ -27,6 +28,8 @@ def blocks_of(job: Job) -> str:
     asked, curvature, projection = job.curvature.blocks, job.curvature, job.projection
     if asked != "auto":
         return asked
+    if not of_gradients(job) and projection.name == "auto":
+        return "layer"  # of the one block that there is
     if projection.name == "principal":
         return "joint"
     if curvature.name == "diagonal":
@@ -37,15 +40,37 @@ def blocks_of(job: Job) -> str:
     return "joint" if joint and small else "layer"
 
 
+def of_gradients(job: Job) -> bool:
+    """Return whether what is measured of an example is a gradient."""
+    return bool(member("features", job.feature.name).gradients)
+
+
+def curvature_of(job: Job) -> str:
+    """Return the curvature: as asked, or Gauss-Newton of gradients and none of anything else."""
+    if job.curvature.name != "auto":
+        return job.curvature.name
+    return "gauss_newton" if of_gradients(job) else "identity"
+
+
+def codec_of(job: Job) -> str:
+    """Return the codec: as asked, or what the feature is stored best by."""
+    return (
+        job.rows.codec if job.rows.codec != "auto" else member("features", job.feature.name).codec
+    )
+
+
 def projection_of(job: Job) -> str:
     """Return the projection: as asked, or ``principal`` under one curvature over all layers.
 
     Its directions lie over all layers, so under a curvature by layer it is ``spectral``; and they
-    are mixtures in which a curvature is not nearly diagonal, as it is in pairs of eigenvectors.
+    are mixtures in which a curvature is not nearly diagonal, as it is in pairs of eigenvectors. What
+    is no gradient is short, and needs none.
     """
-    asked, curvature = job.projection.name, job.curvature.name
+    asked, curvature = job.projection.name, curvature_of(job)
     if asked != "auto":
         return asked
+    if not of_gradients(job):
+        return "identity"
     mixed = blocks_of(job) == "joint" and curvature not in ("identity", "diagonal")
     return "principal" if mixed else "spectral"
 
@@ -70,13 +95,18 @@ def decisive(job: Job) -> dict[str, Any]:
         "root": str(job.root),
         "model": _plain(asdict(job.model)),
         "sketch": asdict(job.sketch),
+        "feature": _plain(asdict(job.feature)),
         "projection": {
             **_plain(asdict(job.projection)),
             "name": projection_of(job),
             "width": width_of(job),
         },
-        "curvature": {**_plain(asdict(job.curvature)), "blocks": blocks_of(job)},
-        "rows": asdict(job.rows),
+        "curvature": {
+            **_plain(asdict(job.curvature)),
+            "name": curvature_of(job),
+            "blocks": blocks_of(job),
+        },
+        "rows": {**asdict(job.rows), "codec": codec_of(job)},
         "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
     }
 

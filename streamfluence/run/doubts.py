@@ -52,8 +52,8 @@ def sketch_doubts(
         plans: What each checkpoint's sketch decided.
         coverages: What each checkpoint's coverage check found.
     """
-    found = [_damping(plans[0]), _fallback(plans[0])]
-    found.append(_vectors(examples, min(plans, key=_vectors_a_direction)))
+    found: list[str | None] = [_damping(plans[0]), _fallback(plans[0])]
+    found += vector_doubts(examples, plans)
     shares = [energy_kept(plan, examples) for plan in plans]
     kept = min(1.0 if share is None else share for share in shares)
     if method.projection.name == "principal":
@@ -61,6 +61,12 @@ def sketch_doubts(
     else:
         found += (_width(max(map(_used_width, plans, coverages))), _energy(kept))
     return [sentence for sentence in found if sentence]
+
+
+def vector_doubts(examples: int, plans: Sequence[Facts]) -> list[str]:
+    """Return the doubt that a curvature of few vectors justifies; the worst checkpoint speaks."""
+    found = _vectors(examples, min(plans, key=_vectors_a_direction))
+    return [found] if found else []
 
 
 def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:

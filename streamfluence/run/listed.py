@@ -4,16 +4,19 @@ import numpy as np
 
 from streamfluence.errors import DamageError, InputError
 from streamfluence.readouts.base import Arrays
+from streamfluence.run.feature import feature_of
 from streamfluence.run.finished import Finished
 from streamfluence.run.opened import OpenRun
 from streamfluence.store import array_names
 
-SIDES = {"helps": "positive", "hurts": "negative"}
+SIGNS = ("positive", "negative")
 FIELDS = ("rows", "scores", "loss", "self_influence")
 
 
 def lists(run: OpenRun, scores: Finished) -> dict[str, Arrays]:
-    """Return for ``helps`` and ``hurts`` the rows, scores, losses and self-influence, ``(query, rank)``.
+    """Return rows, scores, losses and self-influence of both sides, ``(query, rank)``.
+
+    The sides have the feature's names, largest first: ``helps`` and ``hurts`` where scores predict.
 
     Raises:
         InputError: If the scores were made without top_k.
@@ -27,7 +30,7 @@ def lists(run: OpenRun, scores: Finished) -> dict[str, Arrays]:
     examples = run.train.count
     found = {
         side: {name: run.read(scores.receipt, f"top_k.{sign}_{name}") for name in FIELDS}
-        for side, sign in SIDES.items()
+        for side, sign in zip(feature_of(run.method).sides, SIGNS, strict=True)
     }
     for arrays in found.values():
         shapes, rows = {array.shape for array in arrays.values()}, arrays["rows"]

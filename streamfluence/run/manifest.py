@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streamfluence.job import Curvature, Model, Projection, Rows, Sketch
+from streamfluence.job import Curvature, Feature, Model, Projection, Rows, Sketch
 from streamfluence.layout import TRAINING_LOSS, Span, partitions
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Method:
     Attributes:
         task_digest: Of the task's code; ``task_files`` has the digest of each file.
         weights: Of the checkpoints in a score.
-        projection, curvature: As resolved: no name, width or blocks is ``auto``.
+        projection, curvature, rows: As resolved: no name, width, blocks or codec is ``auto``.
     """
 
     task_digest: str = ""
@@ -73,9 +73,10 @@ class Method:
     weights: tuple[float, ...] = ()
     model: PinnedModel = field(default_factory=PinnedModel)
     sketch: Sketch = field(default_factory=Sketch)
+    feature: Feature = field(default_factory=Feature)
     projection: PinnedProjection = field(default_factory=PinnedProjection)
-    curvature: Curvature = field(default_factory=Curvature)
-    rows: Rows = field(default_factory=Rows)
+    curvature: Curvature = field(default_factory=lambda: Curvature("gauss_newton"))
+    rows: Rows = field(default_factory=lambda: Rows(codec="bands"))
     batches: Batches = field(default_factory=Batches)
 
     @property
@@ -141,6 +142,7 @@ def method_of(manifest: Mapping[str, Any]) -> Method:
         tuple(manifest["checkpoint_weights"]),
         _typed(PinnedModel, model),
         _typed(Sketch, manifest["sketch"]),
+        _typed(Feature, manifest["feature"]),
         _typed(PinnedProjection, manifest["projection"]),
         _typed(Curvature, manifest["curvature"]),
         _typed(Rows, manifest["rows"]),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.layout import TRAINING_LOSS, collect_stage, plan_stage, sketch_stage
+from streamfluence.registry import member
 from streamfluence.run.columns import column
 from streamfluence.run.decision import load_codec
 from streamfluence.run.doubts import (
@@ -14,7 +15,9 @@ from streamfluence.run.doubts import (
     row_doubts,
     score_doubts,
     sketch_doubts,
+    vector_doubts,
 )
+from streamfluence.run.feature import feature_of
 from streamfluence.run.finished import Finished, finished
 from streamfluence.run.listed import lists
 from streamfluence.run.manifest import Method
@@ -35,6 +38,9 @@ def record(run: OpenRun, label: str, scores: Finished | None = None) -> dict[str
         "meaning": spec["meaning"],
         "unit": spec["unit"],
         "run": run.fingerprint,
+        "feature": run.method.feature.name,
+        "feature_options": dict(run.method.feature.options),
+        "scale": spec["scale"],
         **_method(run, spec["damping"]),
         **_stored(run),
         **_coverage(run),
@@ -60,11 +66,19 @@ def warnings(run: OpenRun, missing_partitions: list[int], results: Sequence[Fini
 def score_warnings(run: OpenRun, scores: Finished) -> list[str]:
     """Return the doubts that the scores themselves raise, where they keep the largest."""
     losses = run.example_set(scores.spec["queries"]).measurement in ("loss", TRAINING_LOSS)
-    if not losses or "top_k.positive_rows" not in array_names(scores.receipt):
+    if not (losses and predicts(run, scores)) or "top_k.positive_rows" not in array_names(
+        scores.receipt
+    ):
         return []
     sides = [np.abs(found["scores"][:, :1]) for found in lists(run, scores).values()]
     largest = np.nan_to_num(np.concatenate(sides, axis=1), posinf=0.0).max(axis=1, initial=0.0)
     return score_doubts(largest.tolist(), column(run, scores.spec["queries"], "loss").tolist())
+
+
+def predicts(run: OpenRun, scores: Finished) -> bool:
+    """Return whether a score is a predicted change of the query, in its unit."""
+    kept = member("scales", scores.spec["scale"])().keeps_prediction
+    return kept and feature_of(run.method).predicts
 
 
 def sketch_warnings(run: OpenRun) -> list[str]:
@@ -74,6 +88,12 @@ def sketch_warnings(run: OpenRun) -> list[str]:
     coverages = [coverage_facts(run, checkpoint) for checkpoint in checkpoints]
     names = [checkpoint.path for checkpoint in run.method.checkpoints]
     facts = [coverage.get("plausibility") or {} for coverage in coverages]
+    if not feature_of(run.method).gradients:
+        # Neither a damping nor the losses say anything of a similarity, but wrong inputs spoil it, too.
+        return [
+            *model_doubts(names, [{**fact, "losses": None} for fact in facts]),
+            *vector_doubts(run.train.count, plans),
+        ]
     return [
         *model_doubts(names, facts),
         *sketch_doubts(run.method, run.train.count, plans, coverages),
@@ -98,12 +118,11 @@ def row_warnings(run: OpenRun, missing_partitions: list[int]) -> list[str]:
 def _method(run: OpenRun, damping: float | None) -> dict[str, Any]:
     """Return how a score comes about, by the first checkpoint where they differ."""
     method, first = run.method, plan_facts(run, 0)
-    energy = energy_kept(first, run.train.count)
     return {
         "models": len(run.checkpoints),
         "projection": method.projection.name,
         "directions": first["directions"],
-        "gradient_energy_kept": None if energy is None else round(energy, 4),
+        **_energy(run, first),
         "projection_facts": {
             key: value
             for key, value in first["projection"].items()
@@ -122,6 +141,14 @@ def _method(run: OpenRun, damping: float | None) -> dict[str, Any]:
         "precision": method.batches.precision,
         "precision_cosine": coverage_facts(run, 0)["precision_cosine"],
     }
+
+
+def _energy(run: OpenRun, plan: dict[str, Any]) -> dict[str, float | None]:
+    """Return the share of gradients that the directions hold; nothing of what is no gradient."""
+    if not feature_of(run.method).gradients:
+        return {}
+    energy = energy_kept(plan, run.train.count)
+    return {"gradient_energy_kept": None if energy is None else round(energy, 4)}
 
 
 def _dampings(plan: dict[str, Any]) -> float | dict[str, float] | None:
@@ -158,7 +185,9 @@ def _measured(receipts: Sequence[Receipt]) -> dict[str, Any]:
 
 
 def _coverage(run: OpenRun) -> dict[str, Any]:
-    """Return which parameters take part."""
+    """Return which parameters take part; nothing where no gradient is taken."""
+    if not feature_of(run.method).gradients:
+        return {}
     facts = coverage_facts(run, 0)
     return {
         "parameters_covered": facts["covered_parameters"] / facts["trainable_parameters"],

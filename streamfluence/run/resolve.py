@@ -16,7 +16,8 @@ from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
 from streamfluence.registry import member
 from streamfluence.run.curvatures import used_curvature
-from streamfluence.run.defaults import decisive, projection_of
+from streamfluence.run.defaults import codec_of, curvature_of, decisive, projection_of
+from streamfluence.run.feature import refuse_uncentrable, refuse_what_needs_gradients
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
@@ -53,6 +54,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
     paths = expand(job)
+    refuse_uncentrable(job, len(paths))
     weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
     if len(weights) != len(paths):
         raise InputError(
@@ -170,8 +172,10 @@ def _files_below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterato
 def _check_names(job: Job) -> None:
     """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
     member("projections", projection_of(job))
-    member("codecs", job.rows.codec)
-    used_curvature(job.curvature.name, job.curvature.options, outputs=True)
+    member("codecs", codec_of(job))
+    used = used_curvature(curvature_of(job), job.curvature.options, outputs=True)
+    refuse_what_needs_gradients(job, used.member)
+    member("scales", job.score.scale)
     zarr_compressors(job.rows.compressor, "uint8")
     for readout in job.score.readouts:
         member("readouts", readout)

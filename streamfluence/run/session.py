@@ -6,7 +6,7 @@ everything else is looked up here and kept for the next task.
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,18 +18,20 @@ from streamfluence.curvature.base import Curvature
 from streamfluence.data._batches import batch_length, map_batch, to_tensors
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
+from streamfluence.features.base import Feature, Ground
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import scales_stage
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.run import resolve as _resolve
 from streamfluence.run.curvatures import UsedCurvature, used_curvature
+from streamfluence.run.feature import feature_of
 from streamfluence.run.identity import pinned_reader, plain
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state
 from streamfluence.task import Task, load_task
 
-PLANNING = 16  # examples a capture is planned on: enough for routed experts to show
+PLANNING = 16  # examples a feature learns shapes from: enough for routed experts to show
 
 
 class Session:
@@ -45,7 +47,7 @@ class Session:
         self.task = self._task()
         self._readers: dict[str, tuple[Reader, Any]] = {}
         self._models: dict[int, nn.Module] = {}
-        self._captures: dict[int, Capture] = {}
+        self._features: dict[int, Feature] = {}
 
     def reader(self, example_set: str) -> Reader:
         """Return the reader of an example set, after checking that its data is what the run pinned."""
@@ -121,19 +123,42 @@ class Session:
         half, count = self.half if half is None else half, batch_length(batch)
         return in_company(lambda b: of(self.forward_at(half, model, b)), batch, count)[:count]
 
-    def capture(self, checkpoint: int) -> Capture:
-        """Return the capture planned on one checkpoint's model."""
-        if checkpoint not in self._captures:
-            self._captures.clear()
-            model = self.model(checkpoint)
-            self._captures[checkpoint] = self.planned(model, self.forward)
-        return self._captures[checkpoint]
+    def feature(self, checkpoint: int) -> Feature:
+        """Return what is measured, ready to measure at one checkpoint."""
+        if checkpoint not in self._features:
+            self._features.clear()
+            feature = feature_of(self.run.method)
+            feature.at(self._ground(checkpoint))
+            self._features[checkpoint] = feature
+        return self._features[checkpoint]
 
-    def planned(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> Capture:
-        """Return a capture of ``model`` under ``forward``, planned on the first examples."""
+    def capture(self, checkpoint: int) -> Capture:
+        """Return what captures the gradients of one checkpoint's model.
+
+        Raises:
+            InputError: If what is measured is no gradient.
+        """
+        feature = self.feature(checkpoint)
+        if not isinstance(feature, Gradient):
+            raise InputError(
+                f"{self.run.url} measures the feature {self.run.method.feature.name!r}, which is no "
+                "gradient of weights; this looks at gradients, so ask it of a run whose feature is 'gradient'"
+            )
+        return feature.capture
+
+    def _ground(self, checkpoint: int) -> Ground:
         rows = self.reader("train").read(0, min(PLANNING, self.run.train.count))
         chosen = self.run.method.model
-        return Capture(model, forward, self.batch(rows), chosen.exclude, chosen.one_by_one)
+        return Ground(
+            task=self.task,
+            model=self.model(checkpoint),
+            forward=self.forward,
+            forward_exactly=partial(self.forward_at, False),
+            examples=self.batch(rows),
+            exclude=chosen.exclude,
+            one_by_one=chosen.one_by_one,
+            half=self.half,
+        )
 
     def projection(self, checkpoint: int) -> Projection:
         """Return the run's projection, not fitted yet."""
@@ -141,7 +166,7 @@ class Session:
         kind = member("projections", wanted.name)
         try:
             return kind(
-                self.capture(checkpoint).blocks,
+                self.feature(checkpoint).blocks,
                 wanted.width,
                 self.run.method.sketch.seed,
                 **wanted.options,
@@ -161,16 +186,12 @@ class Session:
         asked = self.run.method.curvature
         return used_curvature(asked.name, asked.options, self.task.likelihood is not None)
 
-    def gradient(self, checkpoint: int, projection: Projection | None, scales: Scales) -> Gradient:
-        """Return the feature that measures gradients at one checkpoint."""
-        return Gradient(self.task, self.capture(checkpoint), projection, scales)
-
     def scales(self, checkpoint: int) -> Scales:
         """Return the coordinates in which the damping is the same for every weight, on the device."""
         if not self.run.method.curvature.by_weight:
             return Scales()
         arrays, _ = load_state(self.run, scales_stage(checkpoint), 0)
-        blocks = self.capture(checkpoint).blocks
+        blocks = self.feature(checkpoint).blocks
         return Scales(by_block(blocks, arrays["left"], arrays["right"])).to(self.device)
 
     def model(self, checkpoint: int) -> nn.Module:
@@ -189,7 +210,8 @@ class Session:
                 f"checkpoint {path} changed since {self.run.url} was made; "
                 f"restore it, or use a new run folder"
             )
-        model = self.task.model(path).to(self.device)
+        trainable = feature_of(self.run.method).gradients
+        model = self.task.model(path, trainable).to(self.device)
         if _resolve.checkpoint_signature(path) != before:
             raise InputError(
                 f"checkpoint {path} was written to while it was loaded; wait until nothing writes to it, "

@@ -22,16 +22,18 @@ from streamfluence.scoring.spec import make_spec
 from streamfluence.store import Receipt
 
 
-def lazy_scores(run: OpenRun, queries: str | None, damping: float | None) -> da.Array:
+def lazy_scores(
+    run: OpenRun, queries: str | None, damping: float | None, scale: str = "none"
+) -> da.Array:
     """Return scores as a lazy Dask array, a block for each partition of rows and tile of queries.
 
     See ``Run.scores``.
     """
     example_set = named_query_set(run, queries)
-    make_spec(run, example_set, Score(), damping, allow_incomplete=False)
+    make_spec(run, example_set, Score(scale=scale), damping, allow_incomplete=False)
     known = (run.url, example_set, damping)
     columns = [
-        _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile)
+        _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile, scale)
         for tile in stored.query_tiles(run, example_set)
     ]
     return da.concatenate(columns, axis=1)

@@ -17,6 +17,7 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.data._prefetch import prefetch
 from streamfluence.errors import NonFiniteError
 from streamfluence.readouts.base import Arrays, DeviceBlock, Readout, ScoreBlock
+from streamfluence.scales.base import Scale
 
 BLOCK_ROWS = 8192
 GPU_BLOCK_ROWS = 1 << 16  # there a block costs some 80 kernels and a few waits
@@ -35,6 +36,7 @@ class RowBlock:
         flags: Shape ``(example,)``, uint8; 0 for a good row.
         self_influence, loss: Shape ``(example,)``, float32.
         group: Shape ``(example,)``, int64, or None.
+        columns: What a scale looks at, by name, each ``(example,)``, float32.
     """
 
     start: int
@@ -44,6 +46,7 @@ class RowBlock:
     self_influence: np.ndarray
     loss: np.ndarray
     group: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class RowSource(Protocol):
@@ -108,41 +111,52 @@ def rows_per_block(
     return min(most, max(affordable // PADDING_ROWS, 1) * PADDING_ROWS)
 
 
-def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
+def score_blocks(
+    terms: Sequence[Term], block_rows: int = BLOCK_ROWS, scale: Scale | None = None
+) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows, summed over checkpoints, in blocks whose arrays are reused.
 
     Args:
         terms: One a checkpoint, over the same examples and queries. ``self_influence`` of the
             result is their weighted sum, so it is in the unit of the scores; ``loss`` their mean.
         block_rows: Rows at once, see ``rows_per_block``.
+        scale: Multiplies the scores of an example at each checkpoint, but not ``self_influence``.
 
     Raises:
         NonFiniteError: If a query is not finite.
     """
     queries = [_weighted(term) for term in terms]
     if queries[0].device.type != "cpu":
-        yield from _device_blocks(terms, queries, block_rows)
+        yield from _device_blocks(terms, queries, block_rows, scale)
         return
     total, part = _buffers(block_rows, queries)
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
-        length = _common_length(blocks)
+        length, multipliers = _common_length(blocks), _multipliers(scale, blocks)
         for index, (term, block) in enumerate(zip(terms, blocks, strict=True)):
-            _add_product(term.codec, queries[index], block, (total, part)[index > 0])
+            out = (total, part)[index > 0]
+            _add_product(term.codec, queries[index], block, out)
+            if multipliers is not None:
+                out[:length] *= torch.from_numpy(multipliers[index])[:, None]
             if index > 0:
                 total[:length] += part[:length]
         yield _score_block(total[:length].cpu().numpy(), terms, blocks)
 
 
 def _device_blocks(
-    terms: Sequence[Term], queries: Sequence[Tensor], block_rows: int
+    terms: Sequence[Term],
+    queries: Sequence[Tensor],
+    block_rows: int,
+    scale: Scale | None = None,
 ) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows on the device; a thread reads the next rows meanwhile."""
     device = queries[0].device
-    for stored, known in prefetch(_pinned(terms, block_rows, device.type != "cpu")):
+    for stored, known, multipliers in prefetch(_pinned(terms, block_rows, scale, device)):
         total: Tensor | None = None
-        for term, asked, arrays in zip(terms, queries, stored, strict=True):
+        for index, (term, asked, arrays) in enumerate(zip(terms, queries, stored, strict=True)):
             encoded = Encoded(*(array.to(device, non_blocking=True) for array in arrays))
             part = term.codec.product(asked, encoded)
+            if multipliers is not None:
+                part *= torch.from_numpy(multipliers[index]).to(device)[:, None]
             total = part if total is None else total.add_(part)
         assert total is not None
         finite = torch.linalg.vector_norm(total, torch.inf, dim=1).isfinite()
@@ -150,14 +164,15 @@ def _device_blocks(
 
 
 def _pinned(
-    terms: Sequence[Term], block_rows: int, pin: bool
-) -> Iterator[tuple[list[tuple[Tensor, ...]], dict[str, Any]]]:
-    """Yield codes and scales of every checkpoint, in memory of their own, and what else is known."""
+    terms: Sequence[Term], block_rows: int, scale: Scale | None, device: torch.device
+) -> Iterator[tuple[list[tuple[Tensor, ...]], dict[str, Any], np.ndarray | None]]:
+    """Yield codes and scales of every checkpoint, in memory of their own, what else is known, multipliers."""
+    pin = device.type != "cpu"
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
         _common_length(blocks)
         arrays = [(torch.from_numpy(b.codes), torch.from_numpy(b.scale)) for b in blocks]
         copies = [tuple(a.pin_memory() if pin else a.clone() for a in pair) for pair in arrays]
-        yield copies, _known(terms, blocks)
+        yield copies, _known(terms, blocks), _multipliers(scale, blocks)
 
 
 def _device_block(tensor: Tensor, usable: Tensor, valid: np.ndarray, **known: Any) -> ScoreBlock:
@@ -229,6 +244,25 @@ def _buffers(block_rows: int, queries: Sequence[Tensor]) -> tuple[Tensor, Tensor
     """Return the sum over checkpoints and room for one checkpoint's scores, if there are several."""
     total = queries[0].new_empty(_padded(block_rows), len(queries[0]))
     return total, torch.empty_like(total) if len(queries) > 1 else total
+
+
+def _multipliers(scale: Scale | None, blocks: Sequence[RowBlock]) -> np.ndarray | None:
+    """Return by what the scores of each row are multiplied, ``(checkpoint, example)``; None for 1.
+
+    Raises:
+        NonFiniteError: If the scale gives anything that is not positive and finite.
+    """
+    if scale is None:
+        return None
+    columns = {name: np.stack([block.columns[name] for block in blocks]) for name in scale.columns}
+    found = np.asarray(scale.of(columns), np.float32)
+    good = np.stack([block.flags == 0 for block in blocks])
+    if not np.all((found > 0) & np.isfinite(found) | ~good):
+        raise NonFiniteError(
+            f"the scale {type(scale).__name__!r} multiplies rows {blocks[0].start:,} and on by numbers that "
+            "are not positive and finite, so their scores would mean nothing; choose another score.scale"
+        )
+    return np.where(good, found, np.float32(1))
 
 
 def _common_length(blocks: Sequence[RowBlock]) -> int:

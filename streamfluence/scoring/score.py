@@ -1,6 +1,7 @@
 """Make scores: do the work units that are missing, and merge what they read out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
@@ -28,23 +29,37 @@ def score_set(
     execution: Execution,
     progress: Progress,
     allow_incomplete: bool = False,
+    scale: str | None = None,
 ) -> Finished:
     """Return the finished scores of one query set; what is already there is not done again.
 
     Args:
         options: What to read out; None: what was read out before, if there are scores of that name.
+        scale: Another than that of ``options``, which then is part of the name that is made.
 
     Raises:
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
-    label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
-    spec = make_spec(run, example_set, options or Score(), damping, allow_incomplete)
+    label = name or _label(example_set, damping, scale)
+    before = None
     if options is None and run.has(score_path(label)):
-        spec["readouts"] = run.read_document(score_path(label))["readouts"]
+        before = run.read_document(score_path(label))
+    chosen = options or Score(scale=before["scale"] if before else "none")
+    chosen = replace(chosen, scale=scale or chosen.scale)
+    spec = make_spec(run, example_set, chosen, damping, allow_incomplete)
+    if before is not None:
+        spec["readouts"] = before["readouts"]
     pin(run, label, spec)
     _execute(run, label, spec, execution, progress)
     return _merge(run, label)
+
+
+def _label(example_set: str, damping: float | None, scale: str | None) -> str:
+    """Return the name of scores that are given none."""
+    by_damping = "" if damping is None else f"-damping-{damping:g}"
+    by_scale = "" if scale in (None, "none") else f"-{scale}"
+    return example_set + by_damping + by_scale
 
 
 def rescore(

@@ -11,6 +11,7 @@ from streamfluence.job import Score
 from streamfluence.layout import collect_stage, queries_path, score_path
 from streamfluence.readouts.base import Readout
 from streamfluence.registry import member
+from streamfluence.run.feature import feature_of, meaning_of
 from streamfluence.run.finished import (
     spec_bases,
 )
@@ -19,16 +20,11 @@ from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import named_query_set, refuse_missing
 from streamfluence.store.documents import differences
 
+_STORED = ("self_influence", "grad_norm", "loss")  # what a scale may look at
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
 
 
 TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enough to lose
-
-
-MEANING = (
-    "score = predicted increase of the query's measurement if the example were removed from training; "
-    "positive: the example helps the query, negative: it hurts; 1/n included"
-)
 
 
 def make_spec(
@@ -37,6 +33,8 @@ def make_spec(
     """Return everything that decides a result, after checking that its rows are there."""
     named_query_set(run, example_set)
     _check_damping(run, damping)
+    scale = member("scales", options.scale)()
+    _check_scale(run, options.scale, damping)
     for checkpoint in run.checkpoints:
         row_receipts(run, example_set, checkpoint)
     missing = sorted(
@@ -52,19 +50,21 @@ def make_spec(
     present = sorted(set(range(run.train.partitions)) - set(missing))
     size = max(1, _task_rows(options, facts["count"]) // run.train.partition_examples)
     root = run.place.root
+    meaning, unit = meaning_of(run.method, facts["measurement"])
     return {
         "queries": example_set,
         "rests_on": spec_bases(run, example_set),
         "measurement": facts["measurement"],
         "damping": damping,
+        "scale": options.scale,
         "readouts": {
             readout: readout_options(readout, options, run.train.count, root)
             for readout in options.readouts
         },
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
-        "meaning": MEANING,
-        "unit": f"{facts['measurement']} of one query, per training example",
+        "meaning": scale.meaning(meaning),
+        "unit": scale.unit(unit),
     }
 
 
@@ -78,6 +78,29 @@ def _check_damping(run: OpenRun, damping: float | None) -> None:
         raise InputError(
             f"{run.url} was made with curvature.name = 'identity', which has no damping to change; "
             "leave --damping out, or make a run with a curvature"
+        )
+
+
+def _check_scale(run: OpenRun, name: str, damping: float | None) -> None:
+    """Refuse a scale by norms that the stored ones are not."""
+    if name == "none":
+        return
+    unknown = sorted(set(member("scales", name)().columns) - set(_STORED))
+    if unknown:
+        raise InputError(
+            f"the scale {name!r} looks at {', '.join(unknown)}, which is not stored of an example; there are "
+            f"{', '.join(_STORED)}"
+        )
+    if damping is not None:
+        raise InputError(
+            f"the scale {name!r} is made of what was stored with rows, under the damping that they were "
+            "whitened with, so another damping has none; leave --damping or --scale out, or make a run with "
+            "that damping"
+        )
+    if feature_of(run.method).centred:
+        raise InputError(
+            f"the scale {name!r} is made of stored norms, which are not of centred rows; leave --scale "
+            "out, or make a run whose feature is not centred"
         )
 
 

@@ -11,14 +11,17 @@ from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.errors import NonFiniteError
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.run.decision import load_codec
+from streamfluence.run.feature import checkpoint_factors, feature_of
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_receipts
 from streamfluence.scoring import product as _product
+from streamfluence.scoring.scaled import centred, scale_of, scaled_queries
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest
 from streamfluence.store.run_store import RunStore
 
+_BESIDE = ("scale", "flags", "self_influence", "loss", "group")  # what is read beside rows
 QUERY_BYTES = 256 << 20  # of query rows held at once, all checkpoints together
 
 
@@ -28,16 +31,24 @@ class StoredRows:
     Args:
         receipts: Of the partitions, in order; see ``row_receipts``.
         with_codes: Whether the rows themselves are read, and not only what is stored beside them.
+        columns: Names of columns that a scale looks at.
     """
 
-    def __init__(self, run: RunStore, receipts: Sequence[Receipt], with_codes: bool) -> None:
+    def __init__(
+        self,
+        run: RunStore,
+        receipts: Sequence[Receipt],
+        with_codes: bool,
+        columns: Sequence[str] = (),
+    ) -> None:
         self.run, self.receipts, self.with_codes = run, receipts, with_codes
+        self.columns = tuple(columns)
 
     def blocks(self, block_rows: int) -> Iterator[_product.RowBlock]:
         for receipt in self.receipts:
             small = {
                 name: self.run.read(receipt, name)
-                for name in ("scale", "flags", "self_influence", "loss", "group")
+                for name in dict.fromkeys((*_BESIDE, *self.columns))
                 if name in array_names(receipt)
             }
             start, count, done = receipt.start, len(small["flags"]), 0
@@ -53,6 +64,7 @@ class StoredRows:
                     self_influence=part["self_influence"],
                     loss=part["loss"],
                     group=part.get("group"),
+                    columns={name: part[name] for name in self.columns},
                 )
                 done = stop
 
@@ -76,17 +88,19 @@ def score_sides(
     example_set: str,
     damping: float | None,
     tile: tuple[int, int] | None = None,
+    scale: str = "none",
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint.
 
     Args:
         tile: Range of queries; None takes all.
+        scale: Which may multiply queries, too.
     """
     checkpoints = run.checkpoints
     rows = content_digest(r for c in checkpoints for r in row_receipts(run, example_set, c))
     sketches = tuple(sketch_digest(run, c) for c in checkpoints)
     return _cached_sides(
-        run.url, device, example_set, damping, tile, (run.fingerprint, rows, *sketches)
+        run.url, device, example_set, damping, tile, scale, (run.fingerprint, rows, *sketches)
     )
 
 
@@ -97,21 +111,27 @@ def _cached_sides(
     example_set: str,
     damping: float | None,
     tile: tuple[int, int] | None,
+    scale: str,
     rests_on: tuple[str, ...],
 ) -> list[tuple[Codec, Tensor, float]]:
     """Return the sides; the digests tell runs and query sets of one name apart."""
     run = OpenRun.open(url)
-    count = run.train.count
-    sides = []
-    weights = run.method.weights
-    assert len(weights) == len(run.checkpoints), "a weight is missing"
-    for checkpoint, weight in enumerate(weights):
+    factors = checkpoint_factors(run.method, run.train.count)
+    assert len(factors) == len(run.checkpoints), "a weight is missing"
+    codecs, asked = [], []
+    for checkpoint in run.checkpoints:
         codec, preconditioner = load_codec(run, checkpoint)
         queries = query_rows(run, example_set, checkpoint, tile)
-        if damping is not None:
-            queries = preconditioner.redamp(queries, damping)
-        sides.append((codec.to(device), codec.query(queries).to(device), weight / count))
-    return sides
+        codecs.append(codec)
+        asked.append(queries if damping is None else preconditioner.redamp(queries, damping))
+    if feature_of(run.method).centred:
+        asked = centred(asked, factors)
+    if (chosen := scale_of(scale)) is not None:
+        asked = scaled_queries(run, example_set, asked, chosen, tile)
+    return [
+        (codec.to(device), codec.query(queries).to(device), factor)
+        for codec, queries, factor in zip(codecs, asked, factors, strict=True)
+    ]
 
 
 def query_rows(
@@ -148,6 +168,7 @@ def partition_scores(
     damping: float | None,
     partition: int,
     tile: tuple[int, int] | None = None,
+    scale: str = "none",
 ) -> np.ndarray:
     """Return the scores of one partition, shape ``(example, query)``; quarantined rows are NaN.
 
@@ -159,7 +180,7 @@ def partition_scores(
     pieces = [
         np.where(block.valid[:, None], block.scores, np.float32(np.nan))
         for tile in tiles
-        for block in tile_blocks(run, example_set, damping, [partition], tile)
+        for block in tile_blocks(run, example_set, damping, [partition], tile, scale=scale)
     ]
     rows = len(pieces) // len(tiles)
     columns = [np.concatenate(pieces[i : i + rows]) for i in range(0, len(pieces), rows)]
@@ -173,24 +194,27 @@ def tile_blocks(
     partitions: Sequence[int],
     tile: tuple[int, int],
     chosen: np.ndarray | None = None,
+    scale: str = "none",
 ) -> Iterator[ScoreBlock]:
     """Yield the scores of some partitions for the queries of one tile; blocks reuse their arrays.
 
     Args:
         chosen: Only these queries of the tile, counted from its first.
     """
+    by = scale_of(scale)
+    columns = by.columns if by else ()
     terms = [
         _product.Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), True),
+            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), True, columns),
             codec,
             queries if chosen is None else queries[chosen],
             weight,
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            score_sides(run, "cpu", example_set, damping, tile)
+            score_sides(run, "cpu", example_set, damping, tile, scale)
         )
     ]
-    return _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)))
+    return _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)), by)
 
 
 def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: int) -> np.ndarray:

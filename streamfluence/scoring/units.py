@@ -13,6 +13,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
 from streamfluence.scoring import product as _product
 from streamfluence.scoring.named import compressed, name_examples
+from streamfluence.scoring.scaled import scale_of
 from streamfluence.scoring.spec import build_readouts
 from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
 from streamfluence.store import Receipt, array_names
@@ -61,22 +62,27 @@ def _read_tile(
     needs_scores: bool,
 ) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    partitions = spec["tasks"][task]
+    partitions, scale = spec["tasks"][task], scale_of(spec["scale"]) if needs_scores else None
+    columns = scale.columns if scale else ()
     terms = [
         _product.Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs_scores),
+            StoredRows(
+                run, row_receipts(run, "train", checkpoint, partitions), needs_scores, columns
+            ),
             codec,
             queries,
             weight,
         )
         for checkpoint, (codec, queries, weight) in enumerate(
-            score_sides(run, device, spec["queries"], spec["damping"], tile)
+            score_sides(run, device, spec["queries"], spec["damping"], tile, spec["scale"])
         )
     ]
     asked = terms[0].queries
     block_rows = _product.rows_per_block(len(asked), asked.device)
     blocks = (
-        _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
+        _product.score_blocks(terms, block_rows, scale)
+        if needs_scores
+        else _product.plain_blocks(terms)
     )
     kept: dict[str, dict[str, list[np.ndarray]]] = {}
 

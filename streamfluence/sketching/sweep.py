@@ -1,8 +1,8 @@
 """A pass over one part of the sample: which gradients it is shown, how they are summed, how parts merge."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -41,9 +41,9 @@ def accumulate(
     """
     source = opened.curvature().source or "loss"
     scales = Scales() if stage == "squares" else opened.scales(checkpoint)
-    gradient = opened.gradient(checkpoint, None, scales)
+    feature = opened.feature(checkpoint)
     examples = number = 0
-    vectors = "loss gradients"
+    vectors = "loss gradients" if feature.gradients else "rows of training examples"
     base = pass_base(opened, checkpoint, stage)
     opened.refresh("train")
     for ids, batch in sample_batches(opened, checkpoint, task, at_most):
@@ -51,11 +51,14 @@ def accumulate(
         number = 0
         asked: list[int | None] = []
         if update is not None:
-            for uses, weight in _vectors(opened, gradient, source, ids, batch, asked):
-                state, number = update(state, uses, weight), number + 1
+            probes = partial(_probes, opened, asked)
+            found = feature.curvature_vectors(
+                source, batch, ids, opened.run.method.sketch.seed, probes
+            )
+            for uses, weight in found:
+                state, number = update(state, scales.apply(uses), weight), number + 1
         if loss is not None:
-            for uses, _ in gradient.loss_uses(batch):
-                state = loss(state, uses)
+            state = loss(state, scales.apply(feature.measure(batch).uses))
         if source == "probes" and update is not None:
             # Not told by the weight: one probe and one exact column both weigh 1.
             exact = asked == [None]
@@ -77,24 +80,10 @@ def accumulate(
     )
 
 
-def _vectors(
-    opened: Session,
-    gradient: Any,
-    source: str,
-    ids: torch.Tensor,
-    batch: Any,
-    asked: list[int | None],
-) -> Iterator[tuple[Uses, float]]:
-    """Yield one batch's vectors and their weights; ``asked`` gets the probes, None for all columns."""
-    if source == "loss":
-        return gradient.loss_uses(batch)
-    seed = opened.run.method.sketch.seed
-
-    def probes(columns: int) -> int | None:
-        asked.append(probe_count(opened, columns))
-        return asked[-1]
-
-    return gradient.probe_uses(batch, ids, seed, probes)
+def _probes(opened: Session, asked: list[int | None], columns: int) -> int | None:
+    """Return how many probes an example gets, None for all columns, and keep the answer in ``asked``."""
+    asked.append(probe_count(opened, columns))
+    return asked[-1]
 
 
 def probe_count(opened: Session, columns: int) -> int | None:

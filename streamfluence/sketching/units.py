@@ -18,14 +18,14 @@ from streamfluence.sketching.sweep import accumulate, merged
 def squares(run_path: str, device: str, checkpoint: int, task: int) -> None:
     """Sum the squares of loss gradients over one part of the sample."""
     opened = session(run_path, device)
-    sums = MeanSquares(opened.capture(checkpoint).blocks)
+    sums = MeanSquares(opened.feature(checkpoint).blocks)
     accumulate(opened, checkpoint, task, "squares", sums.empty(), None, sums.update)
 
 
 def scales(run_path: str, device: str, checkpoint: int) -> None:
     """Merge the squares and commit the coordinates in which the damping is the same for every weight."""
     opened = session(run_path, device)
-    sums = MeanSquares(opened.capture(checkpoint).blocks)
+    sums = MeanSquares(opened.feature(checkpoint).blocks)
     state, examples = merged(opened, checkpoint, "squares", sums.merge)
     mean_square = sums.mean_square(state, examples)
     share = share_by_weight(opened.run.method.curvature, mean_square)

@@ -12,8 +12,9 @@ from streamfluence.run.decision import load_codec
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import row_warnings, sketch_warnings
 from streamfluence.run.resolve import open_run
+from streamfluence.scoring.score import score_set
 from streamfluence.stages.collect import collect
-from streamfluence.stages.score import score
+from streamfluence.stages.score import scored
 from streamfluence.stages.sketch import sketch
 from streamfluence.stages.status import status
 
@@ -48,15 +49,11 @@ def run(
     _say(progress, found)
     scores: list[dict[str, Any]] = []
     if job.queries:
-        made = score(
-            run_path,
-            sorted(job.queries),
-            readouts=list(job.score.readouts),
-            top_k=job.score.top_k,
-            subsets=job.score.subsets,
-            execution=execution,
-            progress=progress,
-        )
+        results = [
+            score_set(run, name, job.score, None, None, execution, progress)
+            for name in sorted(job.queries)
+        ]
+        made = scored(run, results)
         scores = made["scores"]
         said = {*doubts, *found}
         late = [doubt for doubt in made["warnings"] if doubt not in said]

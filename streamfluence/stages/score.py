@@ -1,6 +1,7 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from streamfluence.errors import InputError
@@ -30,6 +31,7 @@ def score(
     execution: Execution | None = None,
     progress: Progress | None = None,
     allow_incomplete: bool = False,
+    scale: str | None = None,
 ) -> dict[str, Any]:
     """Score query sets against the training rows; what is already there is not done again.
 
@@ -37,8 +39,9 @@ def score(
         queries: Names of query sets; None takes all.
         damping: Another damping than the rows were whitened with; rows are not touched.
         readouts, top_k, subsets: What to keep; when none is given, as these scores were made before.
-        name: Of the result; by default the query set's, with the damping when it is another one.
+        name: Of the result; by default the query set's, with damping and scale where they are given.
         allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
+        scale: Member of the family ``scales``: what the scores of each example are multiplied by.
 
     Returns:
         ``scores``: facts of each result; ``warnings``: what makes them doubtful, with the fix.
@@ -64,9 +67,14 @@ def score(
     if name is not None and not LABEL.fullmatch(name):
         raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     results = [
-        score_set(run, each, options, damping, name, execution, progress, allow_incomplete)
+        score_set(run, each, options, damping, name, execution, progress, allow_incomplete, scale)
         for each in chosen
     ]
+    return scored(run, results)
+
+
+def scored(run: OpenRun, results: Sequence[Finished]) -> dict[str, Any]:
+    """Return what ``score`` does of finished scores."""
     missing = sorted({part for one in results for part in one.spec["missing_partitions"]})
     return {
         "scores": [_facts(one) for one in results],
@@ -75,6 +83,6 @@ def score(
 
 
 def _facts(scores: Finished) -> dict[str, Any]:
-    said = ("queries", "measurement", "damping", "missing_partitions", "unit")
+    said = ("queries", "measurement", "damping", "scale", "missing_partitions", "unit")
     counts = {key: scores.receipt.facts[key] for key in ("examples", "invalid")}
     return {"name": scores.label, **{key: scores.spec[key] for key in said}, **counts}

@@ -31,12 +31,13 @@ def top(
     Args:
         query: ``INDEX``, or ``SET/INDEX`` when the run has several scores.
         k: Examples in each list; by default 10, or as many as the scores kept if that is fewer.
-        positive, negative: Whether to list those that help, and those that hurt.
+        positive, negative: Whether to list those of largest and those of smallest score.
         name: Of the scores, when it is not the query set's.
 
     Returns:
         ``query`` (set, row, id, measurement, group, preview), ``helps`` and ``hurts`` (lists of rank,
-        row, id, group, score, loss, self_influence, preview), and ``record``: what the numbers are
+        row, id, group, score, loss, self_influence, preview; ``largest`` and ``smallest`` where scores
+        are similarities and predict nothing), and ``record``: what the numbers are
         and came from.
 
     Raises:
@@ -51,7 +52,7 @@ def top(
     count = run.example_set(scores.spec["queries"]).count
     if not 0 <= row < count:
         raise InputError(f"query {row}: {scores.spec['queries']!r} has queries 0 to {count - 1}")
-    listed = found["helps"]["rows"].shape[1]
+    listed = next(iter(found.values()))["rows"].shape[1]
     if k is None:
         k = min(DEFAULT_K, listed)
     if listed == run.train.count:
@@ -62,7 +63,7 @@ def top(
             f"ask for 1 to {listed}"
         )
     examples = named(run, scores.receipt, "train")
-    wanted = {"helps": positive, "hurts": negative}
+    wanted = dict(zip(found, (positive, negative), strict=True))
     sides = {side: _side(found[side], examples, row, k) for side, on in wanted.items() if on}
     return {"query": _query(run, scores, row), **sides, "record": record(run, label, scores)}
 

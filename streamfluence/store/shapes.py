@@ -169,6 +169,7 @@ _RUN: Mapping[str, Any] = {
     "train": _TRAIN,
     "model": {"exclude": _list_of(_text)},
     "sketch": {"examples": _positive, "probes": _or_text(_positive), "seed": _whole},
+    "feature": {"name": _text, "options": _table},
     "projection": {"name": _text, "width": _positive, "options": _table},
     "curvature": {
         "name": _text,
@@ -198,6 +199,7 @@ _SCORES: Mapping[str, Any] = {
     "rests_on": _digests,
     "measurement": _text,
     "damping": _or_none(_number),
+    "scale": _text,
     "readouts": _table,
     "tasks": _list_of(_list_of(_count)),
     "missing_partitions": _list_of(_count),

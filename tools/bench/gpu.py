@@ -181,8 +181,7 @@ def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
     opened = session(path, device)
     made = directions(opened, 0)
     batch = opened.batch(opened.reader("train").read(0, examples))
-    gradient = opened.gradient(0, made.projection, made.scales)
-    whitened, facts = measured_rows(made, gradient, batch, "loss")
+    whitened, facts = measured_rows(made, opened.feature(0), batch, "loss")
     found = {"rows": made.preconditioner.for_rows(whitened), **facts}
     return {
         key: found[key].double().cpu() for key in ("rows", "loss", "grad_norm", "self_influence")
@@ -194,8 +193,7 @@ def half_error(path: str, device: str, examples: int) -> float:
     opened = session(path, device)
     made = directions(opened, 0)
     batch = opened.batch(opened.reader("train").read(0, examples))
-    gradient = opened.gradient(0, made.projection, made.scales)
-    ((uses, _),) = gradient.loss_uses(batch)
+    uses = made.scales.apply(opened.feature(0).measure(batch).uses)
     floats = {
         name: [Outer(use.left, use.right) if isinstance(use, Outer) else use for use in some]
         for name, some in uses.items()

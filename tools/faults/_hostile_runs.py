@@ -31,12 +31,20 @@ FIELDS = {
         *("table/path", "identity/files"),
     ),
     "scores/asked/score.json": (
-        *("queries", "measurement", "damping", "readouts", "tasks", "missing_partitions"),
+        *("queries", "measurement", "damping", "scale", "readouts", "tasks", "missing_partitions"),
         *("meaning", "unit", "readouts/top_k", "readouts/top_k/k", "tasks/0", "tasks/0/0"),
     ),
     "manifest.json": (
         *("checkpoints", "checkpoint_weights", "compute", "compute/batch_size", "curvature"),
-        *("curvature/name", "curvature/damping", "format_version", "model", "model/exclude"),
+        *(
+            "feature/name",
+            "feature/options",
+            "curvature/name",
+            "curvature/damping",
+            "format_version",
+            "model",
+            "model/exclude",
+        ),
         *("projection", "projection/name", "projection/width", "root", "rows", "rows/codec"),
         *("sketch", "sketch/examples", "task", "task_digest", "train", "train/count"),
         *("train/partition_examples", "train/table", "checkpoints/0", "checkpoint_weights/0"),

@@ -23,6 +23,7 @@ from streamfluence.errors import InputError
 from streamfluence.execution import Execution
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.run import resolve as _resolve
+from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.session import Session, session
@@ -139,7 +140,7 @@ def pilot_scores(pilot: Pilot, path: str) -> Scored:
     opened = session(path, pilot.device)
     count = opened.run.train.count
     total = Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
-    for checkpoint, weight in enumerate(opened.run.method.weights):
+    for checkpoint, factor in enumerate(checkpoint_factors(opened.run.method, count)):
         made = Directions(opened, checkpoint)
         queries = torch.cat(list(whitened(opened, checkpoint, made, pilot, of_queries=True)))
         asked, pieces = made.codec.query(made.preconditioner.for_queries(queries)), []
@@ -148,7 +149,7 @@ def pilot_scores(pilot: Pilot, path: str) -> Scored:
             encoded = made.codec.encode(rows)
             total.add(torch.zeros(()), shares(made.codec, rows, encoded))
             pieces.append(made.codec.product(asked, encoded))
-        total.add(torch.cat(pieces) * (weight / count), {})
+        total.add(torch.cat(pieces) * factor, {})
     return total
 
 
@@ -178,11 +179,11 @@ def whitened(
     Args:
         batches: Others, in place of the pilot's.
     """
-    gradient = opened.gradient(checkpoint, made.projection, made.scales)
+    feature = opened.feature(checkpoint)
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
         measurement = pilot.measurement if of_queries else TRAINING_LOSS
-        yield measured_rows(made, gradient, batch, measurement)[0]
+        yield measured_rows(made, feature, batch, measurement)[0]
 
 
 def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:

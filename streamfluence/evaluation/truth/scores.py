@@ -11,6 +11,7 @@ from streamfluence.evaluation.retraining import Subset
 from streamfluence.evaluation.truth.kept import Truth
 from streamfluence.execution import Execution, Progress
 from streamfluence.layout import Span, cut
+from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.finished import finished, read_spec
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
@@ -97,7 +98,11 @@ class Scores:
             wanted = np.unique(np.asarray(rows) // size).tolist()
         for partition in wanted:
             found = partition_scores(
-                self.run.url, self.spec["queries"], self.spec["damping"], partition
+                self.run.url,
+                self.spec["queries"],
+                self.spec["damping"],
+                partition,
+                scale=self.spec["scale"],
             )
             for part in cut(Span(0, len(found)), _BLOCK_ROWS):
                 block = found[part.start : part.stop].astype(np.float64)
@@ -138,12 +143,9 @@ class Scores:
         """Return ``loss`` (mean over checkpoints) or ``self_influence`` (in the unit of scores) of rows."""
         total = np.zeros(len(rows))
         size = self.run.train.partition_examples
-        weights = np.asarray(self.run.method.weights)
-        scale = (
-            weights / self.count
-            if name == "self_influence"
-            else np.full(len(weights), 1 / len(weights))
-        )
+        factors = np.asarray(checkpoint_factors(self.run.method, self.count))
+        mean = np.full(len(factors), 1 / len(factors))
+        scale = factors if name == "self_influence" else mean
         for checkpoint, factor in enumerate(scale):
             receipts = row_receipts(self.run, "train", checkpoint)
             for partition in np.unique(rows // size):

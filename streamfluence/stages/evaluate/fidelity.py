@@ -105,7 +105,7 @@ class _Comparison:
 
     def __init__(self, pilot: Pilot, compared: Compared) -> None:
         self._pilot, self._k, self._double = pilot, compared.k, compared.double
-        blocks = pilot.opened.capture(0).blocks
+        blocks = pilot.opened.feature(0).blocks
         layered = pilot.opened.run.method.curvature.blocks == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
         self._kinds = (
@@ -206,6 +206,7 @@ def _settings(
 
 def _refuse(opened: Session, sample: int, k: int) -> None:
     """Refuse what cannot be compared, before any work."""
+    opened.capture(0)
     if opened.task.likelihood is None:
         raise InputError(
             f"{opened.task.name} gives only loss(), which has no output Hessian, so there is no "

@@ -15,7 +15,8 @@ from streamfluence.evaluation.truth.kept import Truth, open_truth
 from streamfluence.evaluation.truth.result import keep_result
 from streamfluence.evaluation.truth.scores import Scores, judged_query_set, judged_scores
 from streamfluence.execution import Execution, Progress, Silent
-from streamfluence.run.record import record
+from streamfluence.run.finished import finished
+from streamfluence.run.record import predicts, record
 from streamfluence.run.session import Session, session
 
 EVERYTHING = Without(())
@@ -54,6 +55,11 @@ def evaluate_loo(
     asked, leave = _judged_queries(opened, example_set, query), chosen.leave
     chosen.check(opened.run.train.count)
     label = judged_scores(opened.run, example_set, judged, execution, progress)
+    if not predicts(opened.run, finished(opened.run, label)):
+        raise InputError(
+            f"scores {label!r} are similarities or scaled, not predicted changes of the query, which is what "
+            "leaving examples out is compared with; judge their order by `streamfluence evaluate lds`"
+        )
     of_run = Scores(opened.run, label)
     groups = groups_of(chosen.rows(of_run, asked, trainings.draw_seed), leave)
     opened_truth = open_truth(opened, example_set, trainings)

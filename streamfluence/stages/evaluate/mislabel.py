@@ -14,6 +14,7 @@ from streamfluence.errors import InputError
 from streamfluence.evaluation.lists import listed_rows
 from streamfluence.evaluation.mislabel import SHARES, Ranking
 from streamfluence.run.columns import Columns, columns
+from streamfluence.run.feature import feature_of
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import require_complete
 
@@ -25,7 +26,7 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
     """Judge every ranking of a run's training examples against flagged ones.
 
     The gradient norm is that of the features: of the part in the directions kept, in the coordinates
-    in which the damping is the same for every weight.
+    in which the damping is the same for every weight. Of what is no gradient it is a row norm.
 
     Args:
         flags: File of flagged examples; see ``listed_rows``.
@@ -50,7 +51,7 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
             f"{flags} flags {len(rows):,} of {count:,} training examples; to judge a ranking, "
             f"some must be flagged and some not"
         )
-    rankings = _rankings(run.method.weights)
+    rankings = _rankings(run.method.weights, feature_of(run.method).gradients)
     kept: dict[str, list[np.ndarray]] = {name: [] for name in rankings}
     for part, flagged in _parts(run, rows):
         for name, value in rankings.items():
@@ -71,18 +72,19 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
     }
 
 
-def _rankings(weights: Sequence[float]) -> Rankings:
+def _rankings(weights: Sequence[float], gradients: bool) -> Rankings:
     """Return every ranking as a function of the stored columns, ``(checkpoint, example)`` each."""
+    norm = "gradient_norm" if gradients else "row_norm"
     several = len(weights) > 1
     found: Rankings = {
         "self_influence": lambda values: np.tensordot(weights, values["self_influence"], 1),
         "loss": lambda values: values["loss"][-1],
         "mean_loss": lambda values: values["loss"].mean(axis=0, dtype=np.float64),
-        "gradient_norm": lambda values: values["grad_norm"][-1],
+        norm: lambda values: values["grad_norm"][-1],
     }
     if several:
         found["self_influence_of_the_last"] = lambda values: values["self_influence"][-1]
-        found["mean_gradient_norm"] = lambda values: values["grad_norm"].mean(0, dtype=np.float64)
+        found[f"mean_{norm}"] = lambda values: values["grad_norm"].mean(0, dtype=np.float64)
     return found
 
 

@@ -182,8 +182,10 @@ def _other_batches(pilot: Pilot) -> list[Check]:
 
 
 def _sums(pilot: Pilot) -> list[Check]:
-    """Sums over examples, against autograd's gradient of the summed loss."""
+    """Sums over examples, against autograd's gradient of the summed loss; only gradients add up so."""
     opened, made = pilot.opened, Directions(pilot.opened, 0)
+    if not opened.feature(0).gradients:
+        return []
     model, capture = opened.model(0), opened.capture(0)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
@@ -229,6 +231,8 @@ def _randomised(pilot: Pilot) -> list[Check]:
 
     Source: Adebayo et al. (2018), arXiv:1810.03292.
     """
+    if not any(True for _ in pilot.opened.model(0).parameters()):
+        return []  # as where all weights are quantised
     scores = []
     with tempfile.TemporaryDirectory() as folder:
         for name, changes in (("trained", {}), ("random", {"model.shuffle": 1})):

@@ -1,0 +1,1 @@
+"""By what the scores of each example are multiplied, one file each."""

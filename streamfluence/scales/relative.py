@@ -1,0 +1,28 @@
+"""Relative influence: scores over the root of an example's self-influence."""
+
+import numpy as np
+
+from streamfluence.scales._norms import inverse_norm
+from streamfluence.scales.base import Columns, Scale
+
+
+class Relative(Scale):
+    """One over the root of the self-influence at each checkpoint, so that outliers do not win everywhere.
+
+    Source:
+        Barshan, Brunet and Dziugaite (2020), arXiv:2003.11630 (RelatIF, there l-RelatIF).
+    """
+
+    columns = ("self_influence",)
+
+    def of(self, columns: Columns) -> np.ndarray:
+        return inverse_norm(columns["self_influence"])
+
+    def meaning(self, unscaled: str) -> str:
+        return (
+            "score = the unscaled score over the root of the example's self-influence at each checkpoint "
+            f"(RelatIF), so only order and sign are those of a score; unscaled: {unscaled}"
+        )
+
+    def unit(self, unscaled: str) -> str:
+        return f"{unscaled}, over the root of a self-influence"
