@@ -6,6 +6,7 @@ import torch
 from small_job import load, loss_gradients, write_job
 
 import streamfluence
+from streamfluence.errors import InputError
 from streamfluence.registry import member
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import describe
@@ -117,6 +118,16 @@ def test_a_bare_loss_has_the_diagonal_of_its_gradients_and_says_so(folder, tmp_p
     facts = describe(str(tmp_path / "run"))["checkpoints"][0]
     assert (facts["curvature"], facts["vectors"]) == ("diagonal", "loss gradients")
     assert "empirical Fisher" in opened.top("0")["record"]["curvature_note"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [({"sauce": 1}, "sauce.*check curvature.options"), ({"source": "x"}, "'probes' or 'loss'")],
+)
+def test_an_option_that_it_has_not_is_refused_before_there_is_a_run(folder, options, words):
+    with pytest.raises(InputError, match=words):
+        scores_of(folder, "refused", **{"curvature.options": options})
+    assert not (folder / "refused").exists()
 
 
 def test_stored_rows_of_a_few_bytes_keep_the_scores(folder):

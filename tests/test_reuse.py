@@ -67,6 +67,20 @@ def test_runs_whose_sums_differ_share_nothing(folder, changes):
     assert OpenRun.open(str(folder / f"apart-{name}")).stages() == []
 
 
+def test_another_source_of_a_diagonal_shares_nothing(folder):
+    runs = [
+        open_run(
+            load_job(
+                folder / "job.toml",
+                {"curvature.name": "diagonal", "curvature.options": {"source": source}},
+            ),
+            str(folder / f"diagonal-{source}"),
+        )
+        for source in ("probes", "loss")
+    ]
+    assert reuse_sketch(runs[0], runs[0]) and not reuse_sketch(*runs)
+
+
 ADAM = {"optimizer": "adam", "learning_rate": 0.02, "steps": 150, "batch_size": 150}
 
 

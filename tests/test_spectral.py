@@ -14,6 +14,11 @@ from streamfluence.registry import member
 N = 60
 EXACT = {"dense_limit": 1}  # no covariance of a whole block: pairs of eigenvectors everywhere
 SKETCHED = {"dense_limit": 1, "side_limit": 3, "rank": 16}
+PLAIN = {"dense_limit": 1, "plain": True}  # moments of each side alone
+KINDS = [{}, EXACT, SKETCHED, PLAIN, {**SKETCHED, "plain": True}]
+every_kind = pytest.mark.parametrize(
+    "options", KINDS, ids=["whole", "pairs", "sketched", "plain", "plain sketched"]
+)
 
 
 def fitted(blocks, uses, width, weight=1.0, examples=N, measured=True, **options):
@@ -48,7 +53,7 @@ def probes():
     return coloured(random_uses(N, 7))
 
 
-@pytest.mark.parametrize("options", [{}, EXACT, SKETCHED], ids=["whole", "pairs", "sketched"])
+@every_kind
 def test_all_directions_together_are_a_rotation_of_the_gradient(probes, options):
     projection, uses = fitted(BLOCKS, probes, TOTAL, **options), random_uses(5, 8)
     rows, expected = projection.apply(uses).double(), flat(uses)
@@ -57,7 +62,7 @@ def test_all_directions_together_are_a_rotation_of_the_gradient(probes, options)
 
 
 @pytest.mark.parametrize("width", [3, 17, 60])
-@pytest.mark.parametrize("options", [{}, EXACT, SKETCHED], ids=["whole", "pairs", "sketched"])
+@every_kind
 def test_the_record_says_how_much_energy_the_features_hold(probes, width, options):
     projection = fitted(BLOCKS, probes, width, **options)
     facts = projection.facts()

@@ -8,7 +8,7 @@ from streamfluence.capture import Uses
 from streamfluence.codecs.base import Codec
 from streamfluence.layout import plan_stage
 from streamfluence.registry import member
-from streamfluence.run.decision import load_preconditioner
+from streamfluence.run.decision import preconditioner_of
 from streamfluence.run.session import Session
 from streamfluence.run.states import load_state, select
 
@@ -30,7 +30,7 @@ class Directions:
         self.projection.load(select(arrays, "projection"))
         self.projection = self.projection.to(opened.device)
         self.scales = opened.scales(checkpoint)
-        self.preconditioner = load_preconditioner(arrays, facts).to(opened.device)
+        self.preconditioner = preconditioner_of(arrays, facts).to(opened.device)
         kind = member("codecs", opened.run.method.rows.codec)
         self.codec: Codec = kind(select(arrays, "codec")).to(opened.device)
 

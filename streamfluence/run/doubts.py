@@ -18,7 +18,7 @@ VECTORS_A_DIRECTION = 20
 #   Spearman                      .98   .96   .91   .88   .77   .56   .46
 MOST_OF_THE_WIDTH = 0.4
 LEAST_ENERGY = 0.95
-# Of whitened loss gradients, in the directions of the projection `principal`; on the benchmark's
+# Of whitened loss gradients, in the directions of the projection `principal`; on the code
 # transformer in float32, LDS over that of all 1,024 components of the training examples: .93 where .81
 # of theirs is kept, .84 where .59 is; fitted on other texts .88 where .42 is, .80 where .33 is.
 LEAST_WHITENED = 0.4

@@ -8,7 +8,7 @@ import numpy as np
 from streamfluence.layout import TRAINING_LOSS, collect_stage, plan_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.columns import column
-from streamfluence.run.decision import load_codec
+from streamfluence.run.decision import load_preconditioner
 from streamfluence.run.doubts import (
     energy_kept,
     model_doubts,
@@ -163,7 +163,7 @@ def _effective_dimension(run: OpenRun, plan: dict[str, Any], damping: float | No
     """Return the sum of value / (value + damping) over all directions."""
     if damping is None or not plan["blocks"]:
         return sum(block["effective_dimension"] for block in plan["blocks"])
-    return sum(load_codec(run, 0)[1].effective_dimension(damping))
+    return sum(load_preconditioner(run, 0).effective_dimension(damping))
 
 
 def _stored(run: OpenRun) -> dict[str, Any]:

@@ -25,11 +25,18 @@ def save_state(
     store.commit(stage, partition, arrays, {"facts": facts}, rests_on)
 
 
-def load_state(store: RunStore, stage: str, partition: int) -> tuple[State, dict[str, Any]]:
-    """Return a committed state, verified, and its facts."""
+def load_state(
+    store: RunStore, stage: str, partition: int, under: str = ""
+) -> tuple[State, dict[str, Any]]:
+    """Return a committed state, verified, and its facts.
+
+    Args:
+        under: Only the entries whose names begin like this are read.
+    """
     receipt = store.receipt(stage, partition)
     assert receipt is not None, f"{stage} is not there: its step runs before this one"
-    state = {name: torch.from_numpy(array) for name, array in store.read_all(receipt).items()}
+    names = [name for name in store.array_names(receipt) if name.startswith(under)]
+    state = {name: torch.from_numpy(store.read(receipt, name)) for name in names}
     return state, store.read_attributes(receipt)["facts"]
 
 

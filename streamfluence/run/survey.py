@@ -181,7 +181,7 @@ def _agree(
 
 
 def _sketch(known: Known, found: Survey, checkpoint: int) -> None:
-    """Find what is lost of a sketch: the plan once there are rows, and what is read beside it."""
+    """Find what is lost of a sketch: its decision once there are rows, and what is read beside it."""
     plan = plan_stage(checkpoint)
     used = any(known.there(collect_stage(name, checkpoint)) for name in known.sets)
     begun = str(checkpoint) in known.below(SKETCH)

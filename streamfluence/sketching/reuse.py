@@ -1,6 +1,6 @@
-"""Take over another run's sketch as far as it cannot differ: all of it but the plan.
+"""Take over another run's sketch as far as it cannot differ: all of it but its decision.
 
-Bytes, codec and the size of the damping are decided by the plan, from sums that know none of them,
+Bytes, codec and the size of the damping are decided last, from sums that know none of them,
 so runs that differ in nothing else share every pass over the sample. Where the damping differs from
 weight to weight, how it does decides the coordinates of the sums.
 """

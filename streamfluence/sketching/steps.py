@@ -15,7 +15,7 @@ from streamfluence.sketching.decide import decide
 from streamfluence.sketching.fitted import fitted
 from streamfluence.sketching.sample import sample_tasks
 
-# Read after the plan, too, and made again when a repair drops them.
+# Read after the decision, too, and made again when a repair drops them.
 LASTING = ("coverage", "scales")
 
 
@@ -52,7 +52,7 @@ def steps_of(method: Method) -> list[Step]:
 
 
 def steps_left(opened: Session, checkpoint: int) -> list[Step]:
-    """Return the steps that are not known to be done: all, or after the plan what it does not hold."""
+    """Return the steps that are not known to be done: all, or after the decision what it does not hold."""
     steps, receipts = steps_of(opened.run.method), opened.run.receipts
     if not receipts(plan_stage(checkpoint)):
         return steps
