@@ -7,6 +7,7 @@ the slow path.
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +23,8 @@ from streamfluence.capture._tape import Passed
 from streamfluence.errors import CoverageError
 
 _ENOUGH = 8  # proofs of one structure, after which a look at an example does
-_FIRST_LOOKED = 16  # batches that are run in another order, too, and example by example
+_FIRST_LOOKED = 16  # batches that are run in another order, too, example by example and in halves
 _LOOKED_AT = 128  # of so many examples of later batches one is run alone
-_MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
 
 class Judge:
@@ -97,42 +97,43 @@ class Judge:
         if not (first or often or always):
             self._unseen.add(passed.structure)
             return None
-        example = int(torch.randint(count, (), generator=random))
-        orders = [turned(count, self._looked)] if first else []
-        for order in (*orders, [example, example]):
-            if what := self._seen_elsewhere(passed, claim, order):
-                return what
         if not first:
-            return None
-        fault = self._proof.fault_alone(claim, turned(count, self._looked)[:_MOST_COMPARED])
-        return fault.what if fault else None
+            alone = [int(torch.randint(count, (), generator=random))]
+            return _said(self._proof.fault(claim, alone, self._looked))
+        order = turned(count, self._looked)
+        return (
+            self._seen_elsewhere(passed, order)
+            or self._seen_elsewhere(passed, [order[0], order[0]])
+            or _said(self._proof.fault_in_company(claim, order, self._looked))
+        )
 
-    def _seen_elsewhere(self, passed: Passed, claim: Claim, order: list[int]) -> str | None:
+    def _seen_elsewhere(self, passed: Passed, order: list[int]) -> str | None:
         """Run some examples of a batch in another order and compare what every call sees of each."""
         with ExitStack() as stack:
             try:
                 other = self._run(passed.plan, select(passed.batch, order), stack)
             except UnevenCall:  # these go another way: only what is returned can be compared
-                fault = self._proof.fault_alone(claim, order[:1])
-                return fault.what if fault else None
+                return None
             return out_of_place(passed, other, order)
 
     def _fault_of_some(self, claim: Claim, prove: Sequence[int], seed: int) -> Fault | None:
-        return self._proof.fault(claim, prove, seed) or self._proof.fault_alone(claim, prove[:1])
+        """Prove some rows of a batch, in two halves, so that each has other company."""
+        half = len(prove) // 2 if len(prove) > 2 else len(prove)
+        return self._proof.first_fault(claim, (prove[:half], prove[half:]), seed)
 
     def _fault_of_structure(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
         """Prove a batch that was computed like no other before, and again in another order."""
         order = turned(example_count(passed.batch), seed)
         return (
             self._proof.fault(claim, order, seed)
-            or self._proof.fault_alone(claim, order[:_MOST_COMPARED])
+            or self._proof.fault_in_company(claim, order, seed)
             or self._fault_when_turned(passed, claim, seed)
         )
 
     def _fault_when_turned(self, passed: Passed, claim: Claim, seed: int) -> Fault | None:
         """Capture the batch once more in another order, and prove that."""
         order = turned(example_count(passed.batch), seed + 1)
-        given = [None if c is None else c[order] for c in claim.cotangents]
+        given = [None if c is None else c[order] for c in claim.roots]
         with ExitStack() as stack:
             try:
                 again = self._run(passed.plan, select(passed.batch, order), stack)
@@ -142,8 +143,12 @@ class Judge:
                 uses = again.uses(self._blocks, again.gradients(roots, cotangents, last=True))
             except UnevenCall as uneven:
                 return Fault(str(uneven))
-            claim = Claim(again.batch, again.roots, given, uses, again.precision)
+            claim = replace(again, measure=passed.measure).claim(given, uses)
         return self._proof.fault(claim, turned(len(order), seed), seed)
+
+
+def _said(fault: Fault | None) -> str | None:
+    return fault.what if fault else None
 
 
 _DOUBT = (

@@ -30,6 +30,10 @@ class Precision:
         kinds = [kind for kind in dtypes if kind in _TOLERANCE] or [torch.float32]
         return cls(max(kinds, key=lambda kind: torch.finfo(kind).eps), cuda)
 
+    @property
+    def _tolerance(self) -> float:
+        return _TF32 if self.cuda and self.dtype == torch.float32 else _TOLERANCE[self.dtype]
+
     def allowed(self, scale: float, whole: float) -> float:
         """Return the largest error of a gradient that rounding explains.
 
@@ -37,21 +41,52 @@ class Precision:
             scale: Norm of what is compared.
             whole: Norm of all of which it is a part.
         """
-        tolerance = _TF32 if self.cuda and self.dtype == torch.float32 else _TOLERANCE[self.dtype]
-        return tolerance * scale + _FLOOR[self.dtype] * whole
+        return self._tolerance * scale + _FLOOR[self.dtype] * whole
 
-    def close(self, found: Tensor, expected: Tensor, whole: Tensor) -> bool:
-        """Return whether outputs agree but for rounding, which goes with the largest of ``whole``."""
+    def close(self, found: Tensor, expected: Tensor, size: float) -> bool:
+        """Return whether outputs of some examples agree but for rounding.
+
+        Rounding goes with the largest number of each example, and a little with ``size``: what is
+        near 0 may be a difference of numbers of that size.
+
+        Args:
+            found, expected: The examples first.
+        """
         if not expected.numel():
             return True
-        scale = float(whole.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
-        # Losses near 0 are differences of numbers of size 1. Where arithmetic is exact, outputs
-        # are known better than gradients.
-        exact = self.dtype in (torch.float32, torch.float64) and not self.cuda
-        limit = self.allowed(scale, max(scale, 1.0)) * (0.1 if exact else 1.0)
+        found, expected = _flat(found.to(expected.dtype)), _flat(expected)
+        share, floor = self._of_outputs()
+        limit = share * _magnitudes(expected) + floor * size
+        near = (found - expected).abs() <= limit[:, None]
+        return bool((near | (found == expected) | (found.isnan() & expected.isnan())).all())
+
+    def same_loss(self, found: Tensor, expected: Tensor) -> bool:
+        """Return whether two losses of the same outputs are one."""
+        rounding = 100 * torch.finfo(expected.dtype).eps
         return torch.allclose(
-            found.to(expected.dtype), expected, rtol=0, atol=limit, equal_nan=True
+            found.to(expected.dtype), expected, self._tolerance, rounding, equal_nan=True
         )
+
+    def _of_outputs(self) -> tuple[float, float]:
+        """Return the error of outputs as a share of an example's own largest, and of others."""
+        if self.dtype in (torch.float32, torch.float64) and not self.cuda:
+            # Where arithmetic is exact, outputs are known better than gradients.
+            return self._tolerance / 100, 5 * _FLOOR[self.dtype]
+        return self._tolerance, self._tolerance / 4
+
+
+def largest(tensor: Tensor) -> float:
+    """Return the largest finite magnitude."""
+    return float(_magnitudes(tensor.detach()).max()) if tensor.numel() else 0.0
+
+
+def _magnitudes(tensor: Tensor) -> Tensor:
+    """Return the largest finite magnitude of each example."""
+    return _flat(tensor).abs().nan_to_num(0.0, 0.0, 0.0).amax(1)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1)
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

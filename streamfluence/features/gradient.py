@@ -1,6 +1,7 @@
 """Projected per-example gradients, of the loss or of a probe of the output Hessian."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,15 +44,16 @@ class Gradient(Feature):
 
     def measure(self, batch: Any, measurement: str = "loss", prove: Sequence[int] = ()) -> Measured:
         assert self.projection is not None
-        with self.capture.record(batch, prove) as tape:
-            value = self._value(lambda r: self.task.measure(measurement, r), tape.returned)
+        of = partial(self.task.measure, measurement)
+        with self.capture.record(batch, prove, measure=of) as tape:
+            value = self._value(of, tape.returned)
             uses = self._uses(tape, value, torch.ones_like(value), last=True)
             rows = self.projection.apply(uses)
         return Measured(rows.to(torch.float32), value.detach().to(torch.float32))
 
     def loss_uses(self, batch: Any) -> Iterator[tuple[Uses, float]]:
         """Yield the loss gradients of one batch, as uses, with weight 1."""
-        with self.capture.record(batch) as tape:
+        with self.capture.record(batch, measure=self.task.training_loss) as tape:
             value = self._value(self.task.training_loss, tape.returned)
             yield self._uses(tape, value, torch.ones_like(value), last=True), 1.0
 
@@ -70,7 +72,7 @@ class Gradient(Feature):
                 f"{self.task.name} gives only loss(), which has no output Hessian to probe; "
                 f"use curvature.name = 'fisher', or define likelihood and forward()"
             )
-        with self.capture.record(batch) as tape:
+        with self.capture.record(batch, measure=self.task.loss) as tape:
             outputs, targets, *more = tape.returned
             weights = more[0] if more else None
             columns = likelihood.n_columns(outputs)
@@ -102,6 +104,12 @@ class Gradient(Feature):
             alone = of(one)[0]
         expected = value[place].detach()
         if not torch.allclose(alone.to(expected), expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+            if not torch.allclose(of(returned)[place], value[place], equal_nan=True):
+                raise CoverageError(
+                    "what is measured of an example changes when it is measured twice on the same "
+                    "outputs: the loss is random (dropout, or noise drawn in it); make it return the "
+                    "same for the same outputs"
+                )
             raise CoverageError(
                 f"what is measured of an example changes with the others of its batch: "
                 f"{float(expected):.6g} among them, {float(alone):.6g} alone. A loss that weights or "
