@@ -110,7 +110,7 @@ def test_what_is_returned_beside_the_outputs_may_not_mix_the_examples(run, alone
     capture = Capture(Net(same).eval(), run, part(batch, 0, 8), alone=alone)
     capture.check(part(batch, 0, 16), entropy)
     rows(capture, part(batch, 8, 16))
-    with pytest.raises(CoverageError, match="targets, weights or whatever else"):
+    with pytest.raises(CoverageError, match="targets, weights or whatever else forward returns"):
         rows(capture, part(batch, 16, 24))
 
 

@@ -15,6 +15,7 @@ import torch
 from streamfluence.capture._blocks import Filled
 from streamfluence.capture._claim import Claim, Fault
 from streamfluence.capture._layouts import UnevenCall
+from streamfluence.capture._meeting import examples_meet
 from streamfluence.capture._nested import example_count, select, signature
 from streamfluence.capture._plan import Plan
 from streamfluence.capture._proof import Proof, turned
@@ -47,6 +48,7 @@ class Judge:
         self._usual: dict[tuple, tuple] = {}  # by shape of batch: the structure that was met first
         self._faulty: set[tuple] = set()  # structures that move nothing and are wrong
         self._unseen: set[tuple] = set()  # structures of batches that were believed without a look
+        self._meet: dict[tuple, bool] = {}  # by structure: whether examples meet in it
         self._looked = 0
 
     def knows(self, structure: tuple) -> bool:
@@ -88,24 +90,30 @@ class Judge:
         return True
 
     def _out_of_place(self, passed: Passed, claim: Claim, always: bool) -> str | None:
-        """Look closely at the first batches, and at a few examples of the later ones."""
+        """Look closely at the first batches and where examples meet, else at a few examples."""
         self._looked += 1
         count = example_count(passed.batch)
         random = torch.Generator().manual_seed(self._looked)
         first = self._looked <= _FIRST_LOOKED
         often = float(torch.rand((), generator=random)) < count / _LOOKED_AT
-        if not (first or often or always):
+        closely = first or self._meeting(passed, claim)
+        if not (closely or often or always):
             self._unseen.add(passed.structure)
             return None
-        if not first:
-            alone = [int(torch.randint(count, (), generator=random))]
-            return _said(self._proof.fault(claim, alone, self._looked))
+        if not closely:
+            return self._seen_alone(claim, int(torch.randint(count, (), generator=random)))
         order = turned(count, self._looked)
         return (
-            self._seen_elsewhere(passed, order)
-            or self._seen_elsewhere(passed, [order[0], order[0]])
+            (first and self._seen_elsewhere(passed, order))
+            or (first and self._seen_elsewhere(passed, [order[0], order[0]]))
             or _said(self._proof.fault_in_company(claim, order, self._looked))
         )
+
+    def _meeting(self, passed: Passed, claim: Claim) -> bool:
+        """Return whether examples meet in batches of this structure: a factor may still hide it."""
+        if passed.structure not in self._meet:
+            self._meet[passed.structure] = examples_meet(self._proof.run(claim), passed.batch)
+        return self._meet[passed.structure]
 
     def _seen_elsewhere(self, passed: Passed, order: list[int]) -> str | None:
         """Run some examples of a batch in another order and compare what every call sees of each."""
@@ -115,6 +123,10 @@ class Judge:
             except UnevenCall:  # these go another way: only what is returned can be compared
                 return None
             return out_of_place(passed, other, order)
+
+    def _seen_alone(self, claim: Claim, example: int) -> str | None:
+        """Prove one example, run alone."""
+        return _said(self._proof.fault(claim, [example], self._looked))
 
     def _fault_of_some(self, claim: Claim, prove: Sequence[int], seed: int) -> Fault | None:
         """Prove some rows of a batch, in two halves, so that each has other company."""

@@ -98,8 +98,8 @@ def _refuse_other_losses(returned: Any, claim: Claim, order: Sequence[int]) -> N
             raise Changed(
                 f"the loss of example {example} changes with the other examples of its batch, "
                 f"{float(loss):.6g} among them and {float(alone):.6g} without, though its outputs are "
-                "the same: the targets, weights or whatever else forward returns beside them mix "
-                "the examples; return of each example what depends on it alone"
+                "the same: the targets, weights or whatever else forward returns beside them, or the "
+                "loss itself, mix the examples; return of each example what depends on it alone"
             )
 
 

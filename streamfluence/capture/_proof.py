@@ -8,6 +8,7 @@ the examples in another order, so a forward that returns them in an order of its
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,15 @@ class Proof:
     ) -> None:
         self._model, self._forward = model, forward
         self._weights, self._blocks = weights, blocks
+
+    def run(self, claim: Claim) -> Callable[[Any], Any]:
+        """Return what runs forward on a batch, and measures its losses."""
+
+        def run(batch: Any) -> Any:
+            returned = run_plainly(self._forward, self._model, batch)
+            return returned if claim.measure is None else claim.measure(returned)
+
+        return run
 
     def fault(self, claim: Claim, examples: Sequence[int], seed: int) -> Fault | None:
         """Return what is wrong with the rows of some examples, None if they are right.
