@@ -175,6 +175,26 @@ def test_what_mixes_in_the_backward_pass_alone_is_run_one_example_at_a_time(betw
     assert capture.one_by_one == 3
 
 
+class Exchanged(Backward):
+    """Nothing that forward does shows it."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        flagged = ctx.saved_tensors[0][:, None]
+        return gradient + flagged * (flagged * gradient).sum(0), None
+
+
+def test_what_was_wrong_once_is_never_believed_without_a_look():
+    def run(model, b):
+        return model(b), b["y"]
+
+    batch = data(8 * 30, every=2)
+    capture = Capture(Net(Exchanged.apply).eval(), run, part(batch, 0, 8))
+    for start in range(0, 8 * 30, 8):
+        assert_rows(capture, part(batch, start, start + 8), run)
+    assert capture.one_by_one == 28
+
+
 WORDS, LONG = 9, 6
 
 

@@ -48,7 +48,7 @@ class Judge:
         self._usual: dict[tuple, tuple] = {}  # by shape of batch: the structure that was met first
         self._faulty: set[tuple] = set()  # structures that move nothing and are wrong
         self._unseen: set[tuple] = set()  # structures of batches that were believed without a look
-        self._meet: dict[tuple, bool] = {}  # by structure: whether examples meet in it
+        self._closely: dict[tuple, bool] = {}  # by structure: whether no batch is believed unseen
         self._looked = 0
 
     def knows(self, structure: tuple) -> bool:
@@ -84,6 +84,7 @@ class Judge:
         if what := self._out_of_place(passed, claim, doubtful):
             if structure in self._unseen:
                 raise CoverageError(f"{what}. {_DOUBT}")
+            self._closely[structure] = True
             return False
         if prove and (fault := self._fault_of_some(claim, prove, seed)):
             raise CoverageError(f"{fault.what}. {_DOUBT}")
@@ -96,7 +97,7 @@ class Judge:
         random = torch.Generator().manual_seed(self._looked)
         first = self._looked <= _FIRST_LOOKED
         often = float(torch.rand((), generator=random)) < count / _LOOKED_AT
-        closely = first or self._meeting(passed, claim)
+        closely = first or self._suspect(passed, claim)
         if not (closely or often or always):
             self._unseen.add(passed.structure)
             return None
@@ -109,11 +110,12 @@ class Judge:
             or _said(self._proof.fault_in_company(claim, order, self._looked))
         )
 
-    def _meeting(self, passed: Passed, claim: Claim) -> bool:
-        """Return whether examples meet in batches of this structure: a factor may still hide it."""
-        if passed.structure not in self._meet:
-            self._meet[passed.structure] = examples_meet(self._proof.run(claim), passed.batch)
-        return self._meet[passed.structure]
+    def _suspect(self, passed: Passed, claim: Claim) -> bool:
+        """Return whether a batch of this structure was wrong, or examples meet: a 0 may hide it."""
+        structure = passed.structure
+        if structure not in self._closely:
+            self._closely[structure] = examples_meet(self._proof.run(claim), passed.batch)
+        return self._closely[structure]
 
     def _seen_elsewhere(self, passed: Passed, order: list[int]) -> str | None:
         """Run some examples of a batch in another order and compare what every call sees of each."""
@@ -165,5 +167,6 @@ def _said(fault: Fault | None) -> str | None:
 
 _DOUBT = (
     "Batches before this one were computed alike, so their rows are in doubt as well: use a new run "
-    "folder with `one_by_one = true` under [model], which runs each example alone"
+    "folder after that change, or with `one_by_one = true` under [model], which runs each example "
+    "alone and refuses those that have no gradient of their own"
 )

@@ -22,7 +22,7 @@ _MAKING = ("new_", "empty", "zeros", "ones", "full")
 _ALONG = {
     *("_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"),
     *("sort", "flip", "roll"),
-}
+}  # whose last number is the axis
 # The axis of the first and of the second factor that is summed over, counted from the last.
 _PRODUCTS = {"mm": (-1, -2), "bmm": (-1, -2), "mv": (-1, -1), "dot": (-1, -1)}
 _ADDED = {"addmm": "mm", "baddbmm": "bmm", "addmv": "mv"}  # after a first argument
@@ -94,8 +94,8 @@ def _meet(two: _Step, three: _Step) -> bool:
         return True  # pairs of examples
     if any(inputs) and outputs and not any(outputs):
         return True  # one number of all
-    if name in _ALONG:
-        return any(number % len(two.inputs[0]) in inputs[0] for number in two.numbers[:1])
+    if name in _ALONG and inputs and two.numbers:
+        return two.numbers[-1] % max(len(two.inputs[0]), 1) in inputs[0]
     if "batch_norm" in name:
         return any(two.flags)
     plain = _ADDED.get(name, name)
