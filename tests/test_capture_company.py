@@ -114,6 +114,21 @@ def test_what_is_returned_beside_the_outputs_may_not_mix_the_examples(run, alone
         rows(capture, part(batch, 16, 24))
 
 
+def test_a_loss_whose_gradient_alone_mixes_the_examples_is_refused():
+    def run(model, b):
+        return model(b), b["y"], b["f"]
+
+    def loss(returned):
+        losses = entropy(returned[:2])
+        return losses + (losses - losses.detach()) * returned[2].sum()
+
+    batch = data(32)
+    capture = Capture(Net(same).eval(), run, part(batch, 0, 16))
+    capture.check(part(batch, 0, 16), loss)
+    with pytest.raises(CoverageError, match="the gradient of the loss of example"):
+        rows(capture, part(batch, 16, 24), loss)
+
+
 def test_a_batch_is_not_refused_for_what_is_returned_and_not_measured():
     def run(model, b):
         return model(b), b["y"], b["w"], b["w"].mean(), torch.arange(len(b["y"]))

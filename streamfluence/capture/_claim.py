@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._nested import example_count, leaves
+from streamfluence.capture._nested import example_count, leaves, replace
 from streamfluence.capture._numbers import Precision, largest
+from streamfluence.capture._recorder import plain_gradients
 from streamfluence.capture.base import Use
 
 
@@ -64,12 +65,25 @@ class Claim:
         return [cotangent for cotangent in self.roots if cotangent is not None]
 
     @cached_property
-    def losses(self) -> Tensor | None:
-        """What is measured of each example."""
+    def losses(self) -> list[Tensor]:
+        """What is measured of each example, then its gradient at every output that has one."""
+        return self.measured(self.returned, [tensor for tensor, _ in self.pairs])
+
+    def measured(self, returned: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the same of what forward returned of other examples, with these tensors in it."""
         if self.measure is None:
-            return None
-        with torch.no_grad():
-            return self.measure(self.returned).detach()
+            return []
+        arriving = [cotangent is not None for _, cotangent in self.pairs]
+        given = [t.detach().requires_grad_(at) for t, at in zip(tensors, arriving, strict=True)]
+        outputs = [tensor for tensor in given if tensor.requires_grad]
+        with torch.enable_grad():
+            # Clones, as a loss may change them in place.
+            losses = self.measure(replace(returned, [tensor.clone() for tensor in given]))
+        if not losses.requires_grad:
+            return [losses]
+        found = plain_gradients([losses], outputs, [torch.ones_like(losses)])
+        pairs = zip(outputs, found, strict=True)
+        return [losses.detach(), *(torch.zeros_like(o) if g is None else g for o, g in pairs)]
 
     def size(self, output: Tensor) -> float:
         """Return the size of the numbers that an output is computed from, as far as it shows."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._claim import Claim
-from streamfluence.capture._nested import leaves, replace
+from streamfluence.capture._nested import leaves
+from streamfluence.capture._numbers import largest, norm
 from streamfluence.errors import CoverageError
 
 
@@ -37,14 +38,15 @@ def matched(returned: Any, claim: Claim, order: Sequence[int]) -> list[tuple[Ten
             f"forward returns {len(claim.pairs)} tensors for a batch, but {len(again)} for its "
             f"examples {_listed(order)} alone, so they have no gradient of their own"
         )
-    found, tensors = [], []
+    found, tensors, places = [], [], []
     for tensor, (whole, cotangent) in zip(again, claim.pairs, strict=True):
         if cotangent is not None:
             place = _place(tensor.detach(), whole, cotangent, order, claim)
+            places.append(place)
             found.append((tensor, cotangent[place]))
             tensor = whole[place]
-        tensors.append(tensor.detach())
-    _refuse_other_losses(replace(returned, tensors), claim, order)
+        tensors.append(tensor)
+    _refuse_other_losses(claim, claim.measured(returned, tensors), places, order)
     return [(tensor, cotangent) for tensor, cotangent in found if tensor.requires_grad]
 
 
@@ -86,21 +88,29 @@ def _places(own: Tensor, whole: Tensor, rows: Tensor) -> Iterator[Place]:
         yield rows, *(slice(full - size, full) for size, full in sizes)
 
 
-def _refuse_other_losses(returned: Any, claim: Claim, order: Sequence[int]) -> None:
-    """Refuse losses that differ from the batch's although they are measured on its outputs."""
-    if claim.measure is None or claim.losses is None:
-        return
-    with torch.no_grad():
-        found = claim.measure(returned)
-    for place, example in enumerate(order):
-        loss, alone = claim.losses[example], found[place]
-        if not claim.precision.same_loss(alone, loss):
-            raise Changed(
-                f"the loss of example {example} changes with the other examples of its batch, "
-                f"{float(loss):.6g} among them and {float(alone):.6g} without, though its outputs are "
-                "the same: the targets, weights or whatever else forward returns beside them, or the "
-                "loss itself, mix the examples; return of each example what depends on it alone"
-            )
+def _refuse_other_losses(
+    claim: Claim, alone: Sequence[Tensor], places: Sequence[Place], order: Sequence[int]
+) -> None:
+    """Refuse losses, and their gradients, that differ though they are measured on the same outputs."""
+    names = ["loss", *["gradient of the loss"] * len(places)]
+    outputs = [whole for whole, cotangent in claim.pairs if cotangent is not None]
+    for at, example in enumerate(order):
+        own = [whole[place][at] for whole, place in zip(outputs, places, strict=True)]
+        size = max(map(largest, own), default=0.0)
+        parts = zip(names, alone, claim.losses, [(order,), *places], strict=False)
+        for name, found, whole, place in parts:
+            one, other = found[at], whole[place][at]
+            # A gradient at logits is a difference of probabilities.
+            if not claim.precision.same_loss(
+                one, other, size if name == "loss" else min(size, 1.0)
+            ):
+                raise Changed(
+                    f"the {name} of example {example} changes with the other examples of its batch, "
+                    f"{norm([other]):.6g} among them and {norm([one]):.6g} without, though its outputs "
+                    "are the same: the targets, weights or whatever else forward returns beside them, "
+                    "or the loss itself, mix the examples; return of each example what depends on it "
+                    "alone"
+                )
 
 
 def _moved(own: Tensor, whole: Tensor, place: Place, order: Sequence[int], claim: Claim) -> str:

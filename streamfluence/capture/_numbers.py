@@ -60,12 +60,15 @@ class Precision:
         near = (found - expected).abs() <= limit[:, None]
         return bool((near | (found == expected) | (found.isnan() & expected.isnan())).all())
 
-    def same_loss(self, found: Tensor, expected: Tensor) -> bool:
-        """Return whether two losses of the same outputs are one."""
-        rounding = 100 * torch.finfo(expected.dtype).eps
-        return torch.allclose(
-            found.to(expected.dtype), expected, self._tolerance, rounding, equal_nan=True
-        )
+    def same_loss(self, found: Tensor, expected: Tensor, size: float) -> bool:
+        """Return whether a loss, or its gradient, is the same on the same outputs.
+
+        Args:
+            size: Of the numbers that it is computed from.
+        """
+        rounding = 16 * torch.finfo(expected.dtype).eps * size
+        limit = self._tolerance * largest(expected) + rounding
+        return torch.allclose(found.to(expected.dtype), expected, 0, limit, equal_nan=True)
 
     def _of_outputs(self) -> tuple[float, float]:
         """Return the error of outputs as a share of an example's own largest, and of others."""
@@ -77,12 +80,16 @@ class Precision:
 
 def largest(tensor: Tensor) -> float:
     """Return the largest finite magnitude."""
-    return float(_magnitudes(tensor.detach()).max()) if tensor.numel() else 0.0
+    return float(_finite(tensor.detach()).max()) if tensor.numel() else 0.0
 
 
 def _magnitudes(tensor: Tensor) -> Tensor:
     """Return the largest finite magnitude of each example."""
-    return _flat(tensor).abs().nan_to_num(0.0, 0.0, 0.0).amax(1)
+    return _finite(_flat(tensor)).amax(1)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return tensor.abs().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _flat(tensor: Tensor) -> Tensor:
