@@ -98,5 +98,5 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def norm(tensors: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all tensors together."""
-    squares = [float(tensor.double().square().sum()) for tensor in tensors]
-    return sum(squares) ** 0.5
+    norms = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors]
+    return sum(one**2 for one in norms) ** 0.5
