@@ -98,5 +98,13 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def norm(tensors: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all tensors together."""
-    norms = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors]
-    return sum(one**2 for one in norms) ** 0.5
+    return sum(_norm(tensor) ** 2 for tensor in tensors) ** 0.5
+
+
+def _norm(tensor: Tensor) -> float:
+    """Return one norm; in double precision, which is slow, only where squares leave the range."""
+    kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    found = float(torch.linalg.vector_norm(tensor, dtype=kind))
+    if 1e-15 < found < 1e15:
+        return found
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

@@ -29,9 +29,8 @@ def _weighted(filled: Filled, use: Use, chosen: Tensor, factors: Tensor) -> Tens
         right = use.right[chosen] * factors.to(use.right)[:, None, None]
         total = right.new_zeros(filled.block.left, filled.block.right)
         return total.index_add_(0, use.index[chosen].flatten(), right.flatten(0, 1))[None]
-    left, right = use.left, use.right
-    chosen = chosen.to(left.device)
-    left = left[chosen] * factors.to(left)[:, None, None, None]
-    sides = (side.transpose(0, 1).flatten(1, 2) for side in (left, right[chosen]))
-    one, other = sides
+    few = use.of(chosen)
+    left, right = few.left, few.right
+    left = left * factors.to(left)[:, None, None, None]
+    one, other = (side.transpose(0, 1).flatten(1, 2) for side in (left, right))
     return one.transpose(1, 2) @ other
