@@ -1,15 +1,17 @@
-"""What has to hold of a captured batch, and how forward's own values show that it does not."""
+"""What has to hold of a captured batch, and what a proof finds where it does not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._nested import example_count
-from streamfluence.capture._numbers import Precision
+from streamfluence.capture._nested import example_count, leaves, replace
+from streamfluence.capture._numbers import Precision, largest
+from streamfluence.capture._recorder import plain_gradients
 from streamfluence.capture.base import Use
 
 
@@ -34,65 +36,66 @@ class Claim:
 
     Attributes:
         batch: The examples, as they were captured.
-        returned: The tensors with a gradient that forward returned of them.
-        cotangents: The gradient at each, the examples first; None where there is none.
+        returned: What forward returned of them.
+        roots: The gradient at each tensor in it that has one, the examples first; None where none
+            arrives.
         uses: What was captured for these gradients.
         precision: Of forward.
+        measure: From what forward returns to a loss of each example, shape ``(example,)``; None
+            where nothing but the outputs is known.
     """
 
     batch: Any
-    returned: Sequence[Tensor]
-    cotangents: Sequence[Tensor | None]
+    returned: Any
+    roots: Sequence[Tensor | None]
     uses: Mapping[str, Sequence[Use]]
     precision: Precision
+    measure: Callable[[Any], Tensor] | None = None
+
+    @cached_property
+    def pairs(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Every tensor that forward returned, with the gradient there."""
+        given = iter(self.roots)
+        tensors = leaves(self.returned)
+        return [(t.detach(), next(given) if t.requires_grad else None) for t in tensors]
+
+    @cached_property
+    def cotangents(self) -> list[Tensor]:
+        """The gradients at the outputs that have one."""
+        return [cotangent for cotangent in self.roots if cotangent is not None]
+
+    @cached_property
+    def losses(self) -> list[Tensor]:
+        """What is measured of each example, then its gradient at every output that has one."""
+        return self.measured(self.returned, [tensor for tensor, _ in self.pairs])
+
+    def measured(self, returned: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the same of what forward returned of other examples, with these tensors in it."""
+        if self.measure is None:
+            return []
+        arriving = [cotangent is not None for _, cotangent in self.pairs]
+        given = [t.detach().requires_grad_(at) for t, at in zip(tensors, arriving, strict=True)]
+        outputs = [tensor for tensor in given if tensor.requires_grad]
+        with torch.enable_grad():
+            # Clones, as a loss may change them in place.
+            losses = self.measure(replace(returned, [tensor.clone() for tensor in given]))
+        if not losses.requires_grad:
+            return [losses]
+        found = plain_gradients([losses], outputs, [torch.ones_like(losses)])
+        pairs = zip(outputs, found, strict=True)
+        return [losses.detach(), *(torch.zeros_like(o) if g is None else g for o, g in pairs)]
+
+    def size(self, output: Tensor) -> float:
+        """Return the size of the numbers that an output is computed from, as far as it shows."""
+        # Losses, which a task without a likelihood returns, are differences of numbers of size 1.
+        least = 1.0 if isinstance(self.returned, Tensor) else 0.0
+        return max(largest(output), least)
 
     def finite(self, examples: Sequence[int]) -> list[int]:
         """Return those of ``examples`` whose outputs and gradients there are finite."""
-        count = example_count(self.batch)
-        good = torch.ones(count, dtype=torch.bool)
-        for tensor in (*self.returned, *(c for c in self.cotangents if c is not None)):
-            if tensor.ndim and len(tensor) == count:
-                good &= torch.isfinite(tensor.detach().reshape(count, -1)).all(1).cpu()
+        good = torch.ones(example_count(self.batch), dtype=torch.bool)
+        for output, cotangent in self.pairs:
+            if cotangent is not None:
+                for tensor in (output, cotangent):
+                    good &= torch.isfinite(tensor.reshape(len(good), -1)).all(1).cpu()
         return [example for example in examples if bool(good[example])]
-
-
-def same_shapes(again: Sequence[Tensor], returned: Sequence[Tensor], count: int) -> bool:
-    return len(again) == len(returned) and all(
-        a.shape == (count, *b.shape[1:]) for a, b in zip(again, returned, strict=True) if b.ndim
-    )
-
-
-def values_fault(again: Sequence[Tensor], claim: Claim, order: list[int]) -> Fault | None:
-    """Compare what forward returned of every example with what it returned in the other order."""
-    if not same_shapes(again, claim.returned, len(order)):
-        return Fault(
-            "forward returns tensors of other shapes for the same examples in another order, so "
-            "they cannot be told apart; return one row per example, in the batch's order"
-        )
-    for a, b, cotangent in zip(again, claim.returned, claim.cotangents, strict=True):
-        if cotangent is None:
-            continue
-        a, b = a.detach(), b.detach()
-        same = claim.precision.close
-        if not same(a, b[torch.tensor(order, device=b.device)], b):
-            wrong = (p for p, e in enumerate(order) if not same(a[p], b[e], b))
-            return Fault(_moved(a, b, next(wrong), order, claim.precision))
-    return None
-
-
-def _moved(a: Tensor, b: Tensor, place: int, order: Sequence[int], precision: Precision) -> str:
-    """Return what happened to an example whose values are not where they belong."""
-    example = order[place]
-    same = [p for p in range(len(order)) if p != place and precision.close(a[p], b[example], b)]
-    if same:
-        return (
-            f"forward does not return its examples in the order of the batch: what it returned of "
-            f"example {example} comes at place {same[0]} when that example is given at place {place}. "
-            "Outputs and targets that are sorted or regrouped do not belong to the examples they "
-            "stand at; put them back in the batch's order before returning them"
-        )
-    return (
-        f"what forward returns of example {example} changes with the other examples of its batch or "
-        "with their order: the model mixes its examples, so they have no gradient of their own; "
-        "return outputs that depend on their own example only"
-    )

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from streamfluence.batches import in_company
 from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
-from streamfluence.capture._claim import Claim
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._judge import Judge
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._moves import moves, origins
-from streamfluence.capture._nested import example_count, leaves, rebuild, resize, select
-from streamfluence.capture._numbers import Precision
+from streamfluence.capture._nested import example_count, leaves, rebuild, resize
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._proof import Proof, compared, row_faults
-from streamfluence.capture._recorder import apart, run_plainly
+from streamfluence.capture._proof import Proof
+from streamfluence.capture._recorder import apart
 from streamfluence.capture._rehearsal import rehearse
 from streamfluence.capture._sites import shortened
 from streamfluence.capture._tape import Passed, Tape
@@ -34,8 +32,6 @@ from streamfluence.capture._trial import refuse_random
 from streamfluence.capture._uses import dense_uses
 from streamfluence.capture.base import Block, Dense, Use, Uses
 from streamfluence.errors import CoverageError
-
-_MOST_COMPARED = 16  # examples of which forward alone is compared with forward of the batch
 
 
 class Capture:
@@ -94,12 +90,20 @@ class Capture:
         return tuple(self._plan.announcements())
 
     @contextmanager
-    def record(self, batch: Any, prove: Sequence[int] = (), seed: int = 0) -> Iterator[Tape]:
+    def record(
+        self,
+        batch: Any,
+        prove: Sequence[int] = (),
+        seed: int = 0,
+        measure: Callable[[Any], Tensor] | None = None,
+    ) -> Iterator[Tape]:
         """Run forward on a batch and give a `Tape` to ask gradients of.
 
         Args:
             prove: Positions of examples whose rows are proved whatever is known of such batches.
             seed: Of the random numbers of the proof.
+            measure: From what forward returns to a loss of each example, ``(example,)``. With it
+                targets, weights and whatever else is returned beside the outputs is compared, too.
 
         Raises:
             CoverageError: If the model is in training mode, or uses weights that were left out.
@@ -108,6 +112,7 @@ class Capture:
         with ExitStack() as stack:
             count = example_count(batch)
             passed = in_company(lambda given: self._passed(given, stack), batch, count)
+            passed.measure = measure
 
             def judge(passed: Passed, roots: Any, uses: Any) -> dict[str, list[Use]]:
                 return self._judged(passed, roots, uses, prove, seed)
@@ -159,29 +164,16 @@ class Capture:
         """
         count = max(2, example_count(batch))
         batch = resize(batch, count)
-        refuse_random(self._forward, self._model, batch)
-        uses, losses, precision = self._measure(batch, loss, range(count))
-        for example in range(min(count, _MOST_COMPARED)):
-            one = select(batch, [example, example])
-            alone = loss(run_plainly(self._forward, self._model, one)).detach()
-            self._proof.refuse_moved_loss(losses, alone, example, precision)
-        for examples, pairs in compared(count):
-            alone_uses, *_ = self._measure(select(batch, examples), loss)
-            if fault := row_faults(self._filled, uses, alone_uses, pairs, precision):
-                raise CoverageError(fault.what)
-
-    def _measure(
-        self, batch: Any, loss: Callable[[Any], Tensor], prove: Sequence[int] = ()
-    ) -> tuple[dict[str, list[Use]], Tensor, Precision]:
-        with self.record(batch, prove) as tape:
+        refuse_random(self._forward, self._model, batch, loss)
+        self._judge = Judge(self._proof, self._filled, self._run)  # what is known spares nothing
+        with self.record(batch, range(count), measure=loss) as tape:
             losses = loss(tape.returned)
             if losses.shape != (tape.examples,):
                 raise CoverageError(
                     f"the loss has shape {tuple(losses.shape)} for {tape.examples} examples; "
                     "return one loss per example, not their mean"
                 )
-            uses = tape.gradients(losses, torch.ones_like(losses), last=True)
-            return uses, losses.detach(), tape.precision
+            tape.gradients(losses, torch.ones_like(losses), last=True)
 
     def _passed(self, batch: Any, stack: ExitStack) -> Passed:
         """Run forward under the first plan that this batch fits."""
@@ -233,18 +225,16 @@ class Capture:
         seed: int,
     ) -> dict[str, list[Use]]:
         """Return uses that are right: those given, or new ones of one example at a time."""
-        if uses is not None:
-            claim = Claim(passed.batch, passed.roots, roots, uses, passed.precision)
-            if self._judge.believes(passed, claim, prove, seed):
-                return uses
+        if uses is not None and self._judge.believes(
+            passed, passed.claim(roots, uses), prove, seed
+        ):
+            return uses
         self.one_by_one += not self._plan.whole
         return self._one_by_one(passed, roots)
 
     def _one_by_one(self, passed: Passed, roots: Sequence[Tensor | None]) -> dict[str, list[Use]]:
         weights = [weight for weight in self._plan.weights if weight not in self._plan.absent]
-        rows = rows_alone(
-            self._model, self._forward, passed.batch, passed.roots, roots, weights, passed.precision
-        )
+        rows = rows_alone(self._model, self._forward, passed.claim(roots, {}), weights)
         return dense_uses(self._filled, rows, example_count(passed.batch))
 
     def _refuse_absent(self, graph: Graph) -> None:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._claim import Claim, Fault, same_shapes, values_fault
-from streamfluence.capture._nested import example_count, leaves, select
-from streamfluence.capture._numbers import Precision, norm
+from streamfluence.capture._claim import Claim, Fault
+from streamfluence.capture._match import Changed, matched
+from streamfluence.capture._nested import example_count, select
+from streamfluence.capture._numbers import norm
 from streamfluence.capture._recorder import plain_gradients, run_plainly
-from streamfluence.capture._rows import example_row, weighted_sum
+from streamfluence.capture._rows import weighted_sum
 from streamfluence.capture._sites import Weight, shortened
 from streamfluence.capture._trial import refuse_random
-from streamfluence.capture.base import Use
-from streamfluence.errors import CoverageError
 
+_MOST_ALONE = 16  # examples of a batch that are compared with each of them alone
 _RECOMPUTED = 5  # times the usual error, where the gradient of a tiny loss is computed again
 
 
@@ -46,6 +46,15 @@ class Proof:
         self._model, self._forward = model, forward
         self._weights, self._blocks = weights, blocks
 
+    def run(self, claim: Claim) -> Callable[[Any], Any]:
+        """Return what runs forward on a batch, and measures its losses."""
+
+        def run(batch: Any) -> Any:
+            returned = run_plainly(self._forward, self._model, batch)
+            return returned if claim.measure is None else claim.measure(returned)
+
+        return run
+
     def fault(self, claim: Claim, examples: Sequence[int], seed: int) -> Fault | None:
         """Return what is wrong with the rows of some examples, None if they are right.
 
@@ -56,110 +65,68 @@ class Proof:
         Raises:
             CoverageError: If forward returns something else for the same batch every time.
         """
-        if all(cotangent is None for cotangent in claim.cotangents):
-            return None
-        count = example_count(claim.batch)
-        examples = claim.finite(examples)
-        if not examples:
+        if not claim.cotangents or not (examples := claim.finite(examples)):
             return None
         # Never one alone, which forward may squeeze away: then twice, and the second does not count.
         few = list(examples) if len(examples) > 1 else [*examples, *examples]
         if few == sorted(few):  # in the batch's own order a forward that sorts would not show
             few = few[::-1]
-        for order in (few, turned(count, seed)):
-            factors = _factors(len(order), seed, claim)
-            if order is few:
-                factors[len(examples) :] = 0
-            else:
-                factors *= _chosen(order, examples).to(factors)
-            again = self._plain(select(claim.batch, order))
-            if same_shapes(again, claim.returned, len(order)):
-                break
-        # What forward returns of these examples alone may be shorter; of all of them it is not.
-        fault = values_fault(again, claim, order)
-        if fault is None:
-            gradients = self._gradients(again, claim.cotangents, order, factors)
-            fault = self._sums_fault(claim, order, factors, gradients)
+        factors = _factors(len(few), seed, claim)
+        factors[len(examples) :] = 0
+        try:
+            fault = self._sums_fault(claim, few, factors)
+        except Changed as changed:
+            fault = Fault(str(changed))
         if fault is not None:
-            refuse_random(self._forward, self._model, claim.batch)
+            refuse_random(self._forward, self._model, claim.batch, claim.measure)
         if fault is not None and fault.blocks and fault.small:
             return self._in_the_same_order(claim, seed)
         return fault
 
-    def fault_alone(self, claim: Claim, examples: Sequence[int]) -> Fault | None:
-        """Return the first example for which forward returns something else alone than in its batch."""
-        for example in examples:
-            # Two copies, as a batch of one may be squeezed.
-            again = self._plain(select(claim.batch, [example, example]))
-            # Alone it may be shorter, where padding is cut; its values are compared elsewhere then.
-            fits = same_shapes(again, claim.returned, 2)
-            if fits and (fault := values_fault(again, claim, [example, example])):
-                return fault
-        return None
+    def fault_in_company(self, claim: Claim, examples: Sequence[int], seed: int) -> Fault | None:
+        """Return what is wrong with the rows of examples without those that are not given.
 
-    def refuse_moved_loss(
-        self, losses: Tensor, alone: Tensor, example: int, precision: Precision
-    ) -> None:
-        """Refuse losses of a batch among which an example's own is not what it is alone.
-
-        Raises:
-            CoverageError: With whether the order or the company of the batch is the cause.
+        Args:
+            examples: Positions in the batch in a random order. The first run alone; if there are
+                more, each half of all runs without the other.
+            seed: Of the random numbers.
         """
-        same = precision.close
-        if same(alone[0], losses[example], losses):
-            return
-        places = [p for p in range(len(losses)) if same(alone[0], losses[p], losses)]
-        if places:
-            raise CoverageError(
-                f"the losses are not in the order of the batch: that of example {example} comes at "
-                f"place {places[0]}; return outputs and targets in the batch's order"
-            )
-        raise CoverageError(
-            f"the loss of example {example} changes with the other examples of its batch: "
-            f"{float(losses[example]):.6g} among them, {float(alone[0]):.6g} alone. The model mixes its "
-            "examples, so they have no gradient of their own; keep them apart"
-        )
+        parts = [[example] for example in examples[:_MOST_ALONE]]
+        if len(examples) > _MOST_ALONE:
+            parts += [list(examples[::2]), list(examples[1::2])]
+        return self.first_fault(claim, parts, seed)
+
+    def first_fault(self, claim: Claim, parts: Sequence[Sequence[int]], seed: int) -> Fault | None:
+        """Return what is wrong with the rows of the first examples that are not right."""
+        found = (self.fault(claim, part, seed) for part in parts)
+        return next((fault for fault in found if fault is not None), None)
 
     def _in_the_same_order(self, claim: Claim, seed: int) -> Fault | None:
         """Ask again where the plain side computes exactly what was captured, rounding included."""
         order = list(range(example_count(claim.batch)))
         factors = _factors(len(order), seed, claim)
-        factors *= _chosen(order, claim.finite(order)).to(factors)
-        again = self._plain(claim.batch)
-        gradients = self._gradients(again, claim.cotangents, order, factors)
-        return self._sums_fault(claim, order, factors, gradients)
-
-    def _plain(self, batch: Any) -> list[Tensor]:
-        returned = leaves(run_plainly(self._forward, self._model, batch))
-        return [tensor for tensor in returned if tensor.requires_grad]
+        factors *= torch.isin(torch.tensor(order), torch.tensor(claim.finite(order))).to(factors)
+        return self._sums_fault(claim, order, factors)
 
     def _gradients(
-        self,
-        returned: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        order: list[int],
-        factors: Tensor,
+        self, claim: Claim, order: list[int], factors: Tensor
     ) -> dict[str, Tensor | None]:
+        """Return plain autograd's gradient of the weighted sum over some examples alone."""
         named = {name: t for weight in self._weights for name, t in weight.tensors.items()}
+        returned = run_plainly(self._forward, self._model, select(claim.batch, order))
         outputs, given = [], []
-        for tensor, cotangent in zip(returned, cotangents, strict=True):
-            if cotangent is not None:
-                outputs.append(tensor)
-                shape = (-1, *[1] * (cotangent.ndim - 1))
-                part = cotangent[torch.tensor(order, device=cotangent.device)]
-                by = factors.to(part).view(shape)
-                # A factor 0 leaves an example out, also one whose gradient is not finite.
-                given.append(torch.where(by == 0, 0.0, part * by).to(tensor.dtype))
+        for tensor, part in matched(returned, claim, order):
+            by = factors.to(part).view(-1, *[1] * (part.ndim - 1))
+            outputs.append(tensor)
+            # A factor 0 leaves an example out, also one whose gradient is not finite.
+            given.append(torch.where(by == 0, 0.0, part * by).to(tensor.dtype))
+        if not outputs:
+            return dict.fromkeys(named)
         found = plain_gradients(outputs, list(named.values()), given)
         return dict(zip(named, found, strict=True))
 
-    def _sums_fault(
-        self,
-        claim: Claim,
-        order: list[int],
-        factors: Tensor,
-        gradients: Mapping[str, Tensor | None],
-    ) -> Fault | None:
+    def _sums_fault(self, claim: Claim, order: list[int], factors: Tensor) -> Fault | None:
+        gradients = self._gradients(claim, order, factors)
         whole = norm([g for g in gradients.values() if g is not None])
         if missed := self._uncovered(gradients):
             return Fault(
@@ -199,48 +166,6 @@ class Proof:
         return None
 
 
-def compared(examples: int) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Return small batches, as examples of the whole one, and the pairs of positions to compare."""
-    last = examples - 1
-    if examples > 2:
-        return [([0, last], [(0, 0), (last, 1)])]
-    if examples == 2:
-        return [([0], [(0, 0)]), ([1], [(1, 0)])]
-    return [([0, 0], [(0, 0), (0, 1)])]
-
-
-def row_faults(
-    blocks: Sequence[Filled],
-    uses: Mapping[str, Sequence[Use]],
-    alone: Mapping[str, Sequence[Use]],
-    pairs: Sequence[tuple[int, int]],
-    precision: Precision,
-) -> Fault | None:
-    """Return the block in which an example's gradient depends on the rest of its batch, if there is one.
-
-    Args:
-        uses: Of the batch.
-        alone: Of a smaller batch with some of its examples.
-        pairs: ``(position in the batch, position in the smaller batch)`` of an example.
-    """
-    for together, apart in pairs:
-        expected = {f.block.name: example_row(f, alone[f.block.name], apart) for f in blocks}
-        whole = norm(expected.values())
-        for filled in blocks:
-            one = expected[filled.block.name]
-            error = norm([example_row(filled, uses[filled.block.name], together) - one])
-            if not error <= precision.allowed(norm([one]), whole):
-                names = shortened(filled.block.parameters)
-                return Fault(
-                    f"{names}: the gradient of example {together} changes with the other examples "
-                    f"of its batch (difference {error:.2g}, norm {norm([one]):.2g}): the model mixes "
-                    f"its examples, so they have no gradient of their own; keep them apart, or "
-                    f"exclude {names}",
-                    (filled,),
-                )
-    return None
-
-
 def turned(count: int, seed: int) -> list[int]:
     """Return an order of so many examples in which every one stands at another's place: one cycle."""
     # One cycle leaves no part of a batch to itself, so sorting by anything shows.
@@ -253,12 +178,8 @@ def turned(count: int, seed: int) -> list[int]:
 
 def _factors(count: int, seed: int, claim: Claim) -> Tensor:
     """Return random numbers of size 1, of both signs."""
-    dtype = next(c.dtype for c in claim.cotangents if c is not None)
+    dtype = claim.cotangents[0].dtype
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(seed)
     size = 0.5 + torch.rand(count, generator=generator, dtype=dtype)
     return size * (2 * torch.randint(0, 2, (count,), generator=generator) - 1)
-
-
-def _chosen(order: Sequence[int], examples: Sequence[int]) -> Tensor:
-    return torch.isin(torch.tensor(order), torch.tensor(examples))

@@ -7,7 +7,6 @@ their examples (a model that sorts its batch inside), give way to the modules ar
 import torch
 
 from streamfluence.capture._blocks import Filled, find_blocks
-from streamfluence.capture._claim import Claim
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._nested import leaves, select
@@ -67,7 +66,7 @@ def _wrong_sites(plan: Plan) -> list[Site]:
         arrived = passed.gradients([roots[place]], [random], last=True)
         blocks = find_blocks(plan.weights, list(plan.sites.values()), plan.shared)
         cotangents = [random if p == place else None for p in range(len(roots))]
-        claim = Claim(batch, roots, cotangents, passed.uses(blocks, arrived), passed.precision)
+        claim = passed.claim(cotangents, passed.uses(blocks, arrived))
     fault = Proof(plan.model, plan.forward, plan.weights, blocks).fault(claim, turned(count, 1), 1)
     if fault is None:
         return []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture.base import Dense, Indexed, Outer, Use, dense_gradient
+from streamfluence.capture.base import Dense, Indexed, Use
 
 
 def weighted_sum(filled: Filled, uses: Sequence[Use], factors: Tensor) -> Tensor:
@@ -29,23 +29,8 @@ def _weighted(filled: Filled, use: Use, chosen: Tensor, factors: Tensor) -> Tens
         right = use.right[chosen] * factors.to(use.right)[:, None, None]
         total = right.new_zeros(filled.block.left, filled.block.right)
         return total.index_add_(0, use.index[chosen].flatten(), right.flatten(0, 1))[None]
-    left, right = use.left, use.right
-    chosen = chosen.to(left.device)
-    left = left[chosen] * factors.to(left)[:, None, None, None]
-    sides = (side.transpose(0, 1).flatten(1, 2) for side in (left, right[chosen]))
-    one, other = sides
+    few = use.of(chosen)
+    left, right = few.left, few.right
+    left = left * factors.to(left)[:, None, None, None]
+    one, other = (side.transpose(0, 1).flatten(1, 2) for side in (left, right))
     return one.transpose(1, 2) @ other
-
-
-def example_row(filled: Filled, uses: Sequence[Use], example: int) -> Tensor:
-    """Return one example's gradient."""
-    return dense_gradient(filled.block, [_one(use, example) for use in uses])[0]
-
-
-def _one(use: Use, example: int) -> Use:
-    part = slice(example, example + 1)
-    if isinstance(use, Dense):
-        return Dense(use.gradient[part])
-    if isinstance(use, Indexed):
-        return Indexed(use.index[part], use.right[part])
-    return Outer(use.left[part], use.right[part])

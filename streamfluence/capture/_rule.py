@@ -66,10 +66,16 @@ class Deferred(Outer):
         right: Callable[[], Tensor],
         right_times: Callable[[Tensor], Tensor] | None = None,
         left_times: Callable[[Tensor], Tensor] | None = None,
+        of: Callable[[Tensor], Use] | None = None,
     ) -> None:
-        object.__setattr__(self, "_sides", (left, right, right_times, left_times))
+        object.__setattr__(self, "_sides", (left, right, right_times, left_times, of))
 
     _sides: ClassVar  # an instance's own; a frozen dataclass gives it no field
+
+    def of(self, examples: Tensor) -> Outer:
+        """Return the same of some examples; nothing is made of the others where that is dear."""
+        made = self._sides[4](examples) if self._sides[4] else None
+        return made if isinstance(made, Outer) else super().of(examples)
 
     @property
     def left(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
+from streamfluence.capture._claim import Claim
 from streamfluence.capture._layouts import Layouts, UnevenCall
 from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import Precision
@@ -31,6 +32,7 @@ class Passed:
         structure: Hash of plan and graph.
         precision: Of the whole forward.
         moves: What moved examples between the calls. Passes that agree in both were computed alike.
+        measure: From what forward returns to the losses.
     """
 
     batch: Any
@@ -42,6 +44,7 @@ class Passed:
     structure: tuple
     precision: Precision
     moves: tuple = ()
+    measure: Callable[[Any], Tensor] | None = None
 
     def gradients(
         self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], last: bool
@@ -63,6 +66,10 @@ class Passed:
         """Return the uses of every block; UnevenCall if a module cannot be run again."""
         with torch.no_grad():
             return find_uses(self.recorder, self.layouts, blocks, arrived)
+
+    def claim(self, roots: Sequence[Tensor | None], uses: Mapping[str, Sequence[Use]]) -> Claim:
+        """Return what has to hold of uses that were made for the gradients at the roots."""
+        return Claim(self.batch, self.returned, roots, uses, self.precision, self.measure)
 
 
 Uses = Mapping[str, Sequence[Use]]

@@ -74,22 +74,38 @@ class Trial:
         return self._plain_runs[count]
 
 
-def refuse_random(forward: Callable, model: nn.Module, batch: Any) -> None:
-    """Refuse a model that returns something else when the same batch is run twice.
+def refuse_random(
+    forward: Callable,
+    model: nn.Module,
+    batch: Any,
+    measure: Callable[[Any], Tensor] | None = None,
+) -> None:
+    """Refuse a model, or a loss, that gives something else when the same batch is run twice.
+
+    Args:
+        measure: From what forward returns to the losses; None to look at forward alone.
 
     Raises:
-        CoverageError: With the largest difference and the usual causes.
+        CoverageError: With the usual causes.
     """
-    first, second = (
-        [t.detach().clone() for t in leaves(run_plainly(forward, model, batch))] for _ in range(2)
-    )
-    if not _equal(second, first):
-        raise CoverageError(
-            "forward returns different outputs when the same batch is run twice: it is random "
-            "(dropout by torch.nn.functional.dropout, which is on unless told training=False, or "
-            "noise drawn in forward or in the loss), or it changes a buffer that it reads; make "
-            "forward return the same for the same batch, or every score would be of another model"
-        )
+    (first, losses), (second, others) = (_once(forward, model, batch, measure) for _ in range(2))
+    for what, found, expected in (("forward", second, first), ("the loss", others, losses)):
+        if not _equal(found, expected):
+            raise CoverageError(
+                f"{what} returns different outputs when the same batch is run twice: it is random "
+                "(dropout by torch.nn.functional.dropout, which is on unless told training=False, or "
+                "noise drawn in forward or in the loss), or it changes a buffer that it reads; make "
+                f"{what} return the same for the same batch, or every score would be of another model"
+            )
+
+
+def _once(
+    forward: Callable, model: nn.Module, batch: Any, measure: Callable[[Any], Tensor] | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what forward and the loss return."""
+    returned = run_plainly(forward, model, batch)
+    losses = [] if measure is None else [measure(returned).detach().clone()]
+    return [tensor.detach().clone() for tensor in leaves(returned)], losses
 
 
 def _first(tensors: Sequence[Tensor]) -> list[Tensor]:

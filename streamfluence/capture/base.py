@@ -44,6 +44,10 @@ class Outer:
     left: Tensor
     right: Tensor
 
+    def of(self, examples: Tensor) -> "Outer":
+        """Return the same of some examples, by their places."""
+        return Outer(self.left[examples], self.right[examples])
+
     @property
     def half(self) -> bool:
         """Whether thin products are made from half precision sides, which float32 would slow down."""

@@ -24,6 +24,7 @@ class Conv(Rule):
         return module.groups, per_group, module.weight[0].numel()
 
     def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
+        whole, arrived = inputs, gradient
         inputs, gradient = _folded(module, inputs), _folded(module, gradient)
         return Deferred(
             lambda: _left(module, factor(gradient)),
@@ -32,6 +33,7 @@ class Conv(Rule):
             None
             if inputs.is_cuda
             else lambda matrix: _right_times(module, factor(inputs), bias, matrix),
+            of=lambda some: self.weight(module, whole[some], arrived[some], bias),
         )
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:

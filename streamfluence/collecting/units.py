@@ -26,10 +26,8 @@ from streamfluence.run.session import Session, session
 from streamfluence.store.text import TEXT, encode_ids
 
 CODED_AT_ONCE = 4096  # rows on a GPU
-PROVED = 128  # one batch in so many is proved, and as large a share of a partition's first
-READ_ALONE = (
-    2  # examples of a partition that are read again by themselves, where rows may be padded
-)
+PROVED = 256  # one batch in so many is proved, and as large a share of a partition's first
+READ_ALONE = 2  # examples of a partition that are read by themselves, too, where rows may be padded
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
 
@@ -158,8 +156,8 @@ def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span,
 def proved(part: Span, span: Span) -> list[int]:
     """Return the places in a batch whose rows are compared with plain autograd.
 
-    Of the first batch of every partition as many as are 1/128 of it, and all of one batch in 128,
-    which depends on where the batch lies: together 1/64 of the examples, each at the price of
+    Of the first batch of every partition as many as are 1/256 of it, and all of one batch in 256,
+    which depends on where the batch lies: together 1/128 of the examples, each at the price of
     about one forward and backward pass.
     """
     random = np.random.default_rng([part.start, len(part)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from streamfluence.batches import map_arrays, select_of
 from streamfluence.capture import Tape
+from streamfluence.capture._numbers import largest
 from streamfluence.errors import CoverageError
 
 _FIRST_LOOKED = 16  # batches of which many examples are measured alone
@@ -87,7 +88,7 @@ class OwnValues:
             if look.differs(part, whole):
                 look.judge(part, tape.again)
         value = of(returned)
-        if not tape.precision.close(whole.values, value.detach(), value):
+        if not tape.precision.close(whole.values, value.detach(), largest(value)):
             raise CoverageError(_RANDOM)
         self._refuse_moved(of, tape, value.detach(), order)
         return value
@@ -99,12 +100,15 @@ class OwnValues:
         so does what a loss detaches.
         """
         often = float(torch.rand((), generator=self._random())) < tape.examples / _RUN_AGAIN
+        size = largest(values)
+
+        def run(place: int) -> Tensor:
+            return of(tape.again([place, place])).detach()[:1]
+
         for place in order[: _MOST_RUN if self._early else int(often)]:
-            alone = of(tape.again([place, place])).detach()[0]
-            if not tape.precision.close(alone, values[place], values):
-                if not tape.precision.close(
-                    of(tape.again([place, place])).detach()[0], alone, values
-                ):
+            alone = run(place)
+            if not tape.precision.close(alone, values[place : place + 1], size):
+                if not tape.precision.close(run(place), alone, size):
                     raise CoverageError(_RANDOM)
                 raise CoverageError(
                     f"what is measured of an example is {float(values[place]):.6g} in its batch, but "

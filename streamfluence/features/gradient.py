@@ -1,6 +1,6 @@
 """Gradients of each example, of the loss or of a probe of the output Hessian."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,8 +46,9 @@ class Gradient(Feature):
     def measure(
         self, batch: Any, measurement: str = TRAINING_LOSS, prove: Sequence[int] = ()
     ) -> Measured:
-        with self.capture.record(batch, prove) as tape:
-            value = self._value(measurement, tape)
+        of = partial(self._ground.task.measure, measurement)
+        with self.capture.record(batch, prove, measure=of) as tape:
+            value = self._value(of, measurement, tape)
             uses = tape.gradients(value, torch.ones_like(value), last=True)
         return Measured(uses, value[: tape.count].detach().to(torch.float32))
 
@@ -63,7 +64,7 @@ class Gradient(Feature):
                 f"{self._ground.task.name} gives only loss(), which has no output Hessian to probe; "
                 f"use curvature.name = 'fisher', or define likelihood and forward()"
             )
-        with self.capture.record(batch) as tape:
+        with self.capture.record(batch, measure=self._ground.task.loss) as tape:
             outputs, targets, *more = tape.returned
             weights = more[0] if more else None
             ids = ids.repeat(tape.examples // tape.count)  # as there are outputs
@@ -79,12 +80,8 @@ class Gradient(Feature):
                 last = number == count - 1
                 yield tape.gradients(outputs, cotangent, last), weight
 
-    def _value(self, measurement: str, tape: Tape) -> Tensor:
+    def _value(self, of: Callable[[Any], Tensor], measurement: str, tape: Tape) -> Tensor:
         """Return what is measured of each example; CoverageError if that is not its own."""
-
-        def of(returned: Any) -> Tensor:
-            return self._ground.task.measure(measurement, returned)
-
         if not self._ground.task.measures_itself(measurement):
             return of(tape.returned)
         return self._own.measure(of, tape)

@@ -85,9 +85,11 @@ def row_doubts(counts: Mapping[str, int], error: float | None) -> list[str]:
         )
     if counts["one_by_one"]:
         found.append(
-            f"{counts['one_by_one']:,} batches were run one example at a time, because the model sorts or "
-            "regroups them or uses a weight outside its module there: their rows are exact, and slow "
-            "to make; keep the examples of a batch in their places to make them fast"
+            f"{counts['one_by_one']:,} batches were run one example at a time, because gradients taken of "
+            "the whole batch were not those of its examples: the model sorts or regroups them, uses a "
+            "weight outside its module, mixes them in its backward pass, or computes a batch of one "
+            "otherwise. These rows are exact, and slow to make; where the examples of a batch keep "
+            "their places and know nothing of each other, they are fast"
         )
     if counts["missing"]:
         found.append(

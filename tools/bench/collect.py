@@ -129,10 +129,10 @@ class Watch:
 
 
 def watches(device: str) -> dict[str, Watch]:
-    """Start to time the proof of an example, the look at one alone, and the guard of a batch."""
+    """Start to time the proof of an example, that of one run alone, and the guard of a batch."""
     proof, look, guard = Watch(device), Watch(device), Watch(device)
     proof.on(_judge.Judge, "_fault_of_some", lambda judge, claim, prove, *_: len(prove))
-    look.on(_judge.Judge, "_seen_elsewhere")
+    look.on(_judge.Judge, "_seen_alone")
     for number, (owner, name) in enumerate(
         (
             (_engine.Graph, "__init__"),
