@@ -244,7 +244,7 @@ def test_rows_of_another_sketch_are_refused(finished, tmp_path):
     store = OpenRun.open(str(path))
     receipt = store.receipt("sketch/0/plan", 0)
     arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
-    arrays["damping"] = arrays["damping"] * 2
+    arrays["preconditioner/damping"] = arrays["preconditioner/damping"] * 2
     store.discard("sketch/0/plan", 0)
     store.commit("sketch/0/plan", 0, arrays, attributes, receipt.facts)
     opened = streamfluence.open(str(path))
