@@ -36,6 +36,7 @@ MANIFEST = {
     "curvature": {
         "name": "gauss_newton",
         "blocks": "layer",
+        "options": {},
         "damping": 0.01,
         "weight_decay": None,
         "learning_rate": None,
@@ -47,8 +48,7 @@ MANIFEST = {
     "rows": {
         "bytes": 8,
         "codec": "bands",
-        "width": None,
-        "bits": None,
+        "options": {},
         "compressor": "auto",
         "max_non_finite": 0.1,
     },

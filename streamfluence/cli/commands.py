@@ -125,6 +125,7 @@ def collect(
 )
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Examples kept a query.")
 @click.option("--subsets", metavar="FILE", help="Subsets of training rows for subset_sum.")
+@options.readout_options
 @click.option("--allow-incomplete", is_flag=True, help="Go on without missing rows, and say so.")
 @options.score_name
 @options.compute
@@ -136,6 +137,7 @@ def score(
     readouts: tuple[str, ...],
     top_k: int | None,
     subsets: str | None,
+    tables: dict[str, dict[str, Any]],
     allow_incomplete: bool,
     name: str | None,
     how: dict[str, Any],
@@ -150,6 +152,7 @@ def score(
         readouts=list(readouts) or None,
         top_k=top_k,
         subsets=subsets,
+        options=tables or None,
         allow_incomplete=allow_incomplete,
         name=name,
         execution=execution(how),

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from streamfluence.job import Job
+from streamfluence.job import Job, Rows
+from streamfluence.short_forms import codec_options
 
 WIDEST_JOINT = 4096  # features: 50 s and 128 MiB for its eigenvectors; beyond, one block a layer
 
@@ -70,10 +71,16 @@ def decisive(job: Job) -> dict[str, Any]:
             "name": projection_of(job),
             "width": width_of(job),
         },
-        "curvature": {**asdict(job.curvature), "blocks": blocks_of(job)},
-        "rows": asdict(job.rows),
+        "curvature": {**_plain(asdict(job.curvature)), "blocks": blocks_of(job)},
+        "rows": _rows(job.rows),
         "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
     }
+
+
+def _rows(rows: Rows) -> dict[str, Any]:
+    """Return how rows are stored, with short forms of options written out."""
+    table = {**asdict(rows), "options": codec_options(rows)}
+    return {key: _plain(value) for key, value in table.items() if key not in ("width", "bits")}
 
 
 def _plain(value: Any) -> Any:

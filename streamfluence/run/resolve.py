@@ -13,12 +13,14 @@ from streamfluence.data._files import file_signatures, natural_key
 from streamfluence.errors import InputError
 from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
-from streamfluence.registry import member
+from streamfluence.options import checked
 from streamfluence.run.defaults import decisive, projection_of
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.readouts import pin_readouts
 from streamfluence.run.rehearsal import rehearse
+from streamfluence.short_forms import codec_options, readout_options
 from streamfluence.store import open_storage
 from streamfluence.store.vacate import vacate
 from streamfluence.task import load_task
@@ -39,7 +41,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
         InputError: If an input is missing, or the run was made from another job or other data.
     """
     storage = open_storage(run_path)
-    _check_names(job)
+    _check_members(job)
     task = load_task(job.task, job.root)
     for table in job.queries.values():
         task.check_measurement(table.get("measurement", "loss"))
@@ -47,6 +49,8 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     count = reader.count()
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
+    if job.queries:
+        pin_readouts(readout_options(job.score, job.readouts), job.root, count)
     paths = expand(job)
     weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
     if len(weights) != len(paths):
@@ -151,14 +155,14 @@ def _files_below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterato
             yield entry
 
 
-def _check_names(job: Job) -> None:
-    """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
-    member("projections", projection_of(job))
-    member("codecs", job.rows.codec)
-    member("curvature", job.curvature.name)
+def _check_members(job: Job) -> None:
+    """Refuse a member or an option that is not there before the run is made, or it would hold the mistake."""
+    checked("projections", projection_of(job), job.projection.options)
+    checked("codecs", job.rows.codec, codec_options(job.rows))
+    checked("curvature", job.curvature.name, job.curvature.options)
     zarr_compressors(job.rows.compressor, "uint8")
-    for readout in job.score.readouts:
-        member("readouts", readout)
+    for name, options in readout_options(job.score, job.readouts).items():
+        checked("readouts", name, options)
 
 
 def _partition_examples(job: Job, count: int) -> int:

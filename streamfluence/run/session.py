@@ -19,8 +19,8 @@ from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import scales_stage
+from streamfluence.options import make
 from streamfluence.projections.base import Projection
-from streamfluence.registry import member
 from streamfluence.run import resolve as _resolve
 from streamfluence.run.identity import pinned_reader, plain
 from streamfluence.run.opened import OpenRun
@@ -123,23 +123,13 @@ class Session:
 
     def projection(self, checkpoint: int) -> Projection:
         """Return the run's projection, not fitted yet."""
-        wanted = self.run.method.projection
-        kind = member("projections", wanted.name)
-        try:
-            return kind(
-                self.capture(checkpoint).blocks,
-                wanted.width,
-                self.run.method.sketch.seed,
-                **wanted.options,
-            )
-        except TypeError as error:
-            raise InputError(
-                f"projection {wanted.name}: {error}; check projection.options"
-            ) from error
+        wanted, blocks = self.run.method.projection, self.capture(checkpoint).blocks
+        seed = self.run.method.sketch.seed
+        return make("projections", wanted.name, wanted.options, blocks, wanted.width, seed)
 
     def curvature(self) -> Curvature:
         """Return the run's curvature; without a likelihood Gauss-Newton falls back to the Fisher."""
-        return member("curvature", self.curvature_name())()
+        return make("curvature", self.curvature_name(), self.run.method.curvature.options)
 
     def curvature_name(self) -> str:
         """Return the curvature in use, which differs from the asked one only for a bare loss."""

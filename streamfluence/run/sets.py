@@ -3,6 +3,7 @@
 from streamfluence.errors import DamageError, IncompleteError, InputError
 from streamfluence.layout import (
     COLLECT,
+    PREPARED,
     RECEIPTS,
     SCORE,
     SCORES,
@@ -59,7 +60,9 @@ def pinned_score_names(run: OpenRun) -> list[str]:
     """
     known = score_names(run)
     made = {
-        name for top in (SCORE, SCORES) for name in run.storage.children(f"{RECEIPTS}/{top}")[0]
+        name
+        for top in (PREPARED, SCORE, SCORES)
+        for name in run.storage.children(f"{RECEIPTS}/{top}")[0]
     }
     lost = sorted(made - set(known))
     if lost:

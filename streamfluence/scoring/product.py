@@ -4,7 +4,7 @@ Nothing here grows with the number of examples. Knows codecs and readouts by
 their contracts and rows by ``RowSource``; knows nothing of a run directory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ class RowBlock:
         start: Global row of the first example.
         codes, scale: As the codec encoded them; None when only the rest was asked for.
         flags: Shape ``(example,)``, uint8; 0 for a good row.
-        self_influence, loss: Shape ``(example,)``, float32.
+        self_influence, loss: Shape ``(example,)``, float32; None when they were not asked for.
         group: Shape ``(example,)``, int64, or None.
     """
 
@@ -41,8 +41,8 @@ class RowBlock:
     codes: np.ndarray | None
     scale: np.ndarray | None
     flags: np.ndarray
-    self_influence: np.ndarray
-    loss: np.ndarray
+    self_influence: np.ndarray | None
+    loss: np.ndarray | None
     group: np.ndarray | None = None
 
 
@@ -108,20 +108,32 @@ def rows_per_block(
     return min(most, max(affordable // PADDING_ROWS, 1) * PADDING_ROWS)
 
 
-def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
+def blocks_of(terms: Sequence[Term], needs: Collection[str]) -> Iterator[ScoreBlock]:
+    """Yield what readouts need of all rows, in blocks as large as memory has room for."""
+    queries, with_rows = terms[0].queries, "rows" in needs
+    width = sum(term.codec.stored for term in terms) if with_rows else 0
+    block_rows = rows_per_block(len(queries) + width, queries.device)
+    make = score_blocks if "scores" in needs else plain_blocks
+    return make(terms, block_rows, with_rows)
+
+
+def score_blocks(
+    terms: Sequence[Term], block_rows: int = BLOCK_ROWS, with_rows: bool = False
+) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows, summed over checkpoints, in blocks whose arrays are reused.
 
     Args:
         terms: One a checkpoint, over the same examples and queries. ``self_influence`` of the
             result is their weighted sum, so it is in the unit of the scores; ``loss`` their mean.
         block_rows: Rows at once, see ``rows_per_block``.
+        with_rows: Whether the decoded rows are in the blocks, too.
 
     Raises:
         NonFiniteError: If a query is not finite.
     """
     queries = [_weighted(term) for term in terms]
     if queries[0].device.type != "cpu":
-        yield from _device_blocks(terms, queries, block_rows)
+        yield from _device_blocks(terms, queries, block_rows, with_rows)
         return
     total, part = _buffers(block_rows, queries)
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
@@ -130,23 +142,28 @@ def score_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterato
             _add_product(term.codec, queries[index], block, (total, part)[index > 0])
             if index > 0:
                 total[:length] += part[:length]
-        yield _score_block(total[:length].cpu().numpy(), terms, blocks)
+        rows = _decoded(terms, blocks) if with_rows else None
+        yield _score_block(total[:length].cpu().numpy(), rows, _known(terms, blocks))
 
 
 def _device_blocks(
-    terms: Sequence[Term], queries: Sequence[Tensor], block_rows: int
+    terms: Sequence[Term], queries: Sequence[Tensor], block_rows: int, with_rows: bool = False
 ) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows on the device; a thread reads the next rows meanwhile."""
     device = queries[0].device
     for stored, known in prefetch(_pinned(terms, block_rows, device.type != "cpu")):
         total: Tensor | None = None
+        rows: list[np.ndarray] = []
         for term, asked, arrays in zip(terms, queries, stored, strict=True):
             encoded = Encoded(*(array.to(device, non_blocking=True) for array in arrays))
             part = term.codec.product(asked, encoded)
             total = part if total is None else total.add_(part)
+            rows += [term.codec.decode(encoded).cpu().numpy()] if with_rows else []
         assert total is not None
         finite = torch.linalg.vector_norm(total, torch.inf, dim=1).isfinite()
-        yield _device_block(total, finite, **known)
+        known["valid"] &= _finite(rows, len(known["valid"]))
+        block = _device_block(total, finite, **known, rows=tuple(rows) if with_rows else None)
+        yield _with_zeros(block)
 
 
 def _pinned(
@@ -169,13 +186,17 @@ def _device_block(tensor: Tensor, usable: Tensor, valid: np.ndarray, **known: An
     return DeviceBlock(tensor, usable, valid=valid, **known)
 
 
-def plain_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
-    """Yield what ``score_blocks`` does without any product, scores of shape ``(example, 0)``.
+def plain_blocks(
+    terms: Sequence[Term], block_rows: int = BLOCK_ROWS, with_rows: bool = False
+) -> Iterator[ScoreBlock]:
+    """Yield what ``score_blocks`` does without any product, and so without scores.
 
-    For readouts that need no scores; the codes are not looked at.
+    For readouts that need none; without rows the codes are not looked at either.
     """
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
-        yield _score_block(np.empty((_common_length(blocks), 0), np.float32), terms, blocks)
+        _common_length(blocks)
+        rows = _decoded(terms, blocks) if with_rows else None
+        yield _score_block(None, rows, _known(terms, blocks))
 
 
 def read_out(
@@ -243,6 +264,15 @@ def _add_product(codec: Codec, queries: Tensor, block: RowBlock, out: Tensor) ->
     codec.product(queries, encoded, out=out[: len(encoded.codes)])
 
 
+def _decoded(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> tuple[np.ndarray, ...]:
+    """Return the rows of one block at each checkpoint, in arrays of their own."""
+    found = []
+    for term, block in zip(terms, blocks, strict=True):
+        arrays = (_tensor(array).to(term.queries.device) for array in (block.codes, block.scale))
+        found.append(term.codec.decode(Encoded(*arrays))[: len(block.flags)].cpu().numpy())
+    return tuple(found)
+
+
 def _tensor(array: np.ndarray | None) -> Tensor:
     """Return ``array`` with zero rows up to a multiple of the padding."""
     assert array is not None, "scores need codes and scales"
@@ -258,26 +288,54 @@ def _padded(rows: int) -> int:
 
 
 def _score_block(
-    scores: np.ndarray, terms: Sequence[Term], blocks: Sequence[RowBlock]
+    scores: np.ndarray | None, rows: tuple[np.ndarray, ...] | None, known: dict[str, Any]
 ) -> ScoreBlock:
     """Return the block, with rows that are flagged or not finite at any checkpoint taken out."""
-    known = _known(terms, blocks)
     valid = known["valid"]
-    if not np.isfinite(scores.max(initial=0)) or not np.isfinite(scores.min(initial=0)):
-        valid &= np.isfinite(scores).all(axis=1)
-    scores[~valid] = 0
-    return ScoreBlock(scores=scores, **known)
+    if scores is not None:
+        if not np.isfinite(scores.max(initial=0)) or not np.isfinite(scores.min(initial=0)):
+            valid &= np.isfinite(scores).all(axis=1)
+        scores[~valid] = 0
+    valid &= _finite(rows or (), len(valid))
+    return _with_zeros(ScoreBlock(**{**known, "scores": scores, "rows": rows}))
+
+
+def _with_zeros(block: ScoreBlock) -> ScoreBlock:
+    """Return the block with zeros for the rows that are not valid; they may be anything."""
+    if not block.valid.all():
+        for rows in block.rows or ():
+            rows[~block.valid] = 0
+    return block
+
+
+def _finite(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Return which of the ``count`` examples have finite rows at every checkpoint."""
+    return np.all([np.ones(count, bool), *(np.isfinite(each).all(axis=1) for each in rows)], axis=0)
 
 
 def _known(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> dict[str, Any]:
-    """Return what a block of scores holds beside them, in new arrays; ``valid`` as the flags say."""
-    weights = (np.float32(term.weight) for term in terms)
-    own = sum(w * block.self_influence for w, block in zip(weights, blocks, strict=True))
+    """Return what a block holds beside scores and rows, in new arrays; ``valid`` as the flags say."""
     group = blocks[0].group
     return {
         "start": blocks[0].start,
         "valid": np.all([block.flags == 0 for block in blocks], axis=0),
-        "self_influence": np.asarray(own, np.float32),
-        "loss": np.stack([block.loss for block in blocks]).mean(axis=0, dtype=np.float32),
+        "self_influence": _own(terms, blocks),
+        "loss": _mean([block.loss for block in blocks if block.loss is not None]),
         "group": None if group is None else group.copy(),
+        "weights": tuple(term.weight for term in terms),
     }
+
+
+def _own(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> np.ndarray | None:
+    """Return the weighted sum of self-influence over checkpoints, if it was read."""
+    total: Any = None
+    for term, block in zip(terms, blocks, strict=True):
+        if block.self_influence is None:
+            return None
+        part = np.float32(term.weight) * block.self_influence
+        total = part if total is None else total + part
+    return np.asarray(total, np.float32)
+
+
+def _mean(losses: Sequence[np.ndarray]) -> np.ndarray | None:
+    return np.stack(losses).mean(axis=0, dtype=np.float32) if losses else None

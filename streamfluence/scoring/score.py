@@ -5,7 +5,7 @@ from typing import Any
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.job import Score
-from streamfluence.layout import result_stage, score_path, score_stage
+from streamfluence.layout import prepared_stage, result_stage, score_path, score_stage
 from streamfluence.run.finished import (
     Bases,
     Finished,
@@ -15,14 +15,17 @@ from streamfluence.run.finished import (
     stale,
 )
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import PREPARED, prepared_changed, refuse_changed_preparation
 from streamfluence.scoring import units as work
+from streamfluence.scoring.prepare import prepare
 from streamfluence.scoring.spec import make_spec, pin
+from streamfluence.short_forms import readout_options
 
 
 def score_set(
     run: OpenRun,
     example_set: str,
-    options: Score | None,
+    asked: Mapping[str, Mapping[str, Any]] | None,
     damping: float | None,
     name: str | None,
     execution: Execution,
@@ -32,17 +35,24 @@ def score_set(
     """Return the finished scores of one query set; what is already there is not done again.
 
     Args:
-        options: What to read out; None: what was read out before, if there are scores of that name.
+        asked: What to read out, readout name to options; None: what was read out before, if there
+            are scores of that name.
 
     Raises:
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
     label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
-    spec = make_spec(run, example_set, options or Score(), damping, allow_incomplete)
-    if options is None and run.has(score_path(label)):
-        spec["readouts"] = run.read_document(score_path(label))["readouts"]
+    default = readout_options(Score(), {})
+    spec = make_spec(
+        run, example_set, default if asked is None else asked, damping, allow_incomplete
+    )
+    if asked is None and run.has(score_path(label)):
+        there = run.read_document(score_path(label))
+        spec |= {key: there[key] for key in ("readouts", PREPARED) if key in there}
     pin(run, label, spec)
+    refuse_changed_preparation(run, label, spec)
+    prepare(run, label, spec)
     _execute(run, label, spec, execution, progress)
     return _merge(run, label)
 
@@ -55,6 +65,9 @@ def rescore(
 ) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
     spec = read_spec(run, label)
+    if prepared_changed(run, label, spec):
+        run.discard(prepared_stage(label), 0)
+    prepare(run, label, spec)
     _discard_stale(run, label, spec)
     _execute(run, label, spec, execution or Execution(), progress or Silent())
     _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
@@ -75,7 +88,7 @@ def _execute(
 ) -> None:
     missing = run.missing(score_stage(label), len(spec["tasks"]))
     there = sorted(set(range(len(spec["tasks"]))) - set(missing))
-    bases = Bases(run, spec, there)
+    bases = Bases(run, label, spec, there)
     for task in there:
         receipt = run.receipt(score_stage(label), task)
         if receipt is not None:

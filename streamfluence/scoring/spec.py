@@ -1,20 +1,17 @@
 """What scores are of and how they are made: pinned under their name, read by every work unit."""
 
-import hashlib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from streamfluence.errors import InputError
-from streamfluence.job import Score
 from streamfluence.layout import collect_stage, queries_path, score_path
-from streamfluence.readouts.base import Readout
-from streamfluence.registry import member
 from streamfluence.run.finished import (
     spec_bases,
 )
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import PREPARED
+from streamfluence.run.readouts import open_readouts, pin_readouts
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import named_query_set, refuse_missing
 from streamfluence.store.documents import differences
@@ -32,9 +29,17 @@ MEANING = (
 
 
 def make_spec(
-    run: OpenRun, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
+    run: OpenRun,
+    example_set: str,
+    asked: Mapping[str, Mapping[str, Any]],
+    damping: float | None,
+    allow_incomplete: bool,
 ) -> dict[str, Any]:
-    """Return everything that decides a result, after checking that its rows are there."""
+    """Return everything that decides a result, after checking that its rows are there.
+
+    Args:
+        asked: Readout name to options.
+    """
     named_query_set(run, example_set)
     _check_damping(run, damping)
     for checkpoint in run.checkpoints:
@@ -50,17 +55,13 @@ def make_spec(
         refuse_missing(run, "train", missing)
     facts = run.read_document(queries_path(example_set))
     present = sorted(set(range(run.train.partitions)) - set(missing))
-    size = max(1, _task_rows(options, facts["count"]) // run.train.partition_examples)
-    root = run.place.root
+    size = max(1, _task_rows(asked, facts["count"]) // run.train.partition_examples)
     return {
         "queries": example_set,
         "rests_on": spec_bases(run, example_set),
         "measurement": facts["measurement"],
         "damping": damping,
-        "readouts": {
-            readout: readout_options(readout, options, run.train.count, root)
-            for readout in options.readouts
-        },
+        **pinned_readouts(run, asked),
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
         "meaning": MEANING,
@@ -81,29 +82,24 @@ def _check_damping(run: OpenRun, damping: float | None) -> None:
         )
 
 
-def _task_rows(options: Score, queries: int) -> int:
+def pinned_readouts(run: OpenRun, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the part of a document that says what is read out, and what is prepared for it if anything."""
+    found: dict[str, Any] = {"readouts": pin_readouts(asked, run.place.root, run.train.count)}
+    opened = open_readouts(found["readouts"], run.place.root)
+    names = [name for name, readout in opened.items() if readout.sample_examples]
+    return {**found, PREPARED: names} if names else found
+
+
+def _task_rows(readouts: Mapping[str, Any], queries: int) -> int:
     """Return how many rows one task scores: fewer when every score of them is kept."""
-    if "dense" not in options.readouts:
+    if "dense" not in readouts:
         return TASK_ROWS
     return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
 
 
-def readout_options(readout: str, options: Score, examples: int, root: Path) -> dict[str, Any]:
-    """Return the options of one readout among those of a score, in a job of the folder ``root``.
-
-    Args:
-        examples: Of the training set; no list is longer.
-    """
-    if readout == "subset_sum":
-        if options.subsets is None:
-            raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
-        return {"subsets": options.subsets, "sha256": file_sha256(root / options.subsets)}
-    return {"k": min(options.top_k, examples)} if readout in ("top_k", "self_influence") else {}
-
-
 def pin(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
     """Fix what a result of that name is, once everything in it was seen to be possible."""
-    build_readouts(spec, run.place.root)
+    open_readouts(spec["readouts"], run.place.root)
     if not run.has(score_path(label)):
         run.create_document(score_path(label), dict(spec))
         return
@@ -113,29 +109,3 @@ def pin(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
             f"scores {label!r} of {run.url} were made with other settings: "
             f"{differences(there, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
         )
-
-
-def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
-    """Return the readouts of a score, by name."""
-    readouts = {}
-    for name, options in spec["readouts"].items():
-        if "subsets" in options:
-            path = root / options["subsets"]
-            if options["sha256"] != file_sha256(path):
-                raise InputError(
-                    f"{path} changed since these scores were asked for; score again under another --name"
-                )
-            options = {"subsets": path}
-        readouts[name] = member("readouts", name)(**options)
-    return readouts
-
-
-def file_sha256(path: Path) -> str | None:
-    """Return the digest of a file; None where it cannot be read, which its reader explains."""
-    try:
-        if not path.is_file():  # a device has no end
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return None

@@ -1,6 +1,6 @@
 """The stored rows of a run as the two sides of a product: training rows by the block, queries by the tile."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -27,17 +27,21 @@ class StoredRows:
 
     Args:
         receipts: Of the partitions, in order; see ``row_receipts``.
-        with_codes: Whether the rows themselves are read, and not only what is stored beside them.
+        needs: What of them is read, see ``Readout.needs``; scores need codes and scales, as rows do.
     """
 
-    def __init__(self, run: RunStore, receipts: Sequence[Receipt], with_codes: bool) -> None:
-        self.run, self.receipts, self.with_codes = run, receipts, with_codes
+    def __init__(self, run: RunStore, receipts: Sequence[Receipt], needs: Collection[str]) -> None:
+        self.run, self.receipts = run, receipts
+        self.with_codes = "scores" in needs or "rows" in needs
+        scale = ("scale",) if self.with_codes else ()
+        columns = ("self_influence", "loss", "group") if "columns" in needs else ()
+        self._small = ("flags", *scale, *columns)
 
     def blocks(self, block_rows: int) -> Iterator[_product.RowBlock]:
         for receipt in self.receipts:
             small = {
                 name: self.run.read(receipt, name)
-                for name in ("scale", "flags", "self_influence", "loss", "group")
+                for name in self._small
                 if name in array_names(receipt)
             }
             start, count, done = receipt.start, len(small["flags"]), 0
@@ -48,10 +52,10 @@ class StoredRows:
                 yield _product.RowBlock(
                     start=start + done,
                     codes=None if codes is None else next(codes),
-                    scale=part["scale"],
+                    scale=part.get("scale"),
                     flags=part["flags"],
-                    self_influence=part["self_influence"],
-                    loss=part["loss"],
+                    self_influence=part.get("self_influence"),
+                    loss=part.get("loss"),
                     group=part.get("group"),
                 )
                 done = stop
@@ -181,7 +185,7 @@ def tile_blocks(
     """
     terms = [
         _product.Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), True),
+            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), ("scores",)),
             codec,
             queries if chosen is None else queries[chosen],
             weight,

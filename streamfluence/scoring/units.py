@@ -10,10 +10,11 @@ from streamfluence.layout import result_stage, score_stage
 from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_receipts
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.readouts import needed, open_readouts
 from streamfluence.run.rows import row_receipts
 from streamfluence.scoring import product as _product
 from streamfluence.scoring.named import compressed, name_examples
-from streamfluence.scoring.spec import build_readouts
+from streamfluence.scoring.prepare import load_prepared
 from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest, document_digest
@@ -23,11 +24,11 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     """Read out one task's partitions and commit its states; return counts for the progress report."""
     run = OpenRun.open(run_path)
     spec = read_spec(run, name)
-    bases = Bases(run, spec, [task]).of(task)
-    readouts = build_readouts(spec, run.place.root)
-    needs_scores = any(readout.needs_scores for readout in readouts.values())
-    tiles = query_tiles(run, spec["queries"]) if needs_scores else [(0, 0)]
-    read = [_read_tile(run, device, spec, task, readouts, tile, needs_scores) for tile in tiles]
+    bases = Bases(run, name, spec, [task]).of(task)
+    readouts = open_readouts(spec["readouts"], run.place.root)
+    load_prepared(run, name, spec, readouts)
+    tiles = query_tiles(run, spec["queries"]) if "scores" in needed(readouts.values()) else [(0, 0)]
+    read = [_read_tile(run, device, spec, task, readouts, tile) for tile in tiles]
     counts = [stop - start for start, stop in tiles]
     states = _joined(readouts, [states for states, _, _ in read], counts)
     kept = _joined(readouts, [kept for _, kept, _ in read], counts)
@@ -38,7 +39,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
         "invalid": max(each[2].invalid for each in read),
     }
     compressors = {key: "blosc-bitshuffle-zstd" for key in arrays if key.startswith("example.")}
-    if Bases(run, spec, [task]).of(task) != bases:
+    if Bases(run, name, spec, [task]).of(task) != bases:
         raise StorageError(
             f"rows of {run.url} were replaced while part {task} of scores {name!r} was made (a repair at "
             f"the same time?); run the same command again"
@@ -47,7 +48,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     receipt = run.commit(
         score_stage(name), task, arrays, {"score": name}, facts, compressors=compressors
     )
-    refuse_changed(run, name, receipt, Bases(run, spec, [task]))
+    refuse_changed(run, name, receipt, Bases(run, name, spec, [task]))
     return counts_read
 
 
@@ -58,13 +59,12 @@ def _read_tile(
     task: int,
     readouts: Mapping[str, Readout],
     tile: tuple[int, int],
-    needs_scores: bool,
 ) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    partitions = spec["tasks"][task]
+    partitions, needs = spec["tasks"][task], needed(readouts.values())
     terms = [
         _product.Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs_scores),
+            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs),
             codec,
             queries,
             weight,
@@ -73,11 +73,7 @@ def _read_tile(
             score_sides(run, device, spec["queries"], spec["damping"], tile)
         )
     ]
-    asked = terms[0].queries
-    block_rows = _product.rows_per_block(len(asked), asked.device)
-    blocks = (
-        _product.score_blocks(terms, block_rows) if needs_scores else _product.plain_blocks(terms)
-    )
+    blocks = _product.blocks_of(terms, needs)
     kept: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def keep(readout: str, start: int, arrays: Arrays) -> None:
@@ -105,7 +101,8 @@ def _joined(
 def merge(run: OpenRun, name: str) -> None:
     """Merge the states of all tasks in their order, and commit the results with the examples they name."""
     spec = read_spec(run, name)
-    readouts = build_readouts(spec, run.place.root)
+    readouts = open_readouts(spec["readouts"], run.place.root)
+    load_prepared(run, name, spec, readouts)
     tasks = task_receipts(run, name, spec)
     merged = _product.merge(readouts, (_reading(run, receipt) for receipt in tasks))
     results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}

@@ -3,8 +3,8 @@
 from typing import Any
 
 from streamfluence.curvature.base import Factor
-from streamfluence.errors import InputError
 from streamfluence.layout import plan_stage, scales_stage, sketch_stage
+from streamfluence.options import make
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.run.rests_on import scales_digest
@@ -45,12 +45,8 @@ def decide(run_path: str, device: str, checkpoint: int) -> None:
     else:
         energies = curvature.energies(sums, factor, examples)
     codec_kind = member("codecs", method.rows.codec)
-    codec_arrays = codec_kind.plan(
-        energies,
-        method.rows.bytes or None,
-        method.sketch.seed,
-        **_codec_options(opened),
-    )
+    budget, seed = method.rows.bytes or None, method.sketch.seed
+    codec_arrays = make("codecs", method.rows.codec, method.rows.options, energies, budget, seed)
     arrays = {f"codec/{key}": value for key, value in codec_arrays.items()}
     arrays |= {
         f"projection/{key}": value for key, value in projection_arrays(opened, checkpoint).items()
@@ -82,17 +78,6 @@ def _sizes(opened: Session, projection: Projection) -> list[int]:
     if opened.run.method.curvature.blocks == "joint":
         return [everything]
     return [sizes.get(part.name, everything) for part in projection.parts]
-
-
-def _codec_options(opened: Session) -> dict[str, Any]:
-    rows = opened.run.method.rows
-    asked = {"width": rows.width, "bits": rows.bits}
-    options = {key: value for key, value in asked.items() if value is not None}
-    if options and rows.codec != "bands":
-        raise InputError(
-            f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows.codec!r}"
-        )
-    return options
 
 
 def _block_facts(opened: Session, projection: Projection, factor: Factor) -> list[dict[str, Any]]:

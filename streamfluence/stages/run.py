@@ -54,6 +54,7 @@ def run(
             readouts=list(job.score.readouts),
             top_k=job.score.top_k,
             subsets=job.score.subsets,
+            options=job.readouts,
             execution=execution,
             progress=progress,
         )

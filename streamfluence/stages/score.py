@@ -1,6 +1,7 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from streamfluence.errors import InputError
@@ -15,6 +16,7 @@ from streamfluence.run.sets import (
     pinned_query_sets,
 )
 from streamfluence.scoring.score import score_set
+from streamfluence.short_forms import readout_options
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
 
@@ -26,6 +28,7 @@ def score(
     readouts: list[str] | None = None,
     top_k: int | None = None,
     subsets: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     name: str | None = None,
     execution: Execution | None = None,
     progress: Progress | None = None,
@@ -36,7 +39,8 @@ def score(
     Args:
         queries: Names of query sets; None takes all.
         damping: Another damping than the rows were whitened with; rows are not touched.
-        readouts, top_k, subsets: What to keep; when none is given, as these scores were made before.
+        readouts, top_k, subsets, options: What to keep, as ``[score]`` and ``[readouts]`` of a job say;
+            when none is given, as these scores were made before.
         name: Of the result; by default the query set's, with the damping when it is another one.
         allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
 
@@ -48,9 +52,10 @@ def score(
         InputError: If the name was given to other settings before.
     """
     execution, progress = execution or Execution(), progress or Silent()
-    options = None
-    if readouts or top_k or subsets:
-        options = Score(tuple(readouts or Score.readouts), top_k or Score.top_k, subsets)
+    asked = None
+    if readouts or top_k or subsets or options:
+        wanted = Score(tuple(readouts or Score.readouts), top_k, subsets)
+        asked = readout_options(wanted, options or {})
     run = OpenRun.open(run_path)
     chosen = queries or pinned_query_sets(run)
     if not chosen:
@@ -64,7 +69,7 @@ def score(
     if name is not None and not LABEL.fullmatch(name):
         raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     results = [
-        score_set(run, each, options, damping, name, execution, progress, allow_incomplete)
+        score_set(run, each, asked, damping, name, execution, progress, allow_incomplete)
         for each in chosen
     ]
     missing = sorted({part for one in results for part in one.spec["missing_partitions"]})
