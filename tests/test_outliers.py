@@ -13,6 +13,7 @@ from streamfluence.errors import DamageError, IncompleteError, StreamfluenceErro
 from streamfluence.execution import Execution
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import prepare as prepared_of
+from streamfluence.scoring import stored
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
@@ -158,3 +159,25 @@ def test_an_option_of_a_readout_is_refused_before_there_is_a_run(folder, tmp_pat
 def test_the_command_score_takes_options_of_readouts(copied):
     ok("score", copied, "--readout", "outliers", "--set", "readouts.outliers.k=4", "--name", "few")
     assert computed(copied, "few")["outliers.l2_rows"].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("readout", "wanted"),
+    [
+        ("self_influence", {"flags", "self_influence", "loss"}),
+        ("dense", {"flags", "scale", "rows"}),
+        ("outliers", {"flags", "scale", "rows", "self_influence", "loss"}),
+    ],
+)
+def test_only_what_some_readout_needs_is_read_of_the_rows(copied, monkeypatch, readout, wanted):
+    read = set()
+    real = stored.StoredRows.blocks
+
+    def blocks(rows, size):
+        reader = rows.run.reader
+        monkeypatch.setattr(rows.run, "reader", lambda r, n: read.add(n) or reader(r, n))
+        return real(rows, size)
+
+    monkeypatch.setattr(stored.StoredRows, "blocks", blocks)
+    score(str(copied), ["test"], readouts=[readout], name="new", execution=SERIAL)
+    assert read == wanted

@@ -33,9 +33,7 @@ def pin_readouts(
 
 def open_readouts(pinned: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, Readout]:
     """Return readouts of their pinned options, by name."""
-    found = {
-        name: member("readouts", name).opened(options, root) for name, options in pinned.items()
-    }
+    found = {name: _opened(name, options, root) for name, options in pinned.items()}
     for name, readout in found.items():
         unknown = set(_needs(readout)) - set(NEEDS)
         if unknown:
@@ -43,6 +41,16 @@ def open_readouts(pinned: Mapping[str, Mapping[str, Any]], root: Path) -> dict[s
                 f"the readout {name!r} needs {sorted(unknown)[0]!r}; it can need {', '.join(NEEDS)}"
             )
     return found
+
+
+def _opened(name: str, options: Mapping[str, Any], root: Path) -> Readout:
+    """Return one readout; what is pinned may be a document of somebody else's."""
+    try:
+        return member("readouts", name).opened(options, root)
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"the readout {name!r} cannot be made of the options {dict(options)}: {error}"
+        ) from error
 
 
 def needed(readouts: Iterable[Readout]) -> set[str]:

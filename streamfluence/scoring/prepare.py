@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from streamfluence.codecs.base import Encoded
+from streamfluence.errors import IncompleteError
 from streamfluence.layout import prepared_stage
 from streamfluence.readouts.base import Arrays, Readout, Sample
 from streamfluence.run.decision import load_codec
@@ -51,6 +52,10 @@ def load_prepared(
 def sample(run: OpenRun, spec: Mapping[str, Any], wanted: int) -> Sample:
     """Return rows of a sample of the partitions that are scored, less those that are no good."""
     rows = _drawn(run, spec, wanted)
+    if not len(rows):
+        raise IncompleteError(
+            f"{run.url} has no row yet that a readout could prepare from; run `streamfluence collect` first"
+        )
     found = [_read(run, checkpoint, rows) for checkpoint in run.checkpoints]
     good = np.all([flags == 0 for flags, _ in found], axis=0)
     for _, decoded in found:

@@ -1,12 +1,11 @@
-"""Scores of stored rows, a block at a time: read, multiply, read out, forget.
+"""Scores of stored rows, a block at a time: read, multiply, hand on, forget.
 
-Nothing here grows with the number of examples. Knows codecs and readouts by
-their contracts and rows by ``RowSource``; knows nothing of a run directory.
+Nothing here grows with the number of examples. Knows codecs by their contract
+and rows by ``RowSource``; knows nothing of a run directory.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.data._prefetch import prefetch
 from streamfluence.errors import NonFiniteError
-from streamfluence.readouts.base import Arrays, DeviceBlock, Readout, ScoreBlock
+from streamfluence.readouts.base import DeviceBlock, ScoreBlock
 
 BLOCK_ROWS = 8192
 GPU_BLOCK_ROWS = 1 << 16  # there a block costs some 80 kernels and a few waits
@@ -70,21 +69,6 @@ class Term:
     codec: Codec
     queries: Tensor
     weight: float
-
-
-@dataclass
-class Reading:
-    """What was read out of some blocks.
-
-    Attributes:
-        states: Readout name to state; ``{}`` where there is none.
-        examples: Rows that were read.
-        invalid: Those of them that count nowhere because they are not finite.
-    """
-
-    states: dict[str, Arrays] = field(default_factory=dict)
-    examples: int = 0
-    invalid: int = 0
 
 
 def rows_per_block(
@@ -197,43 +181,6 @@ def plain_blocks(
         _common_length(blocks)
         rows = _decoded(terms, blocks) if with_rows else None
         yield _score_block(None, rows, _known(terms, blocks))
-
-
-def read_out(
-    blocks: Iterable[ScoreBlock],
-    readouts: Mapping[str, Readout],
-    keep: Callable[[str, int, Arrays], None],
-) -> Reading:
-    """Return the state of every readout over ``blocks``, which are in the order of examples.
-
-    Args:
-        readouts: Name to readout.
-        keep: Called as ``keep(name, start, arrays)`` with what a readout stores for the examples
-            from global row ``start`` on; once a block, in order, only when there is something.
-    """
-    reading = Reading({name: {} for name in readouts})
-    for block in blocks:
-        reading.examples += len(block.valid)
-        reading.invalid += len(block.valid) - int(np.count_nonzero(block.valid))
-        for name, readout in readouts.items():
-            reading.states[name] = readout.fold(reading.states[name], block)
-            if arrays := readout.per_example(block):
-                keep(name, block.start, arrays)
-    reading.states = {name: readouts[name].settle(s) for name, s in reading.states.items()}
-    return reading
-
-
-def merge(readouts: Mapping[str, Readout], readings: Iterable[Reading]) -> Reading:
-    """Return what was read out of all blocks together; ``readings`` are in the order of examples."""
-    return reduce(lambda a, b: _merge(readouts, a, b), readings, Reading())
-
-
-def _merge(readouts: Mapping[str, Readout], a: Reading, b: Reading) -> Reading:
-    states = {}
-    for name, readout in readouts.items():
-        left, right = a.states.get(name, {}), b.states.get(name, {})
-        states[name] = readout.combine(left, right) if left and right else left or right
-    return Reading(states, a.examples + b.examples, a.invalid + b.invalid)
 
 
 def _weighted(term: Term) -> Tensor:

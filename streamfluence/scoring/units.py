@@ -13,6 +13,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.readouts import needed, open_readouts
 from streamfluence.run.rows import row_receipts
 from streamfluence.scoring import product as _product
+from streamfluence.scoring import reading as _reading
 from streamfluence.scoring.named import compressed, name_examples
 from streamfluence.scoring.prepare import load_prepared
 from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
@@ -59,7 +60,7 @@ def _read_tile(
     task: int,
     readouts: Mapping[str, Readout],
     tile: tuple[int, int],
-) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
+) -> tuple[dict[str, Arrays], dict[str, Arrays], _reading.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
     partitions, needs = spec["tasks"][task], needed(readouts.values())
     terms = [
@@ -80,7 +81,7 @@ def _read_tile(
         for key, array in arrays.items():
             kept.setdefault(readout, {}).setdefault(key, []).append(array.copy())
 
-    reading = _product.read_out(blocks, readouts, keep)
+    reading = _reading.read_out(blocks, readouts, keep)
     whole = {
         readout: {key: np.concatenate(pieces) for key, pieces in arrays.items()}
         for readout, arrays in kept.items()
@@ -104,7 +105,7 @@ def merge(run: OpenRun, name: str) -> None:
     readouts = open_readouts(spec["readouts"], run.place.root)
     load_prepared(run, name, spec, readouts)
     tasks = task_receipts(run, name, spec)
-    merged = _product.merge(readouts, (_reading(run, receipt) for receipt in tasks))
+    merged = _reading.merge(readouts, (_read_states(run, receipt) for receipt in tasks))
     results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}
     examples, notes = name_examples(run, spec["queries"], readouts, results)
     facts = {
@@ -118,14 +119,14 @@ def merge(run: OpenRun, name: str) -> None:
     run.commit(result_stage(name), 0, arrays, {"score": name}, facts, compressed(arrays))
 
 
-def _reading(run: OpenRun, receipt: Receipt) -> _product.Reading:
+def _read_states(run: OpenRun, receipt: Receipt) -> _reading.Reading:
     states: dict[str, Arrays] = {}
     for name in array_names(receipt):
         kind, _, rest = name.partition(".")
         if kind == "state":
             readout, _, key = rest.partition(".")
             states.setdefault(readout, {})[key] = run.read(receipt, name)
-    return _product.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
+    return _reading.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
 
 
 def _flat(states: Mapping[str, Arrays]) -> Arrays:
