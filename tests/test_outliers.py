@@ -18,6 +18,7 @@ from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 from streamfluence.stages.verify import verify
+from streamfluence.store.documents import seal
 
 SERIAL = Execution(executor="serial")
 WANTED = '\n[score]\nreadouts = ["top_k", "outliers"]\n[readouts.outliers]\nk = 9\nsample = 60\n'
@@ -181,3 +182,60 @@ def test_only_what_some_readout_needs_is_read_of_the_rows(copied, monkeypatch, r
     monkeypatch.setattr(stored.StoredRows, "blocks", blocks)
     score(str(copied), ["test"], readouts=[readout], name="new", execution=SERIAL)
     assert read == wanted
+
+
+@pytest.fixture(scope="module")
+def without_queries(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("none") / "run"
+    text = (folder / "job.toml").read_text()
+    start, _, rest = text.partition("[queries.test]")
+    alone = start + "[curvature]" + rest.partition("[curvature]")[2]
+    (folder / "alone.toml").write_text(alone.replace('"top_k", ', '"self_influence", '))
+    ok("run", folder / "alone.toml", path, "--executor", "serial")
+    return path
+
+
+def test_what_needs_no_scores_is_read_out_without_any_query(folder, without_queries):
+    assert_equal(computed(without_queries), computed(folder / "run"))
+    found = streamfluence.open(str(without_queries)).results()
+    assert found["self_influence.count"] == 150
+    assert set(found["outliers.l2_rows"]) <= set(found["named.train.row"])
+    assert len(found["named.queries.row"]) == 0
+    assert verify(str(without_queries), full=True)["problems"] == []
+    assert streamfluence.open(str(without_queries)).status()["complete"]
+    assert "without the readout top_k" in refused("top", without_queries, "0")
+
+
+def test_scores_of_no_query_may_be_lost_and_are_made_again(folder, without_queries, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(without_queries, path, copy_function=os.link)
+    for stage in ("prepared", "scores"):
+        (path / "receipts" / stage / "train" / "00000000.json").unlink()
+    repair(str(path), SERIAL)
+    verify(str(path))
+    assert_equal(computed(path), computed(folder / "run"))
+
+
+def test_a_readout_of_scores_is_refused_without_queries(without_queries):
+    said = refused("score", without_queries, "--readout", "top_k", "--name", "new")
+    assert "has no query set, whose scores the readout 'top_k' needs; add [queries.NAME]" in said
+    said = refused(
+        "score", without_queries, "--readout", "outliers", "--damping", 1, "--name", "new"
+    )
+    assert "damping = 1.0 is of queries" in said
+
+
+def test_a_document_that_turns_training_rows_into_queries_is_no_scores(copied):
+    spec = document_of(copied) | {"queries": "train"}
+    (copied / "scores" / "test" / "score.json").unlink()
+    (copied / "scores" / "test" / "score.json").write_bytes(seal(spec, indent=2))
+    shutil.rmtree(copied / "receipts" / "score")
+    shutil.rmtree(copied / "receipts" / "scores")
+    with pytest.raises(StreamfluenceError):
+        repair(str(copied), SERIAL)
+    with pytest.raises(StreamfluenceError):
+        computed(copied)
+
+
+def document_of(path):
+    return dict(OpenRun.open(str(path)).read_document("scores/test/score.json"))

@@ -23,7 +23,7 @@ from streamfluence.run.prepared import (
 )
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import pinned_score_names, score_names
+from streamfluence.run.sets import NO_QUERIES, pinned_score_names, score_names
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -91,7 +91,7 @@ def read_spec(run: OpenRun, label: str) -> dict[str, Any]:
         whole = sorted(partitions) == list(range(run.train.partitions))
     except (KeyError, TypeError, ValueError) as error:
         raise DamageError(f"{where} is malformed ({error}); {_advice(run)}") from error
-    if name not in run.query_sets():
+    if name != NO_QUERIES and name not in run.query_sets():
         raise DamageError(
             f"scores {label!r} of {run.url} are of the query set {name!r}, whose document is gone; "
             f"repeat `streamfluence run` with the same job, which writes it again"
@@ -143,7 +143,10 @@ class Bases:
             "score": document_digest(spec),
             "sketch": document_digest([sketch_digest(run, c) for c in checkpoints]),
             "queries": content_digest(
-                receipt for c in checkpoints for receipt in row_receipts(run, spec["queries"], c)
+                receipt
+                for c in checkpoints
+                if spec["queries"] != NO_QUERIES
+                for receipt in row_receipts(run, spec["queries"], c)
             ),
         }
         if prepares(spec):

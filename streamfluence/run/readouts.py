@@ -53,10 +53,10 @@ def _opened(name: str, options: Mapping[str, Any], root: Path) -> Readout:
         ) from error
 
 
-def needed(readouts: Iterable[Readout]) -> set[str]:
+def needed(readouts: Iterable[Readout | type[Readout]]) -> set[str]:
     """Return what of a block any of the readouts reads."""
     return {need for readout in readouts for need in _needs(readout)}
 
 
-def _needs(readout: Readout) -> Iterable[str]:
+def _needs(readout: Readout | type[Readout]) -> Iterable[str]:
     return (readout.needs,) if isinstance(readout.needs, str) else readout.needs

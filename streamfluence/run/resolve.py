@@ -49,8 +49,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     count = reader.count()
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
-    if job.queries:
-        pin_readouts(readout_options(job.score, job.readouts), job.root, count)
+    pin_readouts(readout_options(job.score, job.readouts), job.root, count)
     paths = expand(job)
     weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
     if len(weights) != len(paths):

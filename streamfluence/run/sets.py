@@ -13,6 +13,14 @@ from streamfluence.layout import (
 )
 from streamfluence.run.opened import OpenRun
 
+# In the place of a query set's name: scores of no query, whose readouts look at training rows alone.
+NO_QUERIES = "train"
+
+
+def query_count(run: OpenRun, name: str) -> int:
+    """Return how many queries scores of this query set are of."""
+    return 0 if name == NO_QUERIES else run.example_set(name).count
+
 
 def pinned_query_sets(run: OpenRun) -> list[str]:
     """Return the names of the query sets, sorted; a listing that lost one is no answer.

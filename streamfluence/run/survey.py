@@ -32,7 +32,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepares
 from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_bases
-from streamfluence.run.sets import score_names
+from streamfluence.run.sets import NO_QUERIES, score_names
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
 
@@ -125,6 +125,8 @@ def _needed_rows(known: Known, found: Survey) -> dict[str, set[int]]:
             found.lost(prepared_stage(label), 0, f"scores {label!r} were made with it")
         needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
         queries = spec["queries"]
+        if queries == NO_QUERIES:
+            continue
         needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
         if queries not in known.run.query_sets() and queries not in known.below(COLLECT):
             found.document(

@@ -27,7 +27,7 @@ def lazy_scores(run: OpenRun, queries: str | None, damping: float | None) -> da.
     See ``Run.scores``.
     """
     example_set = named_query_set(run, queries)
-    make_spec(run, example_set, {}, damping, allow_incomplete=False)
+    make_spec(run, example_set, {"readouts": {}}, damping, allow_incomplete=False)
     known = (run.url, example_set, damping)
     columns = [
         _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile)

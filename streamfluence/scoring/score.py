@@ -18,7 +18,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import PREPARED, prepared_changed, refuse_changed_preparation
 from streamfluence.scoring import units as work
 from streamfluence.scoring.prepare import prepare
-from streamfluence.scoring.spec import make_spec, pin
+from streamfluence.scoring.spec import make_spec, pin, pinned_readouts
 from streamfluence.short_forms import readout_options
 
 
@@ -43,13 +43,13 @@ def score_set(
         InputError: If the name was given to other settings before.
     """
     label = name or (example_set if damping is None else f"{example_set}-damping-{damping:g}")
-    default = readout_options(Score(), {})
-    spec = make_spec(
-        run, example_set, default if asked is None else asked, damping, allow_incomplete
-    )
     if asked is None and run.has(score_path(label)):
         there = run.read_document(score_path(label))
-        spec |= {key: there[key] for key in ("readouts", PREPARED) if key in there}
+        pinned = {key: there[key] for key in ("readouts", PREPARED) if key in there}
+    else:
+        default = readout_options(Score(), {})
+        pinned = pinned_readouts(run, default if asked is None else asked)
+    spec = make_spec(run, example_set, pinned, damping, allow_incomplete)
     pin(run, label, spec)
     refuse_changed_preparation(run, label, spec)
     prepare(run, label, spec)

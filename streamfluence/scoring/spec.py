@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamfluence.errors import InputError
-from streamfluence.layout import collect_stage, queries_path, score_path
+from streamfluence.layout import collect_stage, score_path
 from streamfluence.run.finished import (
     spec_bases,
 )
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import PREPARED
-from streamfluence.run.readouts import open_readouts, pin_readouts
+from streamfluence.run.readouts import needed, open_readouts, pin_readouts
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import named_query_set, refuse_missing
+from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count, refuse_missing
 from streamfluence.store.documents import differences
 
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
@@ -31,19 +31,23 @@ MEANING = (
 def make_spec(
     run: OpenRun,
     example_set: str,
-    asked: Mapping[str, Mapping[str, Any]],
+    pinned: Mapping[str, Any],
     damping: float | None,
     allow_incomplete: bool,
 ) -> dict[str, Any]:
     """Return everything that decides a result, after checking that its rows are there.
 
     Args:
-        asked: Readout name to options.
+        example_set: Of the queries; ``NO_QUERIES`` where no readout needs scores.
+        pinned: What is read out, see ``pinned_readouts``.
     """
-    named_query_set(run, example_set)
     _check_damping(run, damping)
-    for checkpoint in run.checkpoints:
-        row_receipts(run, example_set, checkpoint)
+    if example_set == NO_QUERIES:
+        _refuse_scores(run, pinned, damping)
+    else:
+        named_query_set(run, example_set)
+        for checkpoint in run.checkpoints:
+            row_receipts(run, example_set, checkpoint)
     missing = sorted(
         {
             partition
@@ -53,20 +57,32 @@ def make_spec(
     )
     if missing and not allow_incomplete:
         refuse_missing(run, "train", missing)
-    facts = run.read_document(queries_path(example_set))
+    measurement, queries = run.example_set(example_set).measurement, query_count(run, example_set)
     present = sorted(set(range(run.train.partitions)) - set(missing))
-    size = max(1, _task_rows(asked, facts["count"]) // run.train.partition_examples)
+    size = max(1, _task_rows(pinned["readouts"], queries) // run.train.partition_examples)
     return {
         "queries": example_set,
         "rests_on": spec_bases(run, example_set),
-        "measurement": facts["measurement"],
+        "measurement": measurement,
         "damping": damping,
-        **pinned_readouts(run, asked),
+        **pinned,
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
         "meaning": MEANING,
-        "unit": f"{facts['measurement']} of one query, per training example",
+        "unit": f"{measurement} of one query, per training example",
     }
+
+
+def _refuse_scores(run: OpenRun, pinned: Mapping[str, Any], damping: float | None) -> None:
+    """Refuse to read out scores, or to damp them otherwise, where there is no query."""
+    for name, readout in open_readouts(pinned["readouts"], run.place.root).items():
+        if "scores" in needed([readout]):
+            raise InputError(
+                f"{run.url} has no query set, whose scores the readout {name!r} needs; add [queries.NAME] "
+                "to the job and run it again"
+            )
+    if damping is not None:
+        raise InputError(f"damping = {damping} is of queries, and none are scored; leave it out")
 
 
 def _check_damping(run: OpenRun, damping: float | None) -> None:
@@ -94,7 +110,7 @@ def _task_rows(readouts: Mapping[str, Any], queries: int) -> int:
     """Return how many rows one task scores: fewer when every score of them is kept."""
     if "dense" not in readouts:
         return TASK_ROWS
-    return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
+    return min(TASK_ROWS, DENSE_BYTES // (4 * max(queries, 1)))
 
 
 def pin(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:

@@ -84,14 +84,24 @@ def score_sides(
     """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint.
 
     Args:
-        tile: Range of queries; None takes all.
+        tile: Range of queries; None takes all, and of an empty one no query is looked at.
     """
     checkpoints = run.checkpoints
+    if tile == (0, 0):
+        return _sides_without_queries(run, device)
     rows = content_digest(r for c in checkpoints for r in row_receipts(run, example_set, c))
     sketches = tuple(sketch_digest(run, c) for c in checkpoints)
     return _cached_sides(
         run.url, device, example_set, damping, tile, (run.fingerprint, rows, *sketches)
     )
+
+
+def _sides_without_queries(run: OpenRun, device: str) -> list[tuple[Codec, Tensor, float]]:
+    codecs = [load_codec(run, checkpoint)[0].to(device) for checkpoint in run.checkpoints]
+    return [
+        (codec, torch.empty(0, codec.stored, device=device), weight / run.train.count)
+        for codec, weight in zip(codecs, run.method.weights, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_re
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.readouts import needed, open_readouts
 from streamfluence.run.rows import row_receipts
+from streamfluence.run.sets import named_query_set
 from streamfluence.scoring import product as _product
 from streamfluence.scoring import reading as _reading
 from streamfluence.scoring.named import compressed, name_examples
@@ -28,7 +29,9 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     bases = Bases(run, name, spec, [task]).of(task)
     readouts = open_readouts(spec["readouts"], run.place.root)
     load_prepared(run, name, spec, readouts)
-    tiles = query_tiles(run, spec["queries"]) if "scores" in needed(readouts.values()) else [(0, 0)]
+    tiles = [(0, 0)]
+    if "scores" in needed(readouts.values()):
+        tiles = query_tiles(run, named_query_set(run, spec["queries"]))
     read = [_read_tile(run, device, spec, task, readouts, tile) for tile in tiles]
     counts = [stop - start for start, stop in tiles]
     states = _joined(readouts, [states for states, _, _ in read], counts)

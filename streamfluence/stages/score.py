@@ -13,6 +13,7 @@ from streamfluence.run.finished import (
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import warnings
 from streamfluence.run.sets import (
+    NO_QUERIES,
     pinned_query_sets,
 )
 from streamfluence.scoring.score import score_set
@@ -37,7 +38,8 @@ def score(
     """Score query sets against the training rows; what is already there is not done again.
 
     Args:
-        queries: Names of query sets; None takes all.
+        queries: Names of query sets; None takes all, or where there are none reads out what needs no
+            scores, under the name ``train``.
         damping: Another damping than the rows were whitened with; rows are not touched.
         readouts, top_k, subsets, options: What to keep, as ``[score]`` and ``[readouts]`` of a job say;
             when none is given, as these scores were made before.
@@ -57,11 +59,7 @@ def score(
         wanted = Score(tuple(readouts or Score.readouts), top_k, subsets)
         asked = readout_options(wanted, options or {})
     run = OpenRun.open(run_path)
-    chosen = queries or pinned_query_sets(run)
-    if not chosen:
-        raise InputError(
-            f"{run_path} has no query set; add [queries.NAME] to the job and run it again"
-        )
+    chosen = queries or pinned_query_sets(run) or [NO_QUERIES]
     if name is not None and len(chosen) > 1:
         raise InputError(
             f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries"
