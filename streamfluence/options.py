@@ -49,7 +49,7 @@ def checked(family: str, name: str, options: Mapping[str, Any]) -> Callable[...,
     for key, value in options.items():
         if key in known:
             _check_type(key, said, value, known[key])
-        elif not open_ended:
+        elif not open_ended or key in _GIVEN.get(family, ()):
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(f"{said} has no option {key!r}; {hint}{listed}")

@@ -86,6 +86,8 @@ def test_what_a_signature_does_not_take_is_refused_with_what_it_does(name, table
 
 def test_a_member_that_takes_anything_is_given_anything():
     assert make("readouts", "TakesAny", {"x": 1}).anything == {"x": 1}
+    with pytest.raises(InputError, match="no option 'root'"):
+        checked("data", "TakesAny", {"root": 1})
 
 
 def test_an_annotation_that_cannot_be_resolved_leaves_the_value_to_the_member():

@@ -195,7 +195,9 @@ def tile_blocks(
     """
     terms = [
         _product.Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), ("scores",)),
+            StoredRows(
+                run, row_receipts(run, "train", checkpoint, partitions), ("scores", "columns")
+            ),
             codec,
             queries if chosen is None else queries[chosen],
             weight,
