@@ -111,6 +111,7 @@ def test_members_of_a_package_are_used_by_a_job_with_their_options(installed, fo
         ),
         ("rows.options.mots", "codec 'few' has no option 'mots'; did you mean 'most'?"),
         ("projection.options.scal", "'leading' has no option 'scal'; did you mean 'scale'?"),
+        ("curvature.options.x", "curvature 'gauss_newton' has no option 'x'; it knows: none"),
         ("train.betwen", "reader 'lines' has no option 'betwen'; did you mean 'between'?"),
     ],
 )

@@ -472,3 +472,10 @@ def test_a_forest_that_was_tampered_with_is_refused(change):
     with pytest.raises(DamageError, match="score again"):
         readout.load(arrays)
         readout.chunk(random_block(26))
+
+
+@pytest.mark.parametrize("option", ["trees", "sample"])
+@pytest.mark.parametrize("value", [0, 10**18, 2.5, True])
+def test_a_forest_that_nobody_can_grow_is_refused(option, value):
+    with pytest.raises(InputError, match=f"{option} must be a whole number, . to "):
+        member("readouts", "outliers")(**{option: value})

@@ -17,6 +17,8 @@ from streamfluence.readouts.base import Arrays, Readout, Sample, ScoreBlock
 _MEASURES = ("isolation", "l1", "l2")
 _FIELDS = {"values": np.float32, "rows": np.int64, "loss": np.float32}
 _FEWEST = 2  # rows that a row can be told from
+_MOST_TREES = 10_000  # 140 MB of them
+_MOST_SAMPLE = 1 << 20  # of 1,024 coordinates: 4 GiB
 _TILE_ROWS = 512  # float64 of 1,024 coordinates: 4 MiB
 
 
@@ -47,9 +49,12 @@ class Outliers(Readout):
 
     def __init__(self, *, k: int = 100, trees: int = 100, sample: int = 4096) -> None:
         self.k = checked_length(k)
-        for name, value, least in (("trees", trees, 1), ("sample", sample, _FEWEST)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        bounds = (("trees", trees, 1, _MOST_TREES), ("sample", sample, _FEWEST, _MOST_SAMPLE))
+        for name, value, least, most in bounds:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise InputError(
+                    f"{name} must be a whole number, {least} to {most:,}, got {value!r}"
+                )
         self.trees, self.sample_examples = trees, sample
         self._forest: Arrays = {}
         self._last: tuple[ScoreBlock | None, Arrays] = (None, {})
