@@ -4,6 +4,7 @@ A pipe would be waited for, a device read until memory is full, and a list neste
 deep ends the parser; each is told in a sentence instead.
 """
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -57,3 +58,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a ``.npz`` file, in its order; raises as ``read_array`` does."""
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return the digest of a file; None where it cannot be read, which its reader explains."""
+    try:
+        if not path.is_file():  # a device has no end
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None

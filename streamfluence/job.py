@@ -133,13 +133,15 @@ class Rows:
         bytes: Of one row, scales included; 0 stores every coordinate (float codecs).
         codec: Member of the family ``codecs``, or ``auto``: ``bands``, but ``float32`` where a row is one
             number.
-        width, bits: Ask ``bands`` for a fixed number of directions and bits.
+        options: Of the member, such as ``{ max_bits = 4 }``.
+        width, bits: Short for these options of ``bands``: a fixed number of directions and of bits.
         compressor: Lossless compressor behind the rows; ``auto`` is none for packed codes.
         max_non_finite: Share of rows that may be NaN or infinite before the run fails.
     """
 
     bytes: int = 256
     codec: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
     width: int | None = None
     bits: int | None = None
     compressor: str = "auto"
@@ -151,15 +153,16 @@ class Score:
     """What is read out of the scores.
 
     Attributes:
-        readouts: Members of the family ``readouts``.
-        top_k: Examples in each list of ``top_k`` and ``self_influence``.
-        subsets: File for ``subset_sum``: a boolean mask (subset, example) as .npy, or lists of rows as
-            .npz or .json.
+        readouts: Members of the family ``readouts``; those that have a table ``[readouts.NAME]`` are
+            read out as well.
+        top_k: Short for the option ``k`` of ``top_k`` and ``self_influence``.
+        subsets: Short for the option ``subsets`` of ``subset_sum``: a boolean mask (subset, example) as
+            .npy, or lists of rows as .npz or .json.
         scale: Member of the family ``scales``: what the scores of each example are multiplied by.
     """
 
     readouts: tuple[str, ...] = ("top_k", "self_influence")
-    top_k: int = 100
+    top_k: int | None = None
     subsets: str | None = None
     scale: str = "none"
 
@@ -203,6 +206,7 @@ class Job:
         train: Table of the reader of the training set: ``reader`` and its options.
         queries: One such table for each query set, by name; each may also have ``measurement``:
             ``"loss"`` (the default), ``"margin"``, ``"training_loss"`` or one of the task's own.
+        readouts: Options of readouts, a table for each by its name; what has a table is read out.
         checkpoint_weights: Of each checkpoint in a score; the same for all when not set.
     """
 
@@ -211,6 +215,7 @@ class Job:
     checkpoints: tuple[str, ...]
     train: Mapping[str, Any]
     queries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    readouts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoint_weights: tuple[float, ...] | None = None
     model: Model = Model()
     sketch: Sketch = Sketch()
@@ -248,9 +253,9 @@ def _validate(job: Job) -> None:
         "sketch.examples": job.sketch.examples,
         "compute.batch_size": job.compute.batch_size,
         "compute.threads": job.compute.threads,
-        "score.top_k": job.score.top_k,
     }
     optional = {
+        "score.top_k": job.score.top_k,
         "sketch.probes": job.sketch.probes,
         "projection.width": job.projection.width,
         "compute.partition_examples": job.compute.partition_examples,

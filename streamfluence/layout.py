@@ -11,7 +11,7 @@ FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TURN = "verify.json"  # whose turn it is when only a share of the bytes is verified
 RECEIPTS, PARTS, QUERIES = "receipts", "parts", "queries"
-SKETCH, COLLECT, SCORE = "sketch", "collect", "score"
+SKETCH, COLLECT, SCORE, PREPARED = "sketch", "collect", "score", "prepared"
 SCORES, SETS, IDENTITIES = "scores", "sets", "identities"
 PUBLISHED, LISTING = (
     ".zarr",
@@ -80,6 +80,11 @@ def plan_stage(checkpoint: int) -> str:
 def scales_stage(checkpoint: int) -> str:
     """Return the stage that holds the coordinates of one checkpoint's damping, if it has its own."""
     return sketch_stage(checkpoint, "scales")
+
+
+def prepared_stage(label: str) -> str:
+    """Return the stage whose only partition is what readouts of a score prepared, if any did."""
+    return f"{PREPARED}/{label}"
 
 
 def score_stage(label: str) -> str:

@@ -32,11 +32,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """Return ``value`` as the annotated type, or raise with both named."""
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise InputError(f"{where} must be a table, got {value!r}")
+            raise InputError(f"{where.removeprefix('job.')} must be a table, got {value!r}")
         return build(typing.cast(type, hint), value, where.removeprefix("job."))
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(typing.get_args(hint), value, where)
+    if origin is Mapping:
+        return _convert_table(typing.get_args(hint)[1], value, where)
     if origin is Literal:
         if value in typing.get_args(hint):
             return value
@@ -53,6 +55,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     ):
         return value
     raise InputError(f"{where.removeprefix('job.')} = {value!r}; expected {_describe(hint)}")
+
+
+def _convert_table(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    """Return a table whose keys are not known here, every value as the annotated type."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where.removeprefix('job.')} must be a table, got {value!r}")
+    return {key: _convert(hint, item, f"{where}.{key}") for key, item in value.items()}
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.errors import BudgetError, InputError
+from streamfluence.options import make
 from streamfluence.registry import member, names
 
 FEATURES = 200
@@ -238,8 +239,8 @@ def test_energies_that_mean_nothing_are_refused(name, energies):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_an_unknown_option_is_refused_by_name(name):
-    with pytest.raises(InputError, match="no option 'depth'"):
-        planned(name, 64, depth=3)
+    with pytest.raises(InputError, match=f"codec '{name}' has no option 'depth'; .*it knows: "):
+        make("codecs", name, {"depth": 3}, energies_of(), 64, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in CODECS if name != "bands"])

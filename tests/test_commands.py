@@ -271,7 +271,7 @@ def test_dense_scores_are_cut_into_tasks_that_fit_in_memory(folder, monkeypatch)
 
 
 def test_lists_are_no_longer_than_the_training_set(folder):
-    ok("score", folder / "run", "--top-k", str(10**18), "--name", "all", "--executor", "serial")
-    found = json.loads(ok("top", folder / "run", "all/0", "-k", "100000", "--json"))
+    ok("score", folder / "run", "--top-k", str(10**18), "--name", "longest", "--executor", "serial")
+    found = json.loads(ok("top", folder / "run", "longest/0", "-k", "100000", "--json"))
     count = OpenRun.open(str(folder / "run")).train.count
     assert len(found["helps"]) == len(found["hurts"]) == count

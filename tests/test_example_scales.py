@@ -196,9 +196,11 @@ def test_a_row_of_zeros_is_scored_zero_and_counts():
 def test_scores_on_a_device_are_scaled_as_on_a_cpu():
     rows = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
     of, scale = terms(rows, np.square(rows).sum(1)), member("scales", "relative")()
-    plain = [block.scores.copy() for block in product.score_blocks(of, 64, scale)]
+    plain = [block.scores.copy() for block in product.score_blocks(of, 64, scale=scale)]
     weighted = [product._weighted(term) for term in of]
-    for found, wanted in zip(product._device_blocks(of, weighted, 64, scale), plain, strict=True):
+    for found, wanted in zip(
+        product._device_blocks(of, weighted, 64, scale=scale), plain, strict=True
+    ):
         np.testing.assert_allclose(found.scores, wanted, rtol=1e-5, atol=1e-6)
 
 

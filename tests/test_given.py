@@ -10,8 +10,8 @@ from streamfluence.data._preview import Text
 from streamfluence.data.arrays import Arrays
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lists import listed_rows, read_json
+from streamfluence.given import file_sha256
 from streamfluence.readouts._subsets import open_subsets
-from streamfluence.scoring.spec import file_sha256
 
 READERS = {
     "a list": read_json,

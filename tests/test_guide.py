@@ -16,6 +16,7 @@ from streamfluence import errors, guide
 from streamfluence.api import Run
 from streamfluence.guide._docstrings import entries, paragraphs, section
 from streamfluence.job import Job, Projection, Rows
+from streamfluence.options import maker
 from streamfluence.registry import member, names
 from streamfluence.run.defaults import width_of
 
@@ -122,7 +123,9 @@ def test_every_member_is_there_with_every_option_it_takes(family):
     assert list(shown) == names(family)
     for name, said in shown.items():
         assert re.match(r"\n[A-Z].{20,}", said), name
-        signature = inspect.signature(member(family, name)).parameters.values()
+        kind = member(family, name)
+        made = kind if maker(family) == "__init__" else getattr(kind, maker(family))
+        signature = inspect.signature(made).parameters.values()
         options = {each.name: each for each in signature if each.kind is each.KEYWORD_ONLY}
         rows = table_rows(said)
         assert options.keys() <= rows.keys(), name

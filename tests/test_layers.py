@@ -18,9 +18,9 @@ PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
     {"layout", "given", "new_file"},
-    {"linalg", "registry", "batches"},
+    {"linalg", "registry", "options", "batches"},
     {"codecs", "curvature", "preconditioners", "readouts", "executors", "scales"}
-    | {"likelihoods", "job", "job_file", "tables", "budget", "user_code"},
+    | {"likelihoods", "job", "job_file", "tables", "budget", "user_code", "short_forms"},
     {"capture", "store", "data", "task", "execution"},
     {"projections"},
     {"features"},

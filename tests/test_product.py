@@ -14,15 +14,15 @@ from streamfluence.readouts.self_influence import SelfInfluence
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member, names
 from streamfluence.scoring.product import (
-    Reading,
     RowBlock,
     Term,
-    merge,
+    _device_blocks,
+    _weighted,
     plain_blocks,
-    read_out,
     rows_per_block,
     score_blocks,
 )
+from streamfluence.scoring.reading import Reading, merge, read_out
 
 N_EXAMPLES, N_QUERIES, FEATURES = 700, 9, 96
 CODECS = names("codecs")
@@ -248,7 +248,7 @@ def test_checkpoints_that_cover_other_rows_are_a_broken_invariant():
 
 def test_plain_blocks_are_score_blocks_without_scores_and_need_no_codes(terms):
     for plain, scored in zip(plain_blocks(terms, 128), score_blocks(terms, 128), strict=True):
-        assert plain.scores.shape == (len(scored.valid), 0)
+        assert plain.scores is None and plain.rows is None
         assert plain.start == scored.start
         for name in ("valid", "self_influence", "loss", "group"):
             np.testing.assert_array_equal(getattr(plain, name), getattr(scored, name))
@@ -260,3 +260,36 @@ def test_a_block_has_whole_padding_and_its_scores_fit_where_a_block_can(n_querie
     assert rows % 64 == 0 and 64 <= rows <= 8192
     assert rows == 64 or rows * n_queries * 8 <= 64 << 20
     assert rows_per_block(64) == 8192
+
+
+@pytest.mark.parametrize("how", ["scores", "a device", "rows alone"])
+def test_blocks_hold_decoded_rows_of_every_checkpoint_where_they_are_asked_for(terms, how):
+    match how:
+        case "scores":
+            blocks = score_blocks(terms, 128, with_rows=True)
+        case "a device":
+            blocks = _device_blocks(terms, [_weighted(term) for term in terms], 128, with_rows=True)
+        case "rows alone":
+            blocks = plain_blocks(terms, 128, with_rows=True)
+    wanted = [term.codec.decode(term.source.encoded).numpy() for term in terms]
+    bad = np.any([term.source.flags > 0 for term in terms], axis=0)
+    blocks = list(blocks)
+    for checkpoint, rows in enumerate(wanted):
+        found = np.concatenate([block.rows[checkpoint] for block in blocks])
+        np.testing.assert_array_equal(found, np.where(bad[:, None], np.float32(0), rows))
+    assert all(block.weights == WEIGHTS for block in blocks)
+    np.testing.assert_array_equal(np.concatenate([block.valid for block in blocks]), ~bad)
+
+
+def test_columns_that_were_not_read_are_not_made_up():
+    term = make_term("float32", 0, 1.0)
+    term.source.self_influence = term.source.loss = None
+    term.source.blocks = lambda size: iter(
+        [RowBlock(0, *encoded_of(term), term.source.flags, None, None)]
+    )
+    (block,) = score_blocks([term])
+    assert block.self_influence is None and block.loss is None and block.group is None
+
+
+def encoded_of(term):
+    return term.source.encoded.codes.numpy(), term.source.encoded.scale.numpy()

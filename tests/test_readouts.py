@@ -5,25 +5,46 @@ Scores are small integers, so sums are exact in any order, ties abound, and
 """
 
 import json
-from functools import reduce
+import sys
+from functools import cache, reduce
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from streamfluence.errors import BudgetError, InputError
-from streamfluence.readouts.base import ScoreBlock
+from streamfluence.errors import BudgetError, DamageError, InputError
+from streamfluence.readouts.base import NEEDS, Sample, ScoreBlock
 from streamfluence.readouts.self_influence import QUANTILES
 from streamfluence.registry import member, names
 
 N_EXAMPLES, N_QUERIES, K = 203, 5, 7
 MASK = np.random.default_rng(1).random((4, N_EXAMPLES)) < 0.5
-OPTIONS = {"top_k": {"k": K}, "self_influence": {"k": K}, "subset_sum": {"subsets": MASK}}
+OPTIONS = {
+    "top_k": {"k": K},
+    "self_influence": {"k": K},
+    "subset_sum": {"subsets": MASK},
+    "outliers": {"k": K, "trees": 10},
+}
 READOUTS = names("readouts")
+WIDTHS = (12, 5)  # of rows at two checkpoints
+SAMPLE = Sample(
+    tuple(np.random.default_rng(2).normal(size=(90, width)).astype(np.float32) for width in WIDTHS),
+    np.arange(90),
+    seed=3,
+)
 
 
 def make(name):
-    return member("readouts", name)(**OPTIONS.get(name, {}))
+    """Return a readout ready for blocks; what it prepares is made once."""
+    readout = member("readouts", name)(**OPTIONS.get(name, {}))
+    if readout.sample_examples:
+        readout.load(prepared(name))
+    return readout
+
+
+@cache
+def prepared(name):
+    return member("readouts", name)(**OPTIONS.get(name, {})).prepare(SAMPLE)
 
 
 def random_block(seed, n_examples=N_EXAMPLES, n_queries=N_QUERIES, spread=9):
@@ -37,6 +58,11 @@ def random_block(seed, n_examples=N_EXAMPLES, n_queries=N_QUERIES, spread=9):
         self_influence=random.integers(0, 20, n_examples).astype(np.float32),
         loss=random.integers(0, 50, n_examples).astype(np.float32),
         group=random.integers(-3, 4, n_examples) * 10,
+        rows=tuple(
+            np.where(valid[:, None], random.normal(size=(n_examples, width)), 0).astype(np.float32)
+            for width in WIDTHS
+        ),
+        weights=(0.5 / n_examples, 0.5 / n_examples),
     )
 
 
@@ -48,7 +74,17 @@ def rows_of(block, start, stop):
         self_influence=block.self_influence[start:stop],
         loss=block.loss[start:stop],
         group=None if block.group is None else block.group[start:stop],
+        rows=tuple(rows[start:stop] for rows in block.rows),
+        weights=block.weights,
     )
+
+
+def without_what_is_not_needed(block, needs):
+    """Return what scoring gives a readout that is alone."""
+    columns = ("self_influence", "loss", "group")
+    held = {"scores": ("scores",), "rows": ("rows",), "columns": columns}
+    gone = {field for need in NEEDS if need not in needs for field in held[need]}
+    return ScoreBlock(**{**vars(block), **dict.fromkeys(gone)})
 
 
 def split(block, seed, pieces=9):
@@ -128,6 +164,22 @@ def test_per_example_arrays_do_not_depend_on_the_blocks(name):
     whole = readout.per_example(block)
     assert_same({key: np.concatenate([p[key] for p in pieces]) for key in whole}, whole)
     assert all(len(value) == N_EXAMPLES for value in whole.values())
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_a_readout_reads_nothing_that_it_does_not_say_it_needs(name):
+    readout, block = make(name), random_block(22)
+    alone = without_what_is_not_needed(block, readout.needs)
+    assert_same(readout.chunk(alone), readout.chunk(block))
+    assert_same(readout.per_example(alone), readout.per_example(block))
+    assert_same(readout.fold({}, alone), readout.fold({}, block))
+
+
+@pytest.mark.parametrize("name", [name for name in READOUTS if make(name).sample_examples])
+def test_what_is_prepared_is_the_same_again_and_within_what_was_promised(name):
+    again = member("readouts", name)(**OPTIONS.get(name, {}))
+    assert_same(again.prepare(SAMPLE), prepared(name))
+    assert sum(array.nbytes for array in prepared(name).values()) <= again.prepared_bytes()
 
 
 @pytest.mark.parametrize("name", READOUTS)
@@ -360,3 +412,70 @@ def test_dense_holds_every_score_and_nan_where_there_is_none():
 def test_a_list_length_that_is_not_a_positive_integer_is_refused(name, k):
     with pytest.raises(InputError, match="1 or more"):
         member("readouts", name)(k=k)
+
+
+def test_outliers_have_the_norms_of_their_rows_at_all_checkpoints_side_by_side():
+    block = random_block(23)
+    found = make("outliers").per_example(block)
+    for row in range(N_EXAMPLES):
+        values = [abs(float(x)) for rows in block.rows for x in rows[row]]
+        wanted = (sum(values), sum(x * x for x in values) ** 0.5)
+        got = (found["l1"][row], found["l2"][row])
+        if block.valid[row]:
+            assert got == pytest.approx(wanted, rel=1e-6)
+        else:
+            assert np.isnan(got).all() and np.isnan(found["isolation"][row])
+
+
+def test_outliers_are_as_isolated_as_scikit_learn_says():
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    block, seen = random_block(24), np.concatenate(SAMPLE.rows, axis=1)
+    forest = ensemble.IsolationForest(n_estimators=10, max_samples="auto", random_state=SAMPLE.seed)
+    wanted = -forest.fit(seen).score_samples(np.concatenate(block.rows, axis=1))
+    found = make("outliers").per_example(block)["isolation"]
+    np.testing.assert_allclose(found[block.valid], wanted[block.valid], rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", ["isolation", "l1", "l2"])
+def test_the_most_unusual_are_listed_with_their_loss(measure):
+    block, readout = random_block(25), make("outliers")
+    values, result = readout.per_example(block)[measure], readout.finalize(readout.chunk(block))
+    wanted = loop_best(values, block, K, 1)
+    assert result[f"{measure}_rows"].tolist() == wanted
+    np.testing.assert_array_equal(result[f"{measure}_values"], values[wanted])
+    np.testing.assert_array_equal(result[f"{measure}_loss"], block.loss[wanted])
+
+
+def test_outliers_without_scikit_learn_are_refused_with_the_extra_to_install(monkeypatch, tmp_path):
+    kind = member("readouts", "outliers")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    for call in (lambda: kind.pinned({}, tmp_path, 9), lambda: kind().prepare(SAMPLE)):
+        with pytest.raises(InputError, match=r"pip install 'streamfluence\[outliers\]'"):
+            call()
+
+
+@pytest.mark.parametrize("change", ["circle", "beyond", "another shape", "lost", "long rows"])
+def test_a_forest_that_was_tampered_with_is_refused(change):
+    arrays, readout = {name: a.copy() for name, a in prepared("outliers").items()}, make("outliers")
+    match change:
+        case "circle":
+            arrays["left"][0, 0] = 0
+        case "beyond":
+            arrays["right"][0, 0] = 10_000
+        case "another shape":
+            arrays["threshold"] = arrays["threshold"][:, 1:]
+        case "lost":
+            del arrays["usual"]
+        case "long rows":
+            arrays["feature"][0, 0] = 10_000
+    with pytest.raises(DamageError, match="score again"):
+        readout.load(arrays)
+        readout.chunk(random_block(26))
+
+
+@pytest.mark.parametrize("option", ["trees", "sample"])
+@pytest.mark.parametrize("value", [0, 10**18, 2.5, True])
+def test_a_forest_that_nobody_can_grow_is_refused(option, value):
+    with pytest.raises(InputError, match=f"{option} must be a whole number, . to "):
+        member("readouts", "outliers")(**{option: value})

@@ -49,8 +49,7 @@ MANIFEST = {
     "rows": {
         "bytes": 8,
         "codec": "bands",
-        "width": None,
-        "bits": None,
+        "options": {},
         "compressor": "auto",
         "max_non_finite": 0.1,
     },

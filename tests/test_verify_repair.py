@@ -338,7 +338,7 @@ def test_repair_computes_where_it_is_told_to(path, monkeypatch):
 
     seen = []
     execute = score._execute
-    monkeypatch.setattr(score, "_execute", lambda *a: (seen.append(a[4]), execute(*a)))
+    monkeypatch.setattr(score, "_execute", lambda *a: (seen.append(a[3]), execute(*a)))
     receipt(path, "score/test", 0).unlink()
     how = Execution(executor="serial", device="cpu")
     repair(str(path), how)

@@ -105,6 +105,28 @@ def overrides(command: Command) -> Command:
     return together(*_declared(COMPUTE | DECISIVE), assignments)(collect)
 
 
+def readout_options(command: Command) -> Command:
+    """Add ``--set readouts.NAME.KEY=VALUE``; what it says arrives as the dict ``tables``, by readout."""
+
+    @functools.wraps(command)
+    def collect(assignments: tuple[tuple[str, Any], ...], **values: Any) -> Any:
+        tables: dict[str, dict[str, Any]] = {}
+        for key, value in assignments:
+            family, *rest = key.split(".")
+            if family != "readouts" or len(rest) != 2:
+                raise click.UsageError(f"--set {key}: only readouts.NAME.KEY can be set here")
+            tables.setdefault(rest[0], {})[rest[1]] = value
+        return command(tables=tables, **values)
+
+    return click.option(
+        "--set",
+        "assignments",
+        type=Assignment(),
+        multiple=True,
+        help="Set an option of a readout, such as readouts.top_k.k=50. May be repeated.",
+    )(collect)
+
+
 def compute(command: Command) -> Command:
     """Add the options that say how work is run; they arrive as the dict ``how``, by option."""
 

@@ -128,6 +128,7 @@ def collect(
 @click.option(
     "--scale", metavar="NAME", help="Multiply the scores of each example: cosine, relative or none."
 )
+@options.readout_options
 @click.option("--allow-incomplete", is_flag=True, help="Go on without missing rows, and say so.")
 @options.score_name
 @options.compute
@@ -140,6 +141,7 @@ def score(
     top_k: int | None,
     subsets: str | None,
     scale: str | None,
+    tables: dict[str, dict[str, Any]],
     allow_incomplete: bool,
     name: str | None,
     how: dict[str, Any],
@@ -155,6 +157,7 @@ def score(
         top_k=top_k,
         subsets=subsets,
         scale=scale,
+        options=tables or None,
         allow_incomplete=allow_incomplete,
         name=name,
         execution=execution(how),

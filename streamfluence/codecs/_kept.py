@@ -11,7 +11,7 @@ from torch import Tensor
 from streamfluence.codecs._energies import by_energy, checked_energies, energy_lost
 from streamfluence.codecs._rows import checked, refuse_non_finite
 from streamfluence.codecs.base import Codec, Encoded
-from streamfluence.errors import BudgetError, InputError
+from streamfluence.errors import BudgetError
 from streamfluence.linalg import State
 
 # Rows that are cast to float32 at once: 512 x 1,024 coordinates are 2 MiB, which stay in L2.
@@ -29,10 +29,8 @@ class Kept(Codec):
     row_scale_bytes = 4
 
     @classmethod
-    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int, **options) -> State:
+    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int) -> State:
         """Keep the coordinates of largest energy that fit in ``row_bytes``, in their original order."""
-        if options:
-            raise InputError(f"codec {cls._name()} has no option {sorted(options)[0]!r}; remove it")
         energies = checked_energies(energies)
         fits = len(energies)
         if row_bytes is not None:

@@ -27,13 +27,12 @@ from streamfluence.codecs._allocation import SCALE_BYTES
 from streamfluence.codecs._bands_plan import best_widths, check_options, fixed_widths, plan_arrays
 from streamfluence.codecs._bfloat16 import from_bits, to_bits
 from streamfluence.codecs._energies import checked_energies
-from streamfluence.codecs._levels import MAX_BITS, lloyd_max
+from streamfluence.codecs._levels import lloyd_max
 from streamfluence.codecs._nearest import nearest, nearest_tables
 from streamfluence.codecs._packing import GROUP, LANES, lookup_table, pack, unpack
 from streamfluence.codecs._rotation import deal, rotate, split
 from streamfluence.codecs._rows import checked, refuse_non_finite
 from streamfluence.codecs.base import Codec, Encoded
-from streamfluence.errors import InputError
 from streamfluence.linalg import State
 
 # Rows decoded or encoded at once. A constant, so scores do not depend on how a partition is read;
@@ -68,10 +67,10 @@ class Bands(Codec):
         energies: Tensor,
         row_bytes: int | None,
         seed: int,
-        max_bits: int = MAX_BITS,
+        *,
+        max_bits: int = 8,
         width: int | None = None,
         bits: int | None = None,
-        **unknown,
     ) -> State:
         """Return the bands, rotations and levels that lose the least energy in ``row_bytes``.
 
@@ -87,10 +86,6 @@ class Bands(Codec):
             InputError: If the energies or options cannot be used.
             BudgetError: If ``row_bytes`` holds no direction, or not the fixed width and bits.
         """
-        if unknown:
-            raise InputError(
-                f"codec bands has no option {sorted(unknown)[0]!r}; there are: bits, max_bits, width"
-            )
         energies = checked_energies(energies)
         check_options(len(energies), max_bits, width, bits)
         if width is not None and bits is not None:

@@ -45,8 +45,8 @@ class Codec:
     tolerance: float
 
     @classmethod
-    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int, **options) -> State:
-        """Return the arrays that define the codec.
+    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int) -> State:
+        """Return the arrays that define the codec; a member's own options are further keywords.
 
         Args:
             energies: e_j >= 0 of each coordinate of the whitened row, shape ``(feature,)``, float64.

@@ -4,14 +4,14 @@ The helpers for batches are imported when first used, so that listing the reader
 loads neither torch nor numpy.
 """
 
-import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamfluence.errors import InputError
-from streamfluence.registry import member, names
+from streamfluence.options import make
+from streamfluence.registry import names
 
 if TYPE_CHECKING:
     from streamfluence.data._batches import (
@@ -63,23 +63,5 @@ def open_reader(table: Mapping[str, Any], root: Path) -> "Reader":
         raise InputError(
             f"a data set needs reader = NAME; there are: {', '.join(names('data'))} (got {table!r})"
         )
-    name = table["reader"]
-    reader = member("data", name)
     options = {key: value for key, value in table.items() if key not in _NOT_ITS_OWN}
-    _check_options(name, reader, options)
-    return reader(root=Path(root), **options)
-
-
-def _check_options(name: str, reader: type, options: Mapping[str, Any]) -> None:
-    parameters = dict(inspect.signature(reader).parameters)
-    parameters.pop("root", None)
-    known = ", ".join(parameters)
-    unknown = [key for key in options if key not in parameters]
-    if unknown:
-        raise InputError(
-            f"reader {name!r} has no option {', '.join(map(repr, unknown))}; it knows: {known}"
-        )
-    required = [key for key, each in parameters.items() if each.default is inspect.Parameter.empty]
-    missing = [key for key in required if key not in options]
-    if missing:
-        raise InputError(f"reader {name!r} needs {', '.join(missing)}; it knows: {known}")
+    return make("data", table["reader"], options, Path(root))

@@ -6,10 +6,12 @@ from itertools import accumulate
 from pathlib import Path
 
 from streamfluence.guide._docstrings import entries, paragraphs, section, table
+from streamfluence.options import maker
 from streamfluence.registry import Origin, names, origin
 
 # Families whose members' docstrings are shown whole: what is stored, what a matrix is, what scores mean.
 _WHOLE = {"readouts", "curvature", "features", "scales"}
+_PYTHON_ONLY = {"Sequence[Any]", "np.ndarray"}  # types that no value of a job has
 _WITH_EXAMPLE = {"data"}  # those whose modules begin with an example of a job
 
 
@@ -34,20 +36,21 @@ def _member(family: str, name: str) -> str:
     source = section(said, "Source")
     parts += [f"Source: {source}"] if source else []
     parts += [f"From the package `{found.distribution}`."] if found.distribution else []
-    rows = _options(classes)
+    rows = _options(classes, maker(family))
     parts += [table(["Option", "Type", "Default", "Meaning"], rows)] if rows else []
     return "\n\n".join(parts)
 
 
-def _options(classes: list[ast.ClassDef]) -> list[list[str]]:
-    """Return name, type, default and meaning of what may be given by keyword alone."""
+def _options(classes: list[ast.ClassDef], makes: str) -> list[list[str]]:
+    """Return name, type, default and meaning of what ``makes`` may be given by keyword alone."""
     said: dict[str, str] = {}
     for each in reversed(classes):
-        said |= entries(ast.get_docstring(each) or "", "Args")
+        for described in (each, _function(each, makes)):
+            said |= entries((described and ast.get_docstring(described)) or "", "Args")
     found: dict[str, list[str]] = {}
     further: str | None = None
     for each in classes:
-        made = _initialiser(each)
+        made = _function(each, makes)
         if made is None:
             continue
         for argument, default in zip(made.args.kwonlyargs, made.args.kw_defaults, strict=True):
@@ -62,7 +65,7 @@ def _options(classes: list[ast.ClassDef]) -> list[list[str]]:
 
 def _type(annotation: str) -> str:
     """Return an annotation as it reads in a job."""
-    words = annotation.removesuffix(" | None").split(" | ")
+    words = [w for w in annotation.removesuffix(" | None").split(" | ") if w not in _PYTHON_ONLY]
     known = {"str": "string", "int": "whole number", "float": "number", "bool": "true or false"}
     known |= {"Sequence[str]": "list of strings"}
     return " or ".join(known.get(word, "table") for word in words)
@@ -81,10 +84,9 @@ def _default(default: ast.expr | None) -> str:
     return f"`{ast.unparse(default)}`"
 
 
-def _initialiser(kind: ast.ClassDef) -> ast.FunctionDef | None:
-    return next(
-        (n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
-    )
+def _function(kind: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    """Return the function of that name, if the class itself defines one."""
+    return next((n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
 
 
 def _classes(module: ast.Module, found: Origin) -> list[ast.ClassDef]:

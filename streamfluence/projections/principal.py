@@ -52,7 +52,7 @@ class Principal(Projection):
         pairs_per_feature: Most pairs a feature, which for few features are fewer than ``entries`` allows.
         rows_per_feature: Gradients that the components are made from at most, as a multiple of the width.
         candidates_per_feature: Pairs measured in the second pass, as a multiple of those kept.
-        options: Those of ``spectral``.
+        dense_limit, side_limit, rank: Of the moments, as those of ``spectral``.
 
     Source:
         Principal components of half-whitened gradients: a proposition of Eigenbasis-corrected One-bit
@@ -73,7 +73,9 @@ class Principal(Projection):
         pairs_per_feature: int = 32,
         rows_per_feature: int = 4,
         candidates_per_feature: int = 2,
-        **options,
+        dense_limit: int = 1024,
+        side_limit: int = 2048,
+        rank: int = 256,
     ) -> None:
         super().__init__(blocks, width, seed)
         counts = {
@@ -84,9 +86,16 @@ class Principal(Projection):
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
-        options["candidates_per_feature"] = candidates_per_feature
         pairs = max(width, min(entries // width, pairs_per_feature * width))
-        self._pairs = Pairs(blocks, pairs, seed, **options)
+        self._pairs = Pairs(
+            blocks,
+            pairs,
+            seed,
+            candidates_per_feature=candidates_per_feature,
+            dense_limit=dense_limit,
+            side_limit=side_limit,
+            rank=rank,
+        )
         self.most_rows = rows_per_feature * width
         self._mixture: Tensor | None = None
 

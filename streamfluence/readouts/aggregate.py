@@ -30,7 +30,7 @@ class Aggregate(Readout):
 
     query_axis: Mapping[str, int] = {"group_sums": 1}
 
-    def __init__(self, max_groups: int = 10_000) -> None:
+    def __init__(self, *, max_groups: int = 10_000) -> None:
         if max_groups < 1:
             raise InputError(f"max_groups must be 1 or more, got {max_groups}")
         self.max_groups = max_groups

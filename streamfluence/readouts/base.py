@@ -6,27 +6,34 @@ into the result. What has one value per example goes through ``per_example``
 and is stored with its partition, never merged in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
+NEEDS = ("scores", "rows", "columns")
 
 
 @dataclass(frozen=True)
 class ScoreBlock:
-    """Scores of consecutive examples, with what is known of each.
+    """What is known of consecutive examples; None where no readout of the pass ``needs`` it.
 
     Attributes:
         start: Global row of the first example.
         scores: Shape ``(example, query)``, float32; 0 where not ``valid``.
         valid: Shape ``(example,)``, bool; False for rows that were not finite.
-        self_influence, loss: Shape ``(example,)``, float32.
-        group: Shape ``(example,)``, int64, or None when the data set names no groups.
+        self_influence, loss: Columns, shape ``(example,)``, float32.
+        group: A column, shape ``(example,)``, int64; also None when the data set names no groups.
+        rows: The decoded rows at each checkpoint, shape ``(example, coordinate)``, float32, in stored
+            coordinates, whose number may differ from checkpoint to checkpoint; whitened, so of
+            comparable size; no weight is in them. 0 where not ``valid``.
+        weights: Of the checkpoints, 1/n included: a score is the sum of ``weights[c]`` times the
+            product of ``rows[c]`` with a query's row.
 
     The arrays are reused for the next block: keep copies, never views.
     """
@@ -37,6 +44,23 @@ class ScoreBlock:
     self_influence: np.ndarray
     loss: np.ndarray
     group: np.ndarray | None
+    rows: Sequence[np.ndarray] | None = None
+    weights: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a seeded sample of the training set, the same however it is cut into partitions.
+
+    Attributes:
+        rows: As those of a ``ScoreBlock``, of good rows alone.
+        examples: Their global rows, sorted, shape ``(example,)``, int64.
+        seed: For what is drawn at random.
+    """
+
+    rows: Sequence[np.ndarray]
+    examples: np.ndarray
+    seed: int
 
 
 class DeviceBlock(ScoreBlock):
@@ -60,10 +84,51 @@ class DeviceBlock(ScoreBlock):
 
 
 class Readout:
-    """Base of every readout; options arrive as keyword arguments of ``__init__``."""
+    """Base of every readout; options arrive as keyword arguments of ``__init__``.
 
-    needs_scores = True
-    query_axis: Mapping[str, int] = {}  # of the arrays that have one, the axis that counts queries
+    Attributes:
+        needs: What of a block it reads, of ``scores``, ``rows`` and ``columns``. Nothing else is
+            there for sure, and what no readout needs is not even read.
+        query_axis: Of the arrays that have one, the axis that counts queries.
+        sample_examples: How many rows ``prepare`` wants to see; 0 where nothing is prepared.
+    """
+
+    needs: Collection[str] = ("scores", "columns")
+    query_axis: Mapping[str, int] = {}
+    sample_examples: int = 0
+
+    @classmethod
+    def pinned(cls, options: Mapping[str, Any], root: Path, examples: int) -> dict[str, Any]:
+        """Return the options to be stored with a score, JSON-able, so that they decide its result.
+
+        Args:
+            options: Checked by the signature; what is not given has its default.
+            root: The job's folder, against which relative paths resolve.
+            examples: Of the training set.
+
+        Raises:
+            InputError: If they cannot be used, or a package is missing.
+        """
+        return dict(options)
+
+    @classmethod
+    def opened(cls, pinned: Mapping[str, Any], root: Path) -> Self:
+        """Return the readout of what ``pinned`` returned.
+
+        Raises:
+            InputError: If a file is no longer what it was.
+        """
+        return cls(**pinned)
+
+    def prepare(self, sample: Sample) -> Arrays:
+        """Return what every block is read with, from rows of a sample; called once a score.
+
+        The arrays are committed before any block is read, and results rest on them.
+        """
+        return {}
+
+    def load(self, prepared: Arrays) -> None:
+        """Take what ``prepare`` returned, before the first block; members without it never get here."""
 
     def chunk(self, block: ScoreBlock) -> Arrays:
         """Return the state of one block; {} when there is none."""
@@ -129,3 +194,7 @@ class Readout:
     def result_bytes(self, n_examples: int, n_queries: int) -> int:
         """Return the bytes on disk of everything this readout stores."""
         raise NotImplementedError
+
+    def prepared_bytes(self) -> int:
+        """Return the bytes on disk of what ``prepare`` returns, at most."""
+        return 0

@@ -13,6 +13,7 @@ class Dense(Readout):
     Stored with each partition and never merged in memory; four bytes per example and query.
     """
 
+    needs = ("scores",)
     query_axis: Mapping[str, int] = {"scores": 1}
 
     def per_example(self, block: ScoreBlock) -> Arrays:

@@ -3,9 +3,17 @@
 Self-influence is one ranking of suspicious labels among several; the loss is always kept beside it.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
-from streamfluence.readouts._ranking import best_of, checked_length, first_best
+from streamfluence.readouts._ranking import (
+    best_of,
+    checked_length,
+    first_best,
+)
 from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -28,10 +36,14 @@ class SelfInfluence(Readout):
     levels ``QUANTILES``, from a histogram, within 5 % of the value. Invalid rows count nowhere.
     """
 
-    needs_scores = False
+    needs = ("columns",)
 
-    def __init__(self, k: int = 100) -> None:
+    def __init__(self, *, k: int = 100) -> None:
         self.k = checked_length(k)
+
+    @classmethod
+    def pinned(cls, options: Mapping[str, Any], root: Path, examples: int) -> dict[str, Any]:
+        return {**options, "k": min(cls(**options).k, examples)}
 
     def chunk(self, block: ScoreBlock) -> Arrays:
         rows = np.flatnonzero(block.valid)

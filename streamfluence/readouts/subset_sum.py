@@ -3,12 +3,15 @@
 Memory is ``subsets * queries`` float64 sums.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from streamfluence.errors import InputError
+from streamfluence.given import file_sha256
 from streamfluence.readouts._subsets import open_subsets
 from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
 
@@ -20,7 +23,7 @@ class SubsetSum(Readout):
 
     Args:
         subsets: Path of a ``.npy`` boolean mask ``(subset, example)``, which is mapped, or of a
-            ``.npz`` or ``.json`` of lists of row numbers; or such a mask or such lists.
+            ``.npz`` or ``.json`` of lists of row numbers; in Python also such a mask or such lists.
 
     The result, and every state: ``subset_sums`` float64, shape ``(subset, query)``, and
     ``subset_counts`` int64, shape ``(subset,)``: the valid examples in each sum.
@@ -29,10 +32,24 @@ class SubsetSum(Readout):
         InputError: If the subsets cannot be read or name rows that do not exist.
     """
 
+    needs = ("scores",)
     query_axis: Mapping[str, int] = {"subset_sums": 1}
 
-    def __init__(self, subsets: Any) -> None:
+    def __init__(self, *, subsets: str | Sequence[Any] | np.ndarray) -> None:
         self.subsets = open_subsets(subsets)
+
+    @classmethod
+    def pinned(cls, options: Mapping[str, Any], root: Path, examples: int) -> dict[str, Any]:
+        return {**options, "sha256": file_sha256(root / _path(options))}
+
+    @classmethod
+    def opened(cls, pinned: Mapping[str, Any], root: Path) -> Self:
+        path = root / _path(pinned)
+        if pinned["sha256"] != file_sha256(path):
+            raise InputError(
+                f"{path} changed since these scores were asked for; score again under another --name"
+            )
+        return cls(subsets=str(path))
 
     def chunk(self, block: ScoreBlock) -> Arrays:
         sums = torch.zeros(len(self.subsets), block.scores.shape[1], dtype=torch.float64)
@@ -58,3 +75,12 @@ class SubsetSum(Readout):
         """
         self.subsets.check(n_examples)
         return len(self.subsets) * (8 * n_queries + 8)
+
+
+def _path(options: Mapping[str, Any]) -> str:
+    """Return the file of the subsets; arrays are for callers from Python, not for a job."""
+    if not isinstance(options["subsets"], str):
+        raise InputError(
+            f"subsets = {options['subsets']!r}; name a file of a mask or of lists of rows"
+        )
+    return options["subsets"]

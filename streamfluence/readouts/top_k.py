@@ -4,6 +4,7 @@ Memory is ``2 * queries * k`` entries whatever the number of examples.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 from torch import Tensor
 
 from streamfluence.readouts import _device_lists
-from streamfluence.readouts._ranking import best_of, checked_length, first_best, pack
+from streamfluence.readouts._ranking import (
+    best_of,
+    checked_length,
+    first_best,
+    pack,
+)
 from streamfluence.readouts.base import Arrays, DeviceBlock, Readout, ScoreBlock
 
 _SIGNS = {"positive": 1, "negative": -1}
@@ -36,8 +42,12 @@ class TopK(Readout):
         f"{side}_{field}": 0 for side in ("positive", "negative") for field in _FIELDS
     }
 
-    def __init__(self, k: int = 100) -> None:
+    def __init__(self, *, k: int = 100) -> None:
         self.k = checked_length(k)
+
+    @classmethod
+    def pinned(cls, options: Mapping[str, Any], root: Path, examples: int) -> dict[str, Any]:
+        return {**options, "k": min(cls(**options).k, examples)}
 
     def chunk(self, block: ScoreBlock) -> Arrays:
         scores = np.ascontiguousarray(block.scores.T)

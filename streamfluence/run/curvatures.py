@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.curvature.base import Curvature
-from streamfluence.errors import InputError
-from streamfluence.registry import member
+from streamfluence.options import make
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,8 @@ def used_curvature(name: str, options: Mapping[str, Any], outputs: bool) -> Used
     Raises:
         InputError: If there is no such member, or it cannot be made with these options.
     """
-    made = _made(name, options)
+    made = make("curvature", name, options)
     if outputs or made.source != "probes" or made.without_outputs is None:
         return UsedCurvature(name, made, False)
     other, its_options = made.without_outputs
-    return UsedCurvature(other, _made(other, its_options), True)
-
-
-def _made(name: str, options: Mapping[str, Any]) -> Curvature:
-    kind = member("curvature", name)
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise InputError(f"curvature {name}: {error}; check curvature.options") from error
+    return UsedCurvature(other, make("curvature", other, its_options), True)

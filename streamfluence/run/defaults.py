@@ -5,11 +5,12 @@ so that a run may be continued on another machine.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from streamfluence.job import Job
+from streamfluence.job import Job, Rows
 from streamfluence.registry import member
+from streamfluence.short_forms import codec_options
 
 WIDEST_JOINT = 4096  # features: 50 s and 128 MiB for its eigenvectors; beyond, one block a layer
 
@@ -106,9 +107,21 @@ def decisive(job: Job) -> dict[str, Any]:
             "name": curvature_of(job),
             "blocks": blocks_of(job),
         },
-        "rows": {**asdict(job.rows), "codec": codec_of(job)},
+        "rows": _rows(job),
         "compute": {key: compute[key] for key in ("batch_size", "precision", "threads")},
     }
+
+
+def rows_of(job: Job) -> Rows:
+    """Return how rows are stored, the codec as resolved."""
+    return replace(job.rows, codec=codec_of(job))
+
+
+def _rows(job: Job) -> dict[str, Any]:
+    """Return how rows are stored, with short forms of options written out."""
+    rows = rows_of(job)
+    table = {**asdict(rows), "options": codec_options(rows)}
+    return {key: _plain(value) for key, value in table.items() if key not in ("width", "bits")}
 
 
 def _plain(value: Any) -> Any:

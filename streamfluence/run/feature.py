@@ -1,11 +1,13 @@
 """What a job or a run measures of an example, without a model: what it needs, and what scores mean."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from streamfluence.curvature.base import Curvature as BaseCurvature
 from streamfluence.errors import InputError
 from streamfluence.features.base import Feature
 from streamfluence.job import Curvature, Job
+from streamfluence.options import make
 from streamfluence.registry import member
 from streamfluence.run.manifest import Method
 
@@ -14,7 +16,7 @@ _OF_TRAINING = ("weight_decay", "learning_rate", "steps", "momentum", "optimizer
 
 def feature_of(method: Method) -> Feature:
     """Return what a run measures of an example; not ready to measure."""
-    return _made(method.feature.name, dict(method.feature.options))
+    return _made(method.feature.name, method.feature.options)
 
 
 def checkpoint_factors(method: Method, examples: int) -> list[float]:
@@ -46,7 +48,7 @@ def checked_feature(job: Job) -> Feature:
     Raises:
         InputError: If there is no such member, or it has no such options.
     """
-    return _made(job.feature.name, dict(job.feature.options))
+    return _made(job.feature.name, job.feature.options)
 
 
 def refuse_what_needs_gradients(job: Job, curvature: BaseCurvature) -> None:
@@ -104,8 +106,5 @@ def _refuse_centred(job: Job, curvature: BaseCurvature) -> None:
         )
 
 
-def _made(name: str, options: dict[str, Any]) -> Feature:
-    try:
-        return member("features", name)(**options)
-    except TypeError as error:
-        raise InputError(f"feature {name}: {error}; check feature.options") from error
+def _made(name: str, options: Mapping[str, Any]) -> Feature:
+    return make("features", name, options)

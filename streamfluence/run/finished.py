@@ -12,11 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
-from streamfluence.layout import result_stage, score_path, score_stage
+from streamfluence.layout import prepared_stage, result_stage, score_path, score_stage
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import (
+    PREPARED,
+    prepared_changed,
+    prepared_receipt,
+    prepares,
+    refuse_changed_preparation,
+)
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import pinned_score_names, score_names
+from streamfluence.run.sets import NO_QUERIES, pinned_score_names, score_names
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -25,6 +32,7 @@ _WORDS = {
     "sketch": "another sketch",
     "queries": "other query rows",
     "train": "other training rows",
+    PREPARED: "what readouts prepared otherwise",
 }
 
 
@@ -83,7 +91,7 @@ def read_spec(run: OpenRun, label: str) -> dict[str, Any]:
         whole = sorted(partitions) == list(range(run.train.partitions))
     except (KeyError, TypeError, ValueError) as error:
         raise DamageError(f"{where} is malformed ({error}); {_advice(run)}") from error
-    if name not in run.query_sets():
+    if name != NO_QUERIES and name not in run.query_sets():
         raise DamageError(
             f"scores {label!r} of {run.url} are of the query set {name!r}, whose document is gone; "
             f"repeat `streamfluence run` with the same job, which writes it again"
@@ -110,8 +118,9 @@ def task_receipts(run: OpenRun, label: str, spec: Mapping[str, Any]) -> list[Rec
             f"scores {label!r} of {run.url} lack {len(missing)} of {len(spec['tasks'])} parts "
             f"(the first: {missing[0]}); run `streamfluence score`"
         )
+    refuse_changed_preparation(run, label, spec)
     tasks = list(range(len(spec["tasks"])))
-    bases = Bases(run, spec, tasks)
+    bases = Bases(run, label, spec, tasks)
     for task in tasks:
         refuse_changed(run, label, found[task], bases)
     return [found[task] for task in tasks]
@@ -121,20 +130,27 @@ class Bases:
     """What some parts of a score must rest on, as it is now.
 
     Raises:
-        IncompleteError: If rows or a sketch are missing.
+        IncompleteError: If rows or a sketch are missing, or what readouts prepared.
         DamageError: If rows do not belong together.
     """
 
-    def __init__(self, run: OpenRun, spec: Mapping[str, Any], tasks: Sequence[int]) -> None:
+    def __init__(
+        self, run: OpenRun, label: str, spec: Mapping[str, Any], tasks: Sequence[int]
+    ) -> None:
         checkpoints = run.checkpoints
         self._tasks = spec["tasks"]
         self._common = {
             "score": document_digest(spec),
             "sketch": document_digest([sketch_digest(run, c) for c in checkpoints]),
             "queries": content_digest(
-                receipt for c in checkpoints for receipt in row_receipts(run, spec["queries"], c)
+                receipt
+                for c in checkpoints
+                if spec["queries"] != NO_QUERIES
+                for receipt in row_receipts(run, spec["queries"], c)
             ),
         }
+        if prepares(spec):
+            self._common[PREPARED] = content_digest([prepared_receipt(run, label)])
         chosen = [partition for task in tasks for partition in self._tasks[task]]
         rows = [row_receipts(run, "train", c, chosen) for c in checkpoints]
         self._rows = {
@@ -190,8 +206,9 @@ def stale(run: OpenRun, label: str, spec: Mapping[str, Any]) -> list[tuple[str, 
         DamageError: If nothing there was made from its document: then that is what was replaced.
     """
     tasks, count = run.receipts(score_stage(label)), len(spec["tasks"])
-    bases = Bases(run, spec, range(count))
-    wrong = [
+    bases = Bases(run, label, spec, range(count))
+    wrong = [(prepared_stage(label), 0)] if prepared_changed(run, label, spec) else []
+    wrong += [
         (score_stage(label), task)
         for task, receipt in sorted(tasks.items())
         if task >= count or differing(receipt.facts, bases.of(task))

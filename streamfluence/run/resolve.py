@@ -14,14 +14,17 @@ from streamfluence.data._files import file_signatures, natural_key
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.job import Job
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
+from streamfluence.options import checked
 from streamfluence.registry import member
 from streamfluence.run.curvatures import used_curvature
-from streamfluence.run.defaults import codec_of, curvature_of, decisive, projection_of
+from streamfluence.run.defaults import codec_of, curvature_of, decisive, projection_of, rows_of
 from streamfluence.run.feature import refuse_uncentrable, refuse_what_needs_gradients
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.readouts import pin_readouts
 from streamfluence.run.rehearsal import rehearse
+from streamfluence.short_forms import codec_options, readout_options
 from streamfluence.store import open_storage
 from streamfluence.store.run_documents import read_manifest
 from streamfluence.store.storage import Storage
@@ -45,7 +48,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
         InputError: If an input is missing, or the run was made from another job or other data.
     """
     storage = open_storage(run_path)
-    _check_names(job)
+    _check_members(job)
     task = load_task(job.task, job.root)
     for table in job.queries.values():
         task.check_measurement(table.get("measurement", "loss"))
@@ -53,6 +56,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     count = reader.count()
     if count == 0:
         raise InputError(f"the training set {dict(job.train)} holds no examples")
+    pin_readouts(readout_options(job.score, job.readouts), job.root, count)
     paths = expand(job)
     refuse_uncentrable(job, len(paths))
     weights = job.checkpoint_weights or [1.0 / len(paths)] * len(paths)
@@ -169,16 +173,16 @@ def _files_below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterato
             yield entry
 
 
-def _check_names(job: Job) -> None:
-    """Refuse a member that is not there before the run is made, or its folder would hold the mistake."""
-    member("projections", projection_of(job))
-    member("codecs", codec_of(job))
+def _check_members(job: Job) -> None:
+    """Refuse a member or an option that is not there before the run is made, or it would hold the mistake."""
+    checked("projections", projection_of(job), job.projection.options)
+    checked("codecs", codec_of(job), codec_options(rows_of(job)))
     used = used_curvature(curvature_of(job), job.curvature.options, outputs=True)
     refuse_what_needs_gradients(job, used.member)
     member("scales", job.score.scale)
     zarr_compressors(job.rows.compressor, "uint8")
-    for readout in job.score.readouts:
-        member("readouts", readout)
+    for name, options in readout_options(job.score, job.readouts).items():
+        checked("readouts", name, options)
 
 
 def _partition_examples(job: Job, count: int) -> int:

@@ -21,8 +21,8 @@ from streamfluence.errors import InputError
 from streamfluence.features.base import Feature, Ground
 from streamfluence.features.gradient import Gradient
 from streamfluence.layout import scales_stage
+from streamfluence.options import make
 from streamfluence.projections.base import Projection
-from streamfluence.registry import member
 from streamfluence.run import resolve as _resolve
 from streamfluence.run.curvatures import UsedCurvature, used_curvature
 from streamfluence.run.feature import feature_of
@@ -162,19 +162,9 @@ class Session:
 
     def projection(self, checkpoint: int) -> Projection:
         """Return the run's projection, not fitted yet."""
-        wanted = self.run.method.projection
-        kind = member("projections", wanted.name)
-        try:
-            return kind(
-                self.feature(checkpoint).blocks,
-                wanted.width,
-                self.run.method.sketch.seed,
-                **wanted.options,
-            )
-        except TypeError as error:
-            raise InputError(
-                f"projection {wanted.name}: {error}; check projection.options"
-            ) from error
+        wanted, blocks = self.run.method.projection, self.feature(checkpoint).blocks
+        seed = self.run.method.sketch.seed
+        return make("projections", wanted.name, wanted.options, blocks, wanted.width, seed)
 
     def curvature(self) -> Curvature:
         """Return the run's curvature; of a task that gives a bare loss it may be another than asked."""

@@ -3,6 +3,7 @@
 from streamfluence.errors import DamageError, IncompleteError, InputError
 from streamfluence.layout import (
     COLLECT,
+    PREPARED,
     RECEIPTS,
     SCORE,
     SCORES,
@@ -11,6 +12,14 @@ from streamfluence.layout import (
     score_path,
 )
 from streamfluence.run.opened import OpenRun
+
+# In the place of a query set's name: scores of no query, whose readouts look at training rows alone.
+NO_QUERIES = "train"
+
+
+def query_count(run: OpenRun, name: str) -> int:
+    """Return how many queries scores of this query set are of."""
+    return 0 if name == NO_QUERIES else run.example_set(name).count
 
 
 def pinned_query_sets(run: OpenRun) -> list[str]:
@@ -59,7 +68,9 @@ def pinned_score_names(run: OpenRun) -> list[str]:
     """
     known = score_names(run)
     made = {
-        name for top in (SCORE, SCORES) for name in run.storage.children(f"{RECEIPTS}/{top}")[0]
+        name
+        for top in (PREPARED, SCORE, SCORES)
+        for name in run.storage.children(f"{RECEIPTS}/{top}")[0]
     }
     lost = sorted(made - set(known))
     if lost:

@@ -10,12 +10,14 @@ from contextlib import suppress
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
 from streamfluence.layout import (
     COLLECT,
+    PREPARED,
     SCORE,
     SCORES,
     SKETCH,
     collect_stage,
     listing_path,
     plan_stage,
+    prepared_stage,
     queries_path,
     receipt_path,
     result_stage,
@@ -27,11 +29,14 @@ from streamfluence.layout import (
 from streamfluence.run.finished import other_document, read_spec, stale
 from streamfluence.run.known import Known, Survey, outvoted, sound_receipts
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import prepares
 from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_bases
-from streamfluence.run.sets import score_names
+from streamfluence.run.sets import NO_QUERIES, score_names
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
+
+_OF_SCORES = (PREPARED, SCORE, SCORES)
 
 
 def survey(run: OpenRun) -> Survey:
@@ -67,7 +72,7 @@ def _lost_documents(known: Known, found: Survey) -> None:
             "is missing, but rows of it are there; repeat `streamfluence run` with the job that made "
             "the run, which writes it again",
         )
-    for label in sorted((known.below(SCORE) | known.below(SCORES)) - set(score_names(run))):
+    for label in sorted(set().union(*map(known.below, _OF_SCORES)) - set(score_names(run))):
         found.document(
             score_path(label),
             "is missing, but scores of that name are there; repeat `streamfluence score` or `run` as "
@@ -81,12 +86,14 @@ def _strangers(known: Known, found: Survey) -> None:
     for stage in known.stages:
         top, name, *rest = [*stage.split("/"), ""]
         checkpoint = {COLLECT: rest[0] if rest else "", SKETCH: name}.get(top)
-        foreign = top not in (COLLECT, SKETCH, SCORE, SCORES)
+        foreign = top not in (COLLECT, SKETCH, *_OF_SCORES)
         most: float = float("inf")
         if top == COLLECT:
             most = known.sets.get(name, most) if name not in known.doubtful else most
         elif top == SCORE and name in known.specs:
             most = len(known.specs[name]["tasks"])
+        elif top == PREPARED and name in known.specs:
+            most = int(prepares(known.specs[name]))
         elif top == SCORES:
             most = 1
         for partition in sorted(known.there(stage)):
@@ -114,8 +121,12 @@ def _needed_rows(known: Known, found: Survey) -> dict[str, set[int]]:
                 found.missing[score_stage(label)] = lost
         if not parts and not result:
             continue
+        if prepares(spec) and not known.there(prepared_stage(label)):
+            found.lost(prepared_stage(label), 0, f"scores {label!r} were made with it")
         needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
         queries = spec["queries"]
+        if queries == NO_QUERIES:
+            continue
         needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
         if queries not in known.run.query_sets() and queries not in known.below(COLLECT):
             found.document(

@@ -6,7 +6,6 @@ import dask.array as da
 from dask import delayed
 
 from streamfluence.errors import InputError
-from streamfluence.job import Score
 from streamfluence.run.finished import (
     finished,
     parse_query,
@@ -30,7 +29,7 @@ def lazy_scores(
     See ``Run.scores``.
     """
     example_set = named_query_set(run, queries)
-    make_spec(run, example_set, Score(scale=scale), damping, allow_incomplete=False)
+    make_spec(run, example_set, {"readouts": {}}, damping, scale, allow_incomplete=False)
     known = (run.url, example_set, damping)
     columns = [
         _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile, scale)

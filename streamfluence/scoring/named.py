@@ -18,6 +18,7 @@ from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.columns import set_values
 from streamfluence.run.identity import pinned_reader
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.sets import query_count
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.text import decode_ids, encode_text
 
@@ -65,7 +66,7 @@ def name_examples(
     """
     listed = [readouts[name].named_rows(result) for name, result in results.items()]
     first = np.concatenate([rows for rows in listed] or [np.empty(0, np.int64)])
-    queries = np.arange(run.example_set(example_set).count)
+    queries = np.arange(query_count(run, example_set))
     arrays: Arrays = {}
     notes = {}
     for role, name, wanted in (("train", "train", first), ("queries", example_set, queries)):

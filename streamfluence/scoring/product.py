@@ -1,12 +1,11 @@
-"""Scores of stored rows, a block at a time: read, multiply, read out, forget.
+"""Scores of stored rows, a block at a time: read, multiply, hand on, forget.
 
-Nothing here grows with the number of examples. Knows codecs and readouts by
-their contracts and rows by ``RowSource``; knows nothing of a run directory.
+Nothing here grows with the number of examples. Knows codecs by their contract
+and rows by ``RowSource``; knows nothing of a run directory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from streamfluence.codecs.base import Codec, Encoded
 from streamfluence.data._prefetch import prefetch
 from streamfluence.errors import NonFiniteError
-from streamfluence.readouts.base import Arrays, DeviceBlock, Readout, ScoreBlock
+from streamfluence.readouts.base import DeviceBlock, ScoreBlock
 from streamfluence.scales.base import Scale
 
 BLOCK_ROWS = 8192
@@ -34,7 +33,7 @@ class RowBlock:
         start: Global row of the first example.
         codes, scale: As the codec encoded them; None when only the rest was asked for.
         flags: Shape ``(example,)``, uint8; 0 for a good row.
-        self_influence, loss: Shape ``(example,)``, float32.
+        self_influence, loss: Shape ``(example,)``, float32; None when they were not asked for.
         group: Shape ``(example,)``, int64, or None.
         columns: What a scale looks at, by name, each ``(example,)``, float32.
     """
@@ -43,8 +42,8 @@ class RowBlock:
     codes: np.ndarray | None
     scale: np.ndarray | None
     flags: np.ndarray
-    self_influence: np.ndarray
-    loss: np.ndarray
+    self_influence: np.ndarray | None
+    loss: np.ndarray | None
     group: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -75,21 +74,6 @@ class Term:
     weight: float
 
 
-@dataclass
-class Reading:
-    """What was read out of some blocks.
-
-    Attributes:
-        states: Readout name to state; ``{}`` where there is none.
-        examples: Rows that were read.
-        invalid: Those of them that count nowhere because they are not finite.
-    """
-
-    states: dict[str, Arrays] = field(default_factory=dict)
-    examples: int = 0
-    invalid: int = 0
-
-
 def rows_per_block(
     n_queries: int, device: torch.device | str = "cpu", memory: int | None = None
 ) -> int:
@@ -111,8 +95,23 @@ def rows_per_block(
     return min(most, max(affordable // PADDING_ROWS, 1) * PADDING_ROWS)
 
 
+def blocks_of(
+    terms: Sequence[Term], needs: Collection[str], scale: Scale | None = None
+) -> Iterator[ScoreBlock]:
+    """Yield what readouts need of all rows, in blocks as large as memory has room for."""
+    queries, with_rows = terms[0].queries, "rows" in needs
+    width = sum(term.codec.stored for term in terms) if with_rows else 0
+    block_rows = rows_per_block(len(queries) + width, queries.device)
+    if "scores" not in needs:
+        return plain_blocks(terms, block_rows, with_rows)
+    return score_blocks(terms, block_rows, with_rows, scale)
+
+
 def score_blocks(
-    terms: Sequence[Term], block_rows: int = BLOCK_ROWS, scale: Scale | None = None
+    terms: Sequence[Term],
+    block_rows: int = BLOCK_ROWS,
+    with_rows: bool = False,
+    scale: Scale | None = None,
 ) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows, summed over checkpoints, in blocks whose arrays are reused.
 
@@ -120,6 +119,7 @@ def score_blocks(
         terms: One a checkpoint, over the same examples and queries. ``self_influence`` of the
             result is their weighted sum, so it is in the unit of the scores; ``loss`` their mean.
         block_rows: Rows at once, see ``rows_per_block``.
+        with_rows: Whether the decoded rows are in the blocks, too.
         scale: Multiplies the scores of an example at each checkpoint, but not ``self_influence``.
 
     Raises:
@@ -127,7 +127,7 @@ def score_blocks(
     """
     queries = [_weighted(term) for term in terms]
     if queries[0].device.type != "cpu":
-        yield from _device_blocks(terms, queries, block_rows, scale)
+        yield from _device_blocks(terms, queries, block_rows, with_rows, scale)
         return
     total, part = _buffers(block_rows, queries)
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
@@ -139,28 +139,34 @@ def score_blocks(
                 out[:length] *= torch.from_numpy(multipliers[index])[:, None]
             if index > 0:
                 total[:length] += part[:length]
-        yield _score_block(total[:length].cpu().numpy(), terms, blocks)
+        rows = _decoded(terms, blocks) if with_rows else None
+        yield _score_block(total[:length].cpu().numpy(), rows, _known(terms, blocks))
 
 
 def _device_blocks(
     terms: Sequence[Term],
     queries: Sequence[Tensor],
     block_rows: int,
+    with_rows: bool = False,
     scale: Scale | None = None,
 ) -> Iterator[ScoreBlock]:
     """Yield the scores of all rows on the device; a thread reads the next rows meanwhile."""
     device = queries[0].device
     for stored, known, multipliers in prefetch(_pinned(terms, block_rows, scale, device)):
         total: Tensor | None = None
+        rows: list[np.ndarray] = []
         for index, (term, asked, arrays) in enumerate(zip(terms, queries, stored, strict=True)):
             encoded = Encoded(*(array.to(device, non_blocking=True) for array in arrays))
             part = term.codec.product(asked, encoded)
             if multipliers is not None:
                 part *= torch.from_numpy(multipliers[index]).to(device)[:, None]
             total = part if total is None else total.add_(part)
+            rows += [term.codec.decode(encoded).cpu().numpy()] if with_rows else []
         assert total is not None
         finite = torch.linalg.vector_norm(total, torch.inf, dim=1).isfinite()
-        yield _device_block(total, finite, **known)
+        known["valid"] &= _finite(rows, len(known["valid"]))
+        block = _device_block(total, finite, **known, rows=tuple(rows) if with_rows else None)
+        yield _with_zeros(block)
 
 
 def _pinned(
@@ -184,50 +190,17 @@ def _device_block(tensor: Tensor, usable: Tensor, valid: np.ndarray, **known: An
     return DeviceBlock(tensor, usable, valid=valid, **known)
 
 
-def plain_blocks(terms: Sequence[Term], block_rows: int = BLOCK_ROWS) -> Iterator[ScoreBlock]:
-    """Yield what ``score_blocks`` does without any product, scores of shape ``(example, 0)``.
+def plain_blocks(
+    terms: Sequence[Term], block_rows: int = BLOCK_ROWS, with_rows: bool = False
+) -> Iterator[ScoreBlock]:
+    """Yield what ``score_blocks`` does without any product, and so without scores.
 
-    For readouts that need no scores; the codes are not looked at.
+    For readouts that need none; without rows the codes are not looked at either.
     """
     for blocks in zip(*(term.source.blocks(block_rows) for term in terms), strict=True):
-        yield _score_block(np.empty((_common_length(blocks), 0), np.float32), terms, blocks)
-
-
-def read_out(
-    blocks: Iterable[ScoreBlock],
-    readouts: Mapping[str, Readout],
-    keep: Callable[[str, int, Arrays], None],
-) -> Reading:
-    """Return the state of every readout over ``blocks``, which are in the order of examples.
-
-    Args:
-        readouts: Name to readout.
-        keep: Called as ``keep(name, start, arrays)`` with what a readout stores for the examples
-            from global row ``start`` on; once a block, in order, only when there is something.
-    """
-    reading = Reading({name: {} for name in readouts})
-    for block in blocks:
-        reading.examples += len(block.valid)
-        reading.invalid += len(block.valid) - int(np.count_nonzero(block.valid))
-        for name, readout in readouts.items():
-            reading.states[name] = readout.fold(reading.states[name], block)
-            if arrays := readout.per_example(block):
-                keep(name, block.start, arrays)
-    reading.states = {name: readouts[name].settle(s) for name, s in reading.states.items()}
-    return reading
-
-
-def merge(readouts: Mapping[str, Readout], readings: Iterable[Reading]) -> Reading:
-    """Return what was read out of all blocks together; ``readings`` are in the order of examples."""
-    return reduce(lambda a, b: _merge(readouts, a, b), readings, Reading())
-
-
-def _merge(readouts: Mapping[str, Readout], a: Reading, b: Reading) -> Reading:
-    states = {}
-    for name, readout in readouts.items():
-        left, right = a.states.get(name, {}), b.states.get(name, {})
-        states[name] = readout.combine(left, right) if left and right else left or right
-    return Reading(states, a.examples + b.examples, a.invalid + b.invalid)
+        _common_length(blocks)
+        rows = _decoded(terms, blocks) if with_rows else None
+        yield _score_block(None, rows, _known(terms, blocks))
 
 
 def _weighted(term: Term) -> Tensor:
@@ -277,6 +250,15 @@ def _add_product(codec: Codec, queries: Tensor, block: RowBlock, out: Tensor) ->
     codec.product(queries, encoded, out=out[: len(encoded.codes)])
 
 
+def _decoded(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> tuple[np.ndarray, ...]:
+    """Return the rows of one block at each checkpoint, in arrays of their own."""
+    found = []
+    for term, block in zip(terms, blocks, strict=True):
+        arrays = (_tensor(array).to(term.queries.device) for array in (block.codes, block.scale))
+        found.append(term.codec.decode(Encoded(*arrays))[: len(block.flags)].cpu().numpy())
+    return tuple(found)
+
+
 def _tensor(array: np.ndarray | None) -> Tensor:
     """Return ``array`` with zero rows up to a multiple of the padding."""
     assert array is not None, "scores need codes and scales"
@@ -292,26 +274,54 @@ def _padded(rows: int) -> int:
 
 
 def _score_block(
-    scores: np.ndarray, terms: Sequence[Term], blocks: Sequence[RowBlock]
+    scores: np.ndarray | None, rows: tuple[np.ndarray, ...] | None, known: dict[str, Any]
 ) -> ScoreBlock:
     """Return the block, with rows that are flagged or not finite at any checkpoint taken out."""
-    known = _known(terms, blocks)
     valid = known["valid"]
-    if not np.isfinite(scores.max(initial=0)) or not np.isfinite(scores.min(initial=0)):
-        valid &= np.isfinite(scores).all(axis=1)
-    scores[~valid] = 0
-    return ScoreBlock(scores=scores, **known)
+    if scores is not None:
+        if not np.isfinite(scores.max(initial=0)) or not np.isfinite(scores.min(initial=0)):
+            valid &= np.isfinite(scores).all(axis=1)
+        scores[~valid] = 0
+    valid &= _finite(rows or (), len(valid))
+    return _with_zeros(ScoreBlock(**{**known, "scores": scores, "rows": rows}))
+
+
+def _with_zeros(block: ScoreBlock) -> ScoreBlock:
+    """Return the block with zeros for the rows that are not valid; they may be anything."""
+    if not block.valid.all():
+        for rows in block.rows or ():
+            rows[~block.valid] = 0
+    return block
+
+
+def _finite(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Return which of the ``count`` examples have finite rows at every checkpoint."""
+    return np.all([np.ones(count, bool), *(np.isfinite(each).all(axis=1) for each in rows)], axis=0)
 
 
 def _known(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> dict[str, Any]:
-    """Return what a block of scores holds beside them, in new arrays; ``valid`` as the flags say."""
-    weights = (np.float32(term.weight) for term in terms)
-    own = sum(w * block.self_influence for w, block in zip(weights, blocks, strict=True))
+    """Return what a block holds beside scores and rows, in new arrays; ``valid`` as the flags say."""
     group = blocks[0].group
     return {
         "start": blocks[0].start,
         "valid": np.all([block.flags == 0 for block in blocks], axis=0),
-        "self_influence": np.asarray(own, np.float32),
-        "loss": np.stack([block.loss for block in blocks]).mean(axis=0, dtype=np.float32),
+        "self_influence": _own(terms, blocks),
+        "loss": _mean([block.loss for block in blocks if block.loss is not None]),
         "group": None if group is None else group.copy(),
+        "weights": tuple(term.weight for term in terms),
     }
+
+
+def _own(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> np.ndarray | None:
+    """Return the weighted sum of self-influence over checkpoints, if it was read."""
+    total: Any = None
+    for term, block in zip(terms, blocks, strict=True):
+        if block.self_influence is None:
+            return None
+        part = np.float32(term.weight) * block.self_influence
+        total = part if total is None else total + part
+    return np.asarray(total, np.float32)
+
+
+def _mean(losses: Sequence[np.ndarray]) -> np.ndarray | None:
+    return np.stack(losses).mean(axis=0, dtype=np.float32) if losses else None

@@ -1,12 +1,11 @@
 """Make scores: do the work units that are missing, and merge what they read out."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.job import Score
-from streamfluence.layout import result_stage, score_path, score_stage
+from streamfluence.layout import prepared_stage, result_stage, score_path, score_stage
 from streamfluence.run.finished import (
     Bases,
     Finished,
@@ -16,14 +15,17 @@ from streamfluence.run.finished import (
     stale,
 )
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import PREPARED, prepared_changed, refuse_changed_preparation
 from streamfluence.scoring import units as work
-from streamfluence.scoring.spec import make_spec, pin
+from streamfluence.scoring.prepare import prepare
+from streamfluence.scoring.spec import make_spec, pin, pinned_readouts
+from streamfluence.short_forms import readout_options
 
 
 def score_set(
     run: OpenRun,
     example_set: str,
-    options: Score | None,
+    asked: Mapping[str, Mapping[str, Any]] | None,
     damping: float | None,
     name: str | None,
     execution: Execution,
@@ -34,23 +36,28 @@ def score_set(
     """Return the finished scores of one query set; what is already there is not done again.
 
     Args:
-        options: What to read out; None: what was read out before, if there are scores of that name.
-        scale: Another than that of ``options``, which then is part of the name that is made.
+        asked: What to read out, readout name to options; None: what was read out before, if there
+            are scores of that name.
+        scale: Member of the family ``scales``; given, it is part of the name that is made. None: the one
+            from before, or none.
 
     Raises:
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
     label = name or _label(example_set, damping, scale)
-    before = None
-    if options is None and run.has(score_path(label)):
+    before: Mapping[str, Any] = {}
+    if asked is None and run.has(score_path(label)):
         before = run.read_document(score_path(label))
-    chosen = options or Score(scale=before["scale"] if before else "none")
-    chosen = replace(chosen, scale=scale or chosen.scale)
-    spec = make_spec(run, example_set, chosen, damping, allow_incomplete)
-    if before is not None:
-        spec["readouts"] = before["readouts"]
+        pinned = {key: before[key] for key in ("readouts", PREPARED) if key in before}
+    else:
+        default = readout_options(Score(), {})
+        pinned = pinned_readouts(run, default if asked is None else asked)
+    chosen = scale or before.get("scale", "none")
+    spec = make_spec(run, example_set, pinned, damping, chosen, allow_incomplete)
     pin(run, label, spec)
+    refuse_changed_preparation(run, label, spec)
+    prepare(run, label, spec)
     _execute(run, label, spec, execution, progress)
     return _merge(run, label)
 
@@ -70,6 +77,9 @@ def rescore(
 ) -> None:
     """Do what is missing of scores that were asked for before, and what no longer rests on what is there."""
     spec = read_spec(run, label)
+    if prepared_changed(run, label, spec):
+        run.discard(prepared_stage(label), 0)
+    prepare(run, label, spec)
     _discard_stale(run, label, spec)
     _execute(run, label, spec, execution or Execution(), progress or Silent())
     _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
@@ -90,7 +100,7 @@ def _execute(
 ) -> None:
     missing = run.missing(score_stage(label), len(spec["tasks"]))
     there = sorted(set(range(len(spec["tasks"]))) - set(missing))
-    bases = Bases(run, spec, there)
+    bases = Bases(run, label, spec, there)
     for task in there:
         receipt = run.receipt(score_stage(label), task)
         if receipt is not None:

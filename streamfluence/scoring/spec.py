@@ -1,23 +1,21 @@
 """What scores are of and how they are made: pinned under their name, read by every work unit."""
 
-import hashlib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from streamfluence.errors import InputError
-from streamfluence.job import Score
-from streamfluence.layout import collect_stage, queries_path, score_path
-from streamfluence.readouts.base import Readout
+from streamfluence.layout import collect_stage, score_path
 from streamfluence.registry import member
 from streamfluence.run.feature import feature_of, meaning_of
 from streamfluence.run.finished import (
     spec_bases,
 )
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import PREPARED
+from streamfluence.run.readouts import needed, open_readouts, pin_readouts
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import named_query_set, refuse_missing
+from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count, refuse_missing
 from streamfluence.store.documents import differences
 
 _STORED = ("self_influence", "grad_norm", "loss")  # what a scale may look at
@@ -28,15 +26,28 @@ TASK_ROWS = 262_144  # rows a task: large enough to be worth a task, small enoug
 
 
 def make_spec(
-    run: OpenRun, example_set: str, options: Score, damping: float | None, allow_incomplete: bool
+    run: OpenRun,
+    example_set: str,
+    pinned: Mapping[str, Any],
+    damping: float | None,
+    scale: str,
+    allow_incomplete: bool,
 ) -> dict[str, Any]:
-    """Return everything that decides a result, after checking that its rows are there."""
-    named_query_set(run, example_set)
+    """Return everything that decides a result, after checking that its rows are there.
+
+    Args:
+        example_set: Of the queries; ``NO_QUERIES`` where no readout needs scores.
+        pinned: What is read out, see ``pinned_readouts``.
+    """
     _check_damping(run, damping)
-    scale = member("scales", options.scale)()
-    _check_scale(run, options.scale, damping)
-    for checkpoint in run.checkpoints:
-        row_receipts(run, example_set, checkpoint)
+    by = member("scales", scale)()
+    _check_scale(run, scale, damping)
+    if example_set == NO_QUERIES:
+        _refuse_scores(run, pinned, damping)
+    else:
+        named_query_set(run, example_set)
+        for checkpoint in run.checkpoints:
+            row_receipts(run, example_set, checkpoint)
     missing = sorted(
         {
             partition
@@ -46,26 +57,34 @@ def make_spec(
     )
     if missing and not allow_incomplete:
         refuse_missing(run, "train", missing)
-    facts = run.read_document(queries_path(example_set))
+    measurement, queries = run.example_set(example_set).measurement, query_count(run, example_set)
     present = sorted(set(range(run.train.partitions)) - set(missing))
-    size = max(1, _task_rows(options, facts["count"]) // run.train.partition_examples)
-    root = run.place.root
-    meaning, unit = meaning_of(run.method, facts["measurement"])
+    size = max(1, _task_rows(pinned["readouts"], queries) // run.train.partition_examples)
+    meaning, unit = meaning_of(run.method, measurement)
     return {
         "queries": example_set,
         "rests_on": spec_bases(run, example_set),
-        "measurement": facts["measurement"],
+        "measurement": measurement,
         "damping": damping,
-        "scale": options.scale,
-        "readouts": {
-            readout: readout_options(readout, options, run.train.count, root)
-            for readout in options.readouts
-        },
+        "scale": scale,
+        **pinned,
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
-        "meaning": scale.meaning(meaning),
-        "unit": scale.unit(unit),
+        "meaning": by.meaning(meaning),
+        "unit": by.unit(unit),
     }
+
+
+def _refuse_scores(run: OpenRun, pinned: Mapping[str, Any], damping: float | None) -> None:
+    """Refuse to read out scores, or to damp them otherwise, where there is no query."""
+    for name, readout in open_readouts(pinned["readouts"], run.place.root).items():
+        if "scores" in needed([readout]):
+            raise InputError(
+                f"{run.url} has no query set, whose scores the readout {name!r} needs; add [queries.NAME] "
+                "to the job and run it again"
+            )
+    if damping is not None:
+        raise InputError(f"damping = {damping} is of queries, and none are scored; leave it out")
 
 
 def _check_damping(run: OpenRun, damping: float | None) -> None:
@@ -104,29 +123,24 @@ def _check_scale(run: OpenRun, name: str, damping: float | None) -> None:
         )
 
 
-def _task_rows(options: Score, queries: int) -> int:
+def pinned_readouts(run: OpenRun, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the part of a document that says what is read out, and what is prepared for it if anything."""
+    found: dict[str, Any] = {"readouts": pin_readouts(asked, run.place.root, run.train.count)}
+    opened = open_readouts(found["readouts"], run.place.root)
+    names = [name for name, readout in opened.items() if readout.sample_examples]
+    return {**found, PREPARED: names} if names else found
+
+
+def _task_rows(readouts: Mapping[str, Any], queries: int) -> int:
     """Return how many rows one task scores: fewer when every score of them is kept."""
-    if "dense" not in options.readouts:
+    if "dense" not in readouts:
         return TASK_ROWS
-    return min(TASK_ROWS, DENSE_BYTES // (4 * queries))
-
-
-def readout_options(readout: str, options: Score, examples: int, root: Path) -> dict[str, Any]:
-    """Return the options of one readout among those of a score, in a job of the folder ``root``.
-
-    Args:
-        examples: Of the training set; no list is longer.
-    """
-    if readout == "subset_sum":
-        if options.subsets is None:
-            raise InputError("the readout subset_sum needs score.subsets: a mask or lists of rows")
-        return {"subsets": options.subsets, "sha256": file_sha256(root / options.subsets)}
-    return {"k": min(options.top_k, examples)} if readout in ("top_k", "self_influence") else {}
+    return min(TASK_ROWS, DENSE_BYTES // (4 * max(queries, 1)))
 
 
 def pin(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
     """Fix what a result of that name is, once everything in it was seen to be possible."""
-    build_readouts(spec, run.place.root)
+    open_readouts(spec["readouts"], run.place.root)
     if not run.has(score_path(label)):
         run.create_document(score_path(label), dict(spec))
         return
@@ -136,29 +150,3 @@ def pin(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
             f"scores {label!r} of {run.url} were made with other settings: "
             f"{differences(there, spec, limit=3)}; keep both with `streamfluence score RUN --name NEW`"
         )
-
-
-def build_readouts(spec: Mapping[str, Any], root: Path) -> dict[str, Readout]:
-    """Return the readouts of a score, by name."""
-    readouts = {}
-    for name, options in spec["readouts"].items():
-        if "subsets" in options:
-            path = root / options["subsets"]
-            if options["sha256"] != file_sha256(path):
-                raise InputError(
-                    f"{path} changed since these scores were asked for; score again under another --name"
-                )
-            options = {"subsets": path}
-        readouts[name] = member("readouts", name)(**options)
-    return readouts
-
-
-def file_sha256(path: Path) -> str | None:
-    """Return the digest of a file; None where it cannot be read, which its reader explains."""
-    try:
-        if not path.is_file():  # a device has no end
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return None

@@ -1,6 +1,6 @@
 """The stored rows of a run as the two sides of a product: training rows by the block, queries by the tile."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +30,7 @@ class StoredRows:
 
     Args:
         receipts: Of the partitions, in order; see ``row_receipts``.
-        with_codes: Whether the rows themselves are read, and not only what is stored beside them.
+        needs: What of them is read, see ``Readout.needs``; scores need codes and scales, as rows do.
         columns: Names of columns that a scale looks at.
     """
 
@@ -38,17 +38,20 @@ class StoredRows:
         self,
         run: RunStore,
         receipts: Sequence[Receipt],
-        with_codes: bool,
+        needs: Collection[str],
         columns: Sequence[str] = (),
     ) -> None:
-        self.run, self.receipts, self.with_codes = run, receipts, with_codes
-        self.columns = tuple(columns)
+        self.run, self.receipts, self.columns = run, receipts, tuple(columns)
+        self.with_codes = "scores" in needs or "rows" in needs
+        scale = ("scale",) if self.with_codes else ()
+        known = ("self_influence", "loss", "group") if "columns" in needs else ()
+        self._small = dict.fromkeys(("flags", *scale, *known, *columns))
 
     def blocks(self, block_rows: int) -> Iterator[_product.RowBlock]:
         for receipt in self.receipts:
             small = {
                 name: self.run.read(receipt, name)
-                for name in dict.fromkeys((*_BESIDE, *self.columns))
+                for name in self._small
                 if name in array_names(receipt)
             }
             start, count, done = receipt.start, len(small["flags"]), 0
@@ -59,10 +62,10 @@ class StoredRows:
                 yield _product.RowBlock(
                     start=start + done,
                     codes=None if codes is None else next(codes),
-                    scale=part["scale"],
+                    scale=part.get("scale"),
                     flags=part["flags"],
-                    self_influence=part["self_influence"],
-                    loss=part["loss"],
+                    self_influence=part.get("self_influence"),
+                    loss=part.get("loss"),
                     group=part.get("group"),
                     columns={name: part[name] for name in self.columns},
                 )
@@ -93,15 +96,25 @@ def score_sides(
     """Return codec, queries in its coordinates and weight (1/n included) of every checkpoint.
 
     Args:
-        tile: Range of queries; None takes all.
+        tile: Range of queries; None takes all, and of an empty one no query is looked at.
         scale: Which may multiply queries, too.
     """
     checkpoints = run.checkpoints
+    if tile == (0, 0):
+        return _sides_without_queries(run, device)
     rows = content_digest(r for c in checkpoints for r in row_receipts(run, example_set, c))
     sketches = tuple(sketch_digest(run, c) for c in checkpoints)
     return _cached_sides(
         run.url, device, example_set, damping, tile, scale, (run.fingerprint, rows, *sketches)
     )
+
+
+def _sides_without_queries(run: OpenRun, device: str) -> list[tuple[Codec, Tensor, float]]:
+    codecs = [load_codec(run, checkpoint)[0].to(device) for checkpoint in run.checkpoints]
+    return [
+        (codec, torch.empty(0, codec.stored, device=device), weight / run.train.count)
+        for codec, weight in zip(codecs, run.method.weights, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -205,7 +218,12 @@ def tile_blocks(
     columns = by.columns if by else ()
     terms = [
         _product.Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), True, columns),
+            StoredRows(
+                run,
+                row_receipts(run, "train", checkpoint, partitions),
+                ("scores", "columns"),
+                columns,
+            ),
             codec,
             queries if chosen is None else queries[chosen],
             weight,
@@ -214,7 +232,8 @@ def tile_blocks(
             score_sides(run, "cpu", example_set, damping, tile, scale)
         )
     ]
-    return _product.score_blocks(terms, _product.rows_per_block(len(terms[0].queries)), by)
+    block_rows = _product.rows_per_block(len(terms[0].queries))
+    return _product.score_blocks(terms, block_rows, scale=by)
 
 
 def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: int) -> np.ndarray:

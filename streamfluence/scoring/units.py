@@ -10,11 +10,14 @@ from streamfluence.layout import result_stage, score_stage
 from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_receipts
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.readouts import needed, open_readouts
 from streamfluence.run.rows import row_receipts
+from streamfluence.run.sets import named_query_set
 from streamfluence.scoring import product as _product
+from streamfluence.scoring import reading as _reading
 from streamfluence.scoring.named import compressed, name_examples
+from streamfluence.scoring.prepare import load_prepared
 from streamfluence.scoring.scaled import scale_of
-from streamfluence.scoring.spec import build_readouts
 from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest, document_digest
@@ -24,11 +27,13 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     """Read out one task's partitions and commit its states; return counts for the progress report."""
     run = OpenRun.open(run_path)
     spec = read_spec(run, name)
-    bases = Bases(run, spec, [task]).of(task)
-    readouts = build_readouts(spec, run.place.root)
-    needs_scores = any(readout.needs_scores for readout in readouts.values())
-    tiles = query_tiles(run, spec["queries"]) if needs_scores else [(0, 0)]
-    read = [_read_tile(run, device, spec, task, readouts, tile, needs_scores) for tile in tiles]
+    bases = Bases(run, name, spec, [task]).of(task)
+    readouts = open_readouts(spec["readouts"], run.place.root)
+    load_prepared(run, name, spec, readouts)
+    tiles = [(0, 0)]
+    if "scores" in needed(readouts.values()):
+        tiles = query_tiles(run, named_query_set(run, spec["queries"]))
+    read = [_read_tile(run, device, spec, task, readouts, tile) for tile in tiles]
     counts = [stop - start for start, stop in tiles]
     states = _joined(readouts, [states for states, _, _ in read], counts)
     kept = _joined(readouts, [kept for _, kept, _ in read], counts)
@@ -39,7 +44,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
         "invalid": max(each[2].invalid for each in read),
     }
     compressors = {key: "blosc-bitshuffle-zstd" for key in arrays if key.startswith("example.")}
-    if Bases(run, spec, [task]).of(task) != bases:
+    if Bases(run, name, spec, [task]).of(task) != bases:
         raise StorageError(
             f"rows of {run.url} were replaced while part {task} of scores {name!r} was made (a repair at "
             f"the same time?); run the same command again"
@@ -48,7 +53,7 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     receipt = run.commit(
         score_stage(name), task, arrays, {"score": name}, facts, compressors=compressors
     )
-    refuse_changed(run, name, receipt, Bases(run, spec, [task]))
+    refuse_changed(run, name, receipt, Bases(run, name, spec, [task]))
     return counts_read
 
 
@@ -59,16 +64,14 @@ def _read_tile(
     task: int,
     readouts: Mapping[str, Readout],
     tile: tuple[int, int],
-    needs_scores: bool,
-) -> tuple[dict[str, Arrays], dict[str, Arrays], _product.Reading]:
+) -> tuple[dict[str, Arrays], dict[str, Arrays], _reading.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    partitions, scale = spec["tasks"][task], scale_of(spec["scale"]) if needs_scores else None
+    partitions, needs = spec["tasks"][task], needed(readouts.values())
+    scale = scale_of(spec["scale"]) if "scores" in needs else None
     columns = scale.columns if scale else ()
     terms = [
         _product.Term(
-            StoredRows(
-                run, row_receipts(run, "train", checkpoint, partitions), needs_scores, columns
-            ),
+            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs, columns),
             codec,
             queries,
             weight,
@@ -77,20 +80,14 @@ def _read_tile(
             score_sides(run, device, spec["queries"], spec["damping"], tile, spec["scale"])
         )
     ]
-    asked = terms[0].queries
-    block_rows = _product.rows_per_block(len(asked), asked.device)
-    blocks = (
-        _product.score_blocks(terms, block_rows, scale)
-        if needs_scores
-        else _product.plain_blocks(terms)
-    )
+    blocks = _product.blocks_of(terms, needs, scale)
     kept: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def keep(readout: str, start: int, arrays: Arrays) -> None:
         for key, array in arrays.items():
             kept.setdefault(readout, {}).setdefault(key, []).append(array.copy())
 
-    reading = _product.read_out(blocks, readouts, keep)
+    reading = _reading.read_out(blocks, readouts, keep)
     whole = {
         readout: {key: np.concatenate(pieces) for key, pieces in arrays.items()}
         for readout, arrays in kept.items()
@@ -111,9 +108,10 @@ def _joined(
 def merge(run: OpenRun, name: str) -> None:
     """Merge the states of all tasks in their order, and commit the results with the examples they name."""
     spec = read_spec(run, name)
-    readouts = build_readouts(spec, run.place.root)
+    readouts = open_readouts(spec["readouts"], run.place.root)
+    load_prepared(run, name, spec, readouts)
     tasks = task_receipts(run, name, spec)
-    merged = _product.merge(readouts, (_reading(run, receipt) for receipt in tasks))
+    merged = _reading.merge(readouts, (_read_states(run, receipt) for receipt in tasks))
     results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}
     examples, notes = name_examples(run, spec["queries"], readouts, results)
     facts = {
@@ -127,14 +125,14 @@ def merge(run: OpenRun, name: str) -> None:
     run.commit(result_stage(name), 0, arrays, {"score": name}, facts, compressed(arrays))
 
 
-def _reading(run: OpenRun, receipt: Receipt) -> _product.Reading:
+def _read_states(run: OpenRun, receipt: Receipt) -> _reading.Reading:
     states: dict[str, Arrays] = {}
     for name in array_names(receipt):
         kind, _, rest = name.partition(".")
         if kind == "state":
             readout, _, key = rest.partition(".")
             states.setdefault(readout, {})[key] = run.read(receipt, name)
-    return _product.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
+    return _reading.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
 
 
 def _flat(states: Mapping[str, Arrays]) -> Arrays:

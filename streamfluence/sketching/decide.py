@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from streamfluence.curvature.base import Curvature
-from streamfluence.errors import InputError
 from streamfluence.layout import plan_stage, scales_stage, sketch_stage
 from streamfluence.linalg import State
+from streamfluence.options import make
 from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
@@ -83,19 +83,8 @@ def _codec(opened: Session, energies: Tensor) -> tuple[State, dict[str, Any]]:
     rows = opened.run.method.rows
     kind = member("codecs", rows.codec)
     seed = opened.run.method.sketch.seed
-    arrays = kind.plan(energies, rows.bytes or None, seed, **_codec_options(opened))
+    arrays = make("codecs", rows.codec, rows.options, energies, rows.bytes or None, seed)
     return arrays, kind(arrays).facts()
-
-
-def _codec_options(opened: Session) -> dict[str, Any]:
-    rows = opened.run.method.rows
-    asked = {"width": rows.width, "bits": rows.bits}
-    options = {key: value for key, value in asked.items() if value is not None}
-    if options and rows.codec != "bands":
-        raise InputError(
-            f"rows.{next(iter(options))} belongs to the codec 'bands', not {rows.codec!r}"
-        )
-    return options
 
 
 def _sizes(opened: Session, projection: Projection) -> list[int]:

@@ -22,11 +22,13 @@ from streamfluence.collecting.directions import Directions, directions
 from streamfluence.data import open_reader
 from streamfluence.job import Job, load_job
 from streamfluence.layout import PARTS, RECEIPTS, Span, collect_stage, sketch_stage
-from streamfluence.registry import member
+from streamfluence.readouts.base import Readout
 from streamfluence.run.manifest import ExampleSet, Method
+from streamfluence.run.readouts import open_readouts, pin_readouts
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import Session, session
-from streamfluence.scoring.spec import TASK_ROWS, readout_options
+from streamfluence.scoring.spec import TASK_ROWS
+from streamfluence.short_forms import readout_options
 from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
 from streamfluence.sketching.steps import steps_of
 from streamfluence.sketching.sweep import MOST_PROBES
@@ -174,21 +176,21 @@ def _stored(
         total += budget.rows_stored(n, -(-n // size), 4 * opened_width(made), partition)
     total = total * len(opened.run.checkpoints)
     tasks = -(-count // TASK_ROWS)
+    asked = pin_readouts(readout_options(job.score, job.readouts), job.root, count)
+    readouts = open_readouts(asked, job.root)
+    prepared = sum(readout.prepared_bytes() for readout in readouts.values())
     for n in queries.values():
-        total += _score_stored(job, count, n) * (tasks + 1)
+        total += _score_stored(readouts, count, n) * (tasks + 1)
+        total += Stored(_FILES_PER_READOUT if prepared else 0, prepared)
     return total + Stored(
         3 + 3 * len(queries), 0
     )  # the manifest, and what pins every set and score
 
 
-def _score_stored(job: Job, examples: int, queries: int) -> Stored:
+def _score_stored(readouts: Mapping[str, Readout], examples: int, queries: int) -> Stored:
     """Return what one task of one score takes; the merged result takes as much again."""
     total = Stored(2, 2048)
-    for name in job.score.readouts:
-        options = readout_options(name, job.score, examples, job.root)
-        if "subsets" in options:
-            options = {"subsets": job.root / options["subsets"]}
-        readout = member("readouts", name)(**options)
+    for readout in readouts.values():
         total += Stored(_FILES_PER_READOUT, readout.result_bytes(examples, queries))
     return total
 

@@ -14,6 +14,7 @@ from streamfluence.execution import Execution, Progress
 from streamfluence.layout import (
     COLLECT,
     IDENTITIES,
+    PREPARED,
     SCORE,
     SCORES,
     SKETCH,
@@ -136,7 +137,7 @@ def _steps(
         lacking = {
             stage.split("/")[1]
             for stage, _ in _lacking(run, wanted)
-            if stage.startswith((SCORE, SCORES))
+            if stage.startswith((PREPARED, SCORE, SCORES))
         }
         labels = sorted(lacking & set(score_names(run)) | set(stale_scores(run)))
         return [partial(rescore, run, label, execution, progress) for label in labels]

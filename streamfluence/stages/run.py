@@ -8,11 +8,15 @@ from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.job import Job, load_job
 from streamfluence.layout import plan_stage
+from streamfluence.registry import member
 from streamfluence.run.decision import load_codec
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.readouts import needed
 from streamfluence.run.record import row_warnings, sketch_warnings
 from streamfluence.run.resolve import open_run
+from streamfluence.run.sets import NO_QUERIES
 from streamfluence.scoring.score import score_set
+from streamfluence.short_forms import readout_options
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import scored
 from streamfluence.stages.sketch import sketch
@@ -48,10 +52,11 @@ def run(
     found = row_warnings(run, [])
     _say(progress, found)
     scores: list[dict[str, Any]] = []
-    if job.queries:
+    if job.queries or _needs_no_queries(job):
+        asked, scale = readout_options(job.score, job.readouts), job.score.scale
         results = [
-            score_set(run, name, job.score, None, None, execution, progress)
-            for name in sorted(job.queries)
+            score_set(run, name, asked, None, name, execution, progress, scale=scale)
+            for name in sorted(job.queries) or [NO_QUERIES]
         ]
         made = scored(run, results)
         scores = made["scores"]
@@ -65,6 +70,13 @@ def run(
         "scores": scores,
         "warnings": [*doubts, *found],
     }
+
+
+def _needs_no_queries(job: Job) -> bool:
+    """Return whether something is read out, and all of it looks at training rows alone."""
+    asked = readout_options(job.score, job.readouts)
+    needs = needed(member("readouts", name) for name in asked)
+    return bool(asked) and "scores" not in needs
 
 
 def _refuse_full_disk(run: OpenRun, run_path: str) -> None:

@@ -1,7 +1,7 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamfluence.errors import InputError
@@ -13,9 +13,11 @@ from streamfluence.run.finished import (
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import warnings
 from streamfluence.run.sets import (
+    NO_QUERIES,
     pinned_query_sets,
 )
 from streamfluence.scoring.score import score_set
+from streamfluence.short_forms import readout_options
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
 
@@ -27,6 +29,7 @@ def score(
     readouts: list[str] | None = None,
     top_k: int | None = None,
     subsets: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     name: str | None = None,
     execution: Execution | None = None,
     progress: Progress | None = None,
@@ -36,9 +39,11 @@ def score(
     """Score query sets against the training rows; what is already there is not done again.
 
     Args:
-        queries: Names of query sets; None takes all.
+        queries: Names of query sets; None takes all, or where there are none reads out what needs no
+            scores, under the name ``train``.
         damping: Another damping than the rows were whitened with; rows are not touched.
-        readouts, top_k, subsets: What to keep; when none is given, as these scores were made before.
+        readouts, top_k, subsets, options: What to keep, as ``[score]`` and ``[readouts]`` of a job say;
+            when none is given, as these scores were made before.
         name: Of the result; by default the query set's, with damping and scale where they are given.
         allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
         scale: Member of the family ``scales``: what the scores of each example are multiplied by.
@@ -51,15 +56,12 @@ def score(
         InputError: If the name was given to other settings before.
     """
     execution, progress = execution or Execution(), progress or Silent()
-    options = None
-    if readouts or top_k or subsets:
-        options = Score(tuple(readouts or Score.readouts), top_k or Score.top_k, subsets)
+    asked = None
+    if readouts or top_k or subsets or options:
+        wanted = Score(tuple(readouts or Score.readouts), top_k, subsets)
+        asked = readout_options(wanted, options or {})
     run = OpenRun.open(run_path)
-    chosen = queries or pinned_query_sets(run)
-    if not chosen:
-        raise InputError(
-            f"{run_path} has no query set; add [queries.NAME] to the job and run it again"
-        )
+    chosen = queries or pinned_query_sets(run) or [NO_QUERIES]
     if name is not None and len(chosen) > 1:
         raise InputError(
             f"--name {name} for {len(chosen)} query sets; score one at a time, by --queries"
@@ -67,7 +69,7 @@ def score(
     if name is not None and not LABEL.fullmatch(name):
         raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     results = [
-        score_set(run, each, options, damping, name, execution, progress, allow_incomplete, scale)
+        score_set(run, each, asked, damping, name, execution, progress, allow_incomplete, scale)
         for each in chosen
     ]
     return scored(run, results)

@@ -62,7 +62,7 @@ def checked_document(
     for key in shape:
         if key not in content:
             _refuse(where, key, "nothing")
-    document = _checked(content, shape, where)
+    document = _checked(content, {**_OPTIONAL, **shape}, where)
     if "count" in content and "partition_examples" in content:
         models = len(manifest.get("checkpoints", []))
         if _partitions(content) * models > MOST_PARTITIONS:
@@ -186,13 +186,13 @@ _RUN: Mapping[str, Any] = {
     "rows": {
         "bytes": _count,
         "codec": _text,
-        "width": _or_none(_positive),
-        "bits": _or_none(_positive),
+        "options": _table,
         "compressor": _text,
         "max_non_finite": _number,
     },
     "compute": {"batch_size": _positive, "precision": _text, "threads": _positive},
 }
+_OPTIONAL = {"prepared": _list_of(_text)}  # of a score, where a readout prepares something
 _OTHER = {"holds": _or_none(_text), "checkpoints": _list_of(lambda value: True, at_least=1)}
 _SCORES: Mapping[str, Any] = {
     "queries": _name,

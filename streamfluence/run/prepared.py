@@ -1,0 +1,65 @@
+"""What readouts prepared of a score before they read any block: one stage, which all its parts rest on.
+
+The document of a score says whether there is one. Its receipt carries the digests of that
+document, of the sketches and of all rows that the sample may be of.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from streamfluence.errors import DamageError, IncompleteError
+from streamfluence.layout import prepared_stage
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.rests_on import differing, sketch_digest
+from streamfluence.run.rows import row_receipts
+from streamfluence.store import Receipt
+from streamfluence.store.digests import content_digest, document_digest
+
+PREPARED = "prepared"  # key of a score's document, and the base that its parts carry
+
+
+def prepares(spec: Mapping[str, Any]) -> bool:
+    """Return whether any readout of a score prepares something."""
+    return bool(spec.get(PREPARED))
+
+
+def prepared_bases(run: OpenRun, spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests that the receipt of the stage carries."""
+    chosen = sorted(partition for task in spec["tasks"] for partition in task)
+    rows = [row_receipts(run, "train", checkpoint, chosen) for checkpoint in run.checkpoints]
+    return {
+        "score": document_digest(spec),
+        "sketch": document_digest([sketch_digest(run, c) for c in run.checkpoints]),
+        "train": document_digest([content_digest(receipts) for receipts in rows]),
+    }
+
+
+def prepared_receipt(run: OpenRun, label: str) -> Receipt:
+    """Return the receipt of the stage.
+
+    Raises:
+        IncompleteError: If there is none.
+    """
+    receipt = run.receipt(prepared_stage(label), 0)
+    if receipt is None:
+        raise IncompleteError(
+            f"scores {label!r} of {run.url} lack what their readouts prepare from a sample of rows; run "
+            "`streamfluence score`"
+        )
+    return receipt
+
+
+def prepared_changed(run: OpenRun, label: str, spec: Mapping[str, Any]) -> bool:
+    """Return whether the stage is there and rests on something else than is there now."""
+    receipt = run.receipt(prepared_stage(label), 0)
+    return receipt is not None and bool(differing(receipt.facts, prepared_bases(run, spec)))
+
+
+def refuse_changed_preparation(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
+    """Raise DamageError if what was prepared rests on something else than is there now."""
+    if prepares(spec) and prepared_changed(run, label, spec):
+        raise DamageError(
+            f"what readouts of scores {label!r} of {run.url} prepared was made from other rows or settings "
+            f"than are there now; put back what was there, or `streamfluence repair {run.url}` makes the "
+            "scores again"
+        )

@@ -1,0 +1,1 @@
+"""Members of four families, as a package of their own."""
