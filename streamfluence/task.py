@@ -23,8 +23,6 @@ from streamfluence.batches import fresh, in_company
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihoods.base import Likelihood
-from streamfluence.registry import member, names
-from streamfluence.user_code import Files, load_file, load_module
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class Task:
         if self._training_loss is None:
             return self.loss(returned)
         # One that knows nothing of weights may still be given them, for queries to use.
-        given = returned if _binds(self._training_loss, len(returned)) else returned[:2]
+        given = returned if binds(self._training_loss, len(returned)) else returned[:2]
         return self._one_each("training_loss", self._training_loss, given)
 
     def check_measurement(self, name: str) -> None:
@@ -244,108 +242,12 @@ class Task:
             ) from error
 
 
-def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) -> Task:
-    """Load a task named by a job in folder ``root``.
-
-    Args:
-        promised: Digests of its files, compared before any of its code runs; None takes what is there.
-
-    Raises:
-        InputError: If it cannot be imported, lacks what a task must have, or is not as promised.
-    """
-    namespace, loaded = _load(spec, root, promised)
-    files = loaded if promised is None else dict(promised)
-    model, forward = getattr(namespace, "model", None), getattr(namespace, "forward", None)
-    loss = getattr(namespace, "loss", None)
-    if not callable(model):
-        raise InputError(f"task {spec} defines no model(checkpoint)")
-    named = getattr(namespace, "likelihood", None)
-    if named is None and not callable(loss):
-        raise InputError(
-            f"task {spec} defines neither likelihood = 'categorical' | 'bernoulli' | 'gaussian' "
-            f"(with forward) nor loss(model, batch)"
-        )
-    if named is not None and not callable(forward):
-        raise InputError(
-            f"task {spec} has a likelihood but no forward(model, batch) -> (outputs, targets)"
-        )
-    measurements = getattr(namespace, "measurements", {})
-    if taken := sorted({"loss", "margin", TRAINING_LOSS} & set(measurements)):
-        raise InputError(
-            f"task {spec}: measurements names {', '.join(taken)}, which mean something already; give "
-            f"your own another name"
-        )
-    training_loss = getattr(namespace, "training_loss", None)
-    if training_loss is not None and (named is None or not callable(training_loss)):
-        raise InputError(
-            f"task {spec}: training_loss(outputs, targets) is a function beside a likelihood, whose "
-            f"loss then measures queries; with loss(model, batch) alone that is the training loss"
-        )
-    return Task(
-        name=Path(spec).name,
-        files=files,
-        likelihood=None if named is None else _likelihood(spec, named, namespace),
-        _model=model,
-        _forward=forward if named is not None else None,
-        _loss=loss,
-        _measurements=measurements,
-        _training_loss=training_loss,
-        train=getattr(namespace, "train", None),
-    )
-
-
-def digest_of(files: Mapping[str, str]) -> str:
-    """Return the sha256 of the digests of files and their names."""
-    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
-
-
-def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
-    if isinstance(named, Likelihood):
-        return named
-    known = names("likelihoods")
-    if not isinstance(named, str) or named not in known:
-        raise InputError(f"task {spec}: likelihood {named!r} is none of {', '.join(known)}")
-    kind = member("likelihoods", named)
-    options = inspect.signature(kind).parameters
-    given = {name: getattr(namespace, name) for name in options if hasattr(namespace, name)}
-    return kind(**given)
-
-
-def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[Any, Files]:
-    """Return the namespace that holds the task, and the digests of all source it brought along."""
-    if spec.endswith(".py"):
-        path = (root / spec).resolve()
-        if not path.is_file():
-            raise InputError(f"task file {path} does not exist; check `task` in the job")
-        name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-        module, files = load_file(path, root, name, promised)
-        return module, files
-    module_name, _, attribute = spec.partition(":")
-    try:
-        module, files = load_module(module_name, root, promised)
-        namespace = getattr(module, attribute) if attribute else module
-    except (InputError, AttributeError) as error:
-        raise InputError(f"task {spec!r} cannot be imported: {error}") from error
-    return namespace, files
-
-
 def _tensors(values: tuple) -> bool:
     return all(isinstance(value, Tensor) for value in values)
 
 
 def _tensors_or_none(values: tuple) -> bool:
     return all(value is None or isinstance(value, Tensor) for value in values)
-
-
-def _binds(function: Callable[..., Any], arguments: int) -> bool:
-    """Return whether a function takes so many arguments; one without a signature may."""
-    try:
-        inspect.signature(function).bind(*range(arguments))
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
 
 
 def _refuse_untrainable(name: str, model: nn.Module) -> None:
@@ -362,3 +264,19 @@ def _refuse_untrainable(name: str, model: nn.Module) -> None:
         f"requires_grad = True in model() on the weights that training changed (of an adapter, say), "
         f"load them before quantisation, or choose a feature.name that needs no gradients"
     )
+
+
+def binds(function: Callable[..., Any], arguments: int) -> bool:
+    """Return whether a function takes so many arguments; one without a signature may."""
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """Return the sha256 of the digests of files and their names."""
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()

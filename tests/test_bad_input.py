@@ -243,7 +243,7 @@ def test_missing_partitions_are_listed_with_exit_4(folder):
 
 
 def test_rows_before_a_sketch_are_refused_with_exit_4(folder):
-    from streamfluence.job import load_job
+    from streamfluence.job_parser import load_job
     from streamfluence.run.resolve import open_run
 
     open_run(load_job(folder / "job.toml"), str(folder / "run"))

@@ -276,10 +276,10 @@ KINDS = [
     permuted_by_a_convolution, permuted_by_products, sorted_on_the_second_axis, sorted_by_a_kernel,
     half_detached, missing_filled_with_the_mean,
 ]  # fmt: skip
-REFUSED = {
+REFUSED = (
     sorted_and_left, mean_taken_later, detached_mean_taken_later, mean_over_the_batch,
     layer_called_again_if_any_asks, missing_filled_with_the_mean,
-}  # fmt: skip
+)  # fmt: skip
 # What a model of these kinds uses; the rest is frozen, as a job would have it.
 USED = {
     its_own_derivative: "a e h twice",

@@ -12,13 +12,13 @@ from calls import invoke, ok, refused
 from small_job import write_job
 
 import streamfluence
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.layout import collect_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import spec as score_spec
 from streamfluence.scoring import stored as _stored_rows
 from streamfluence.store import RunStore
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from small_job import JOB, write_job
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.errors import InputError
 from streamfluence.execution import Execution
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run import identity as _identity
 from streamfluence.run.identity import signed_identity
 from streamfluence.run.opened import OpenRun

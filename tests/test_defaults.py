@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from streamfluence.errors import InputError
-from streamfluence.job import parse_job
+from streamfluence.job_parser import parse_job
 from streamfluence.run.defaults import blocks_of, decisive, projection_of, width_of
 
 JOB = """

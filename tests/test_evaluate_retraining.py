@@ -16,7 +16,7 @@ from scipy.stats import linregress, spearmanr
 
 import streamfluence
 from streamfluence.cli import main
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.store import ANYTHING, array_names

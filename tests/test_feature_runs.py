@@ -13,6 +13,8 @@ from torch import nn
 
 import streamfluence
 from streamfluence.errors import InputError
+from streamfluence.evaluation.asked import Trainings
+from streamfluence.evaluation.truth.chosen import Chosen
 from streamfluence.stages.evaluate.fidelity import evaluate_fidelity
 from streamfluence.stages.evaluate.loo import evaluate_loo
 from streamfluence.stages.evaluate.sanity import evaluate_sanity
@@ -166,7 +168,7 @@ def test_evaluations_that_are_about_gradients_refuse_and_others_go_on(folder):
     with pytest.raises(InputError, match="no gradient of weights"):
         evaluate_fidelity(path)
     with pytest.raises(InputError, match="not predicted changes"):
-        evaluate_loo(path, examples=[0], train=False)
+        evaluate_loo(path, Chosen([0]), trainings=Trainings(train=False))
     checks = evaluate_sanity(path, sample=32)["checks"]
     assert {check["verdict"] for check in checks} == {"passed"}, checks
 

@@ -14,7 +14,7 @@ from streamfluence.errors import CoverageError, InputError
 from streamfluence.features.base import Ground
 from streamfluence.features.gradient import Gradient
 from streamfluence.registry import member, names
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 
 OPTIONS = {"representation": {"module": "1"}}
 

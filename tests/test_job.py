@@ -5,7 +5,8 @@ import json
 import pytest
 
 from streamfluence.errors import InputError
-from streamfluence.job import Job, load_job
+from streamfluence.job import Job
+from streamfluence.job_parser import load_job
 from streamfluence.run.defaults import decisive
 
 MINIMAL = """

@@ -20,7 +20,7 @@ from streamfluence.stages.collect import collect
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 from streamfluence.user_code import load_file
 
 DATA = """

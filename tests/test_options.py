@@ -7,7 +7,8 @@ import pytest
 
 from streamfluence import options
 from streamfluence.errors import InputError
-from streamfluence.job import Rows, Score, parse_job
+from streamfluence.job import Rows, Score
+from streamfluence.job_parser import parse_job
 from streamfluence.options import checked, make
 from streamfluence.registry import names
 from streamfluence.run.defaults import decisive

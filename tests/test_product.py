@@ -14,8 +14,6 @@ from streamfluence.readouts.self_influence import SelfInfluence
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member, names
 from streamfluence.scoring.product import (
-    RowBlock,
-    Term,
     _device_blocks,
     _weighted,
     plain_blocks,
@@ -23,6 +21,7 @@ from streamfluence.scoring.product import (
     score_blocks,
 )
 from streamfluence.scoring.reading import Reading, merge, read_out
+from streamfluence.scoring.terms import RowBlock, Term
 
 N_EXAMPLES, N_QUERIES, FEATURES = 700, 9, 96
 CODECS = names("codecs")

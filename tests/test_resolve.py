@@ -6,7 +6,7 @@ import torch
 from small_job import JOB, write_job
 
 from streamfluence.errors import InputError
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import checkpoint_facts, expand, open_run
 from streamfluence.run.session import session

@@ -13,7 +13,7 @@ from small_job import JOB, write_job
 import streamfluence
 from streamfluence.errors import DamageError, IncompleteError, InputError, StreamfluenceError
 from streamfluence.execution import Execution
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.stages.export import export

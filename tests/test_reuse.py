@@ -5,7 +5,7 @@ import pytest
 from small_job import write_job
 
 import streamfluence
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.sketching import units as _sketch_tasks

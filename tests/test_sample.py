@@ -6,7 +6,7 @@ import torch
 from small_job import load, write_job
 
 from streamfluence.errors import NonFiniteError
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import Session
 from streamfluence.sketching import sweep as work

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamfluence.errors import InputError
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 
 GOOD = """
 import torch

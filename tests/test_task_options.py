@@ -19,7 +19,7 @@ from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.run.session import session
 from streamfluence.stages.evaluate.sanity import evaluate_sanity
 from streamfluence.stages.run import run
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 
 N, QUERIES, DAMPING = 40, 5, 0.05
 TASK = """

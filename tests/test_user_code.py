@@ -17,7 +17,7 @@ from streamfluence.errors import InputError
 from streamfluence.run.opened import OpenRun
 from streamfluence.stages.plan import plan
 from streamfluence.stages.run import run
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 from streamfluence.user_code import _installed
 from streamfluence.user_code._installed import installed
 

@@ -19,19 +19,24 @@ from typing import Any
 import numpy as np
 
 from streamfluence.data import _files, _options
+from streamfluence.data._alike import (
+    EVERY_FIELD,
+    Shard,
+    check_alike,
+    headers_of,
+    kind_of,
+    length_of,
+)
 from streamfluence.data._files import readable
 from streamfluence.data._ids import texts, whole
-from streamfluence.data._npy import StoredArray, npy_header, npz_headers
 from streamfluence.data._preview import Text, one_line, show
 from streamfluence.data._shards import Shards, check_rows
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
 from streamfluence.given import read_json
 
-Shard = dict[str, StoredArray]
 Layout = list[dict[str, Path]]
 KEPT_SHARDS = 2
-_EVERY_FIELD = ""  # the key of an .npz file in a layout; .npy files have their field's
 
 
 class Arrays(Reader):
@@ -146,13 +151,13 @@ class Arrays(Reader):
     @cached_property
     def _shards(self) -> list[Shard]:
         with ThreadPoolExecutor(8) as pool:  # on shared storage the headers are all latency
-            shards = list(pool.map(_headers, self._layout))
-        _check_alike(shards, self._id_field)
+            shards = list(pool.map(headers_of, self._layout))
+        check_alike(shards, self._id_field)
         return shards
 
     @cached_property
     def _rows(self) -> Shards:
-        return Shards([_length(shard) for shard in self._shards])
+        return Shards([length_of(shard) for shard in self._shards])
 
     @cached_property
     def _fields(self) -> list[str]:
@@ -199,7 +204,7 @@ class Arrays(Reader):
         if len(first.shape) != 1 or first.dtype.kind not in "biu":
             raise InputError(
                 f"{first.path}: field {field!r} must hold one whole number an example, but is "
-                f"{_kind(first)}"
+                f"{kind_of(first)}"
             )
         return whole(self._read(field, start, stop), f"{first.path}: field {field!r}")
 
@@ -207,7 +212,7 @@ class Arrays(Reader):
         first = self._shards[0][field]
         if len(first.shape) != 1:
             raise InputError(
-                f"{first.path}: field {field!r} must hold one string an example, but is {_kind(first)}"
+                f"{first.path}: field {field!r} must hold one string an example, but is {kind_of(first)}"
             )
         parts = [
             texts(
@@ -231,7 +236,7 @@ def _files_of_all_fields(root: Path, patterns: Sequence[str]) -> Layout:
                 f"{path} is not an .npz file; the field of .npy files must be named, as in "
                 f'path = {{ image = "x-*.npy" }}'
             )
-    return [{_EVERY_FIELD: path} for path in paths]
+    return [{EVERY_FIELD: path} for path in paths]
 
 
 def _files_by_field(root: Path, patterns: Mapping[str, Any]) -> Layout:
@@ -243,60 +248,6 @@ def _files_by_field(root: Path, patterns: Mapping[str, Any]) -> Layout:
         counts = ", ".join(f"{field}: {len(paths)}" for field, paths in listed.items()) or "none"
         raise InputError(f"every field of `path` needs one file a shard, but they match {counts}")
     return [dict(zip(listed, paths, strict=True)) for paths in zip(*listed.values(), strict=True)]
-
-
-def _headers(files: Mapping[str, Path]) -> Shard:
-    """Return the arrays of one shard, whose fields must have one length."""
-    if _EVERY_FIELD in files:
-        shard = npz_headers(files[_EVERY_FIELD])
-    else:
-        shard = {field: npy_header(path) for field, path in files.items()}
-    for field, array in shard.items():
-        if not array.shape:
-            raise InputError(f"{array.path}: field {field!r} is one number without an example axis")
-    if len({array.shape[0] for array in shard.values()}) > 1:
-        lengths = ", ".join(f"{field}: {array.shape[0]:,}" for field, array in shard.items())
-        files_named = " and ".join(str(path) for path in files.values())
-        raise InputError(
-            f"{files_named}: the fields differ in their number of examples ({lengths})"
-        )
-    return shard
-
-
-def _check_alike(shards: Sequence[Shard], id_field: str | None) -> None:
-    """Raise InputError unless every shard has the fields, types and row shapes of the first.
-
-    Ids that are strings may be longer in one shard than in another.
-    """
-    first = shards[0]
-    origin = next(iter(first.values())).path
-    for shard in shards[1:]:
-        path = next(iter(shard.values())).path
-        if sorted(shard) != sorted(first):
-            raise InputError(
-                f"{path} holds the fields {', '.join(sorted(shard))}, but {origin} holds "
-                f"{', '.join(sorted(first))}; every shard must hold the same"
-            )
-        for field, array in shard.items():
-            same = array.dtype == first[field].dtype or (
-                field == id_field and {array.dtype.kind, first[field].dtype.kind} <= set("US")
-            )
-            if not same or array.shape[1:] != first[field].shape[1:]:
-                raise InputError(
-                    f"{array.path}: field {field!r} is {_kind(array)}, but expected "
-                    f"{_kind(first[field])} as in {first[field].path}"
-                )
-
-
-def _kind(array: StoredArray) -> str:
-    shape = "x".join(map(str, array.shape[1:]))
-    return (
-        f"{array.dtype.name} with rows of shape {shape}" if shape else f"{array.dtype.name} scalars"
-    )
-
-
-def _length(shard: Shard) -> int:
-    return next(iter(shard.values())).shape[0]
 
 
 def _names(root: Path, name: str) -> list[str]:

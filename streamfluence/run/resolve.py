@@ -29,7 +29,8 @@ from streamfluence.store import open_storage
 from streamfluence.store.run_documents import read_manifest
 from streamfluence.store.storage import Storage
 from streamfluence.store.vacate import vacate
-from streamfluence.task import Task, digest_of, load_task
+from streamfluence.task import Task, digest_of
+from streamfluence.task_file import load_task
 from streamfluence.user_code import still
 
 _QUERY_KEYS = ("measurement",)

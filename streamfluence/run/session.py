@@ -29,7 +29,8 @@ from streamfluence.run.feature import feature_of
 from streamfluence.run.identity import pinned_reader, plain
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state
-from streamfluence.task import Task, load_task
+from streamfluence.task import Task
+from streamfluence.task_file import load_task
 
 PLANNING = 16  # examples a feature learns shapes from: enough for routed experts to show
 

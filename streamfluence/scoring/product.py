@@ -4,9 +4,8 @@ Nothing here grows with the number of examples. Knows codecs by their contract
 and rows by ``RowSource``; knows nothing of a run directory.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,61 +16,13 @@ from streamfluence.data._prefetch import prefetch
 from streamfluence.errors import NonFiniteError
 from streamfluence.readouts.base import DeviceBlock, ScoreBlock
 from streamfluence.scales.base import Scale
+from streamfluence.scoring.terms import RowBlock, Term
 
 BLOCK_ROWS = 8192
 GPU_BLOCK_ROWS = 1 << 16  # there a block costs some 80 kernels and a few waits
 # Matrix products of fewer rows than this, or of an odd number, round differently on a CPU:
 # padding makes a row's score the same bits wherever its partition or block ends.
 PADDING_ROWS = 64
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Stored rows of consecutive examples at one checkpoint; arrays may be reused for the next block.
-
-    Attributes:
-        start: Global row of the first example.
-        codes, scale: As the codec encoded them; None when only the rest was asked for.
-        flags: Shape ``(example,)``, uint8; 0 for a good row.
-        self_influence, loss: Shape ``(example,)``, float32; None when they were not asked for.
-        group: Shape ``(example,)``, int64, or None.
-        columns: What a scale looks at, by name, each ``(example,)``, float32.
-    """
-
-    start: int
-    codes: np.ndarray | None
-    scale: np.ndarray | None
-    flags: np.ndarray
-    self_influence: np.ndarray | None
-    loss: np.ndarray | None
-    group: np.ndarray | None = None
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-class RowSource(Protocol):
-    """Where the rows of one checkpoint come from."""
-
-    def blocks(self, block_rows: int) -> Iterator[RowBlock]:
-        """Yield the rows in order, at most ``block_rows`` at a time, the same cuts at every checkpoint."""
-        ...
-
-
-@dataclass(frozen=True)
-class Term:
-    """What one checkpoint adds to the scores: ``weight * decode(rows) @ queries.T``.
-
-    Attributes:
-        source: The checkpoint's stored rows.
-        codec: What encoded them.
-        queries: ``codec.query`` of the whitened queries, shape ``(query, stored)``, float32. The
-            product runs on their device.
-        weight: The checkpoint's weight, 1/n included.
-    """
-
-    source: RowSource
-    codec: Codec
-    queries: Tensor
-    weight: float
 
 
 def rows_per_block(

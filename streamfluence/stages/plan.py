@@ -20,7 +20,8 @@ from streamfluence.budget import Stored
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.directions import Directions, directions
 from streamfluence.data import open_reader
-from streamfluence.job import Job, load_job
+from streamfluence.job import Job
+from streamfluence.job_parser import load_job
 from streamfluence.layout import PARTS, RECEIPTS, Span, collect_stage, sketch_stage
 from streamfluence.readouts.base import Readout
 from streamfluence.run.manifest import ExampleSet, Method

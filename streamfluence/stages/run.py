@@ -6,7 +6,8 @@ from typing import Any
 
 from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
 from streamfluence.execution import Execution, Progress, Silent
-from streamfluence.job import Job, load_job
+from streamfluence.job import Job
+from streamfluence.job_parser import load_job
 from streamfluence.layout import plan_stage
 from streamfluence.registry import member
 from streamfluence.run.decision import load_codec

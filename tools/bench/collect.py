@@ -29,13 +29,13 @@ from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.directions import directions
 from streamfluence.collecting.units import PROVED, partition_arrays
 from streamfluence.data._prefetch import prefetch
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.layout import Span, cut
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import session
 from streamfluence.stages.run import execution_of
 from streamfluence.stages.sketch import sketch
-from streamfluence.task import load_task
+from streamfluence.task_file import load_task
 
 JOB = """
 task = "task.py"

@@ -16,7 +16,7 @@ from fidelity_training import unflatten
 from torch import Tensor
 
 import streamfluence
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
 from streamfluence.sketching.reuse import reuse_sketch

@@ -36,7 +36,7 @@ from torch import Tensor
 from streamfluence.capture.base import Outer
 from streamfluence.collecting.directions import directions
 from streamfluence.collecting.units import measured_rows, partition_arrays
-from streamfluence.job import load_job
+from streamfluence.job_parser import load_job
 from streamfluence.layout import Span
 from streamfluence.projections import _directions
 from streamfluence.run.resolve import open_run

@@ -30,9 +30,10 @@ from streamfluence.readouts.base import NEEDS
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member
 from streamfluence.run.opened import OpenRun
-from streamfluence.scoring.product import Term, rows_per_block, score_blocks
+from streamfluence.scoring.product import rows_per_block, score_blocks
 from streamfluence.scoring.reading import Reading, read_out
 from streamfluence.scoring.stored import StoredRows
+from streamfluence.scoring.terms import Term
 from streamfluence.store import RunStore
 from streamfluence.store.grid import Grid
 

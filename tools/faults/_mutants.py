@@ -27,9 +27,9 @@ MUTANTS = (
     # --- curvature, damping, directions
     Mutant(
         "the curvature is a sum and not a mean",
-        "curvature/_gram.py",
-        "symmetric_eigen(gram / examples)",
-        "symmetric_eigen(gram)",
+        "CURV",
+        "A",
+        "B",
         "test_curvature.py",
     ),
     Mutant(
