@@ -223,9 +223,9 @@ def test_a_model_without_trainable_weights_is_measured_as_any_other(folder, name
     [
         ({"feature.name": "los"}, "no features member is called 'los'"),
         ({"feature.name": "loss", "feature.options": {"centered": True}}, "centered"),
-        ({"feature.name": "loss", "feature.options": {"centred": "yes"}}, "neither true nor false"),
+        ({"feature.name": "loss", "feature.options": {"centred": "yes"}}, "must be true or false"),
         ({"feature.name": "representation"}, "module"),
-        ({"feature.name": "representation", "feature.options": {"module": 7}}, "is no name"),
+        ({"feature.name": "representation", "feature.options": {"module": 7}}, "must be a string"),
         (HIDDEN | {"feature.options": {"module": "7"}}, "it has: 0, 1, 2"),
         (HIDDEN | {"curvature.name": "gauss_newton"}, "has none; use 'identity'"),
         (HIDDEN | {"curvature.weight_decay": 0.1}, "curvature.weight_decay says how far"),
