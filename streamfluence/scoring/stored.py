@@ -112,8 +112,10 @@ def score_sides(
 def _sides_without_queries(run: OpenRun, device: str) -> list[tuple[Codec, Tensor, float]]:
     codecs = [load_codec(run, checkpoint)[0].to(device) for checkpoint in run.checkpoints]
     return [
-        (codec, torch.empty(0, codec.stored, device=device), weight / run.train.count)
-        for codec, weight in zip(codecs, run.method.weights, strict=True)
+        (codec, torch.empty(0, codec.stored, device=device), factor)
+        for codec, factor in zip(
+            codecs, checkpoint_factors(run.method, run.train.count), strict=True
+        )
     ]
 
 

@@ -27,9 +27,9 @@ MUTANTS = (
     # --- curvature, damping, directions
     Mutant(
         "the curvature is a sum and not a mean",
-        "CURV",
-        "A",
-        "B",
+        "curvature/_dense.py",
+        "symmetric_eigen(gram / examples)",
+        "symmetric_eigen(gram)",
         "test_curvature.py",
     ),
     Mutant(
@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "queries are stored in the coordinates of rows",
         "collecting/units.py",
-        "columns.add(rows=made.factor.asked(whitened), **facts)",
-        "columns.add(rows=made.factor.stored(whitened), **facts)",
+        "columns.add(rows=made.preconditioner.for_queries(whitened), **facts)",
+        "columns.add(rows=made.preconditioner.for_rows(whitened), **facts)",
         "test_end_to_end.py",
     ),
     Mutant(
@@ -122,16 +122,16 @@ MUTANTS = (
     # --- scores
     Mutant(
         "1/n is dropped from a score",
-        "scoring/stored.py",
-        "codec.query(queries).to(device), weight / count)",
-        "codec.query(queries).to(device), weight)",
+        "run/feature.py",
+        "return [weight / shared for weight in method.weights]",
+        "return [weight for weight in method.weights]",
         "test_end_to_end.py",
     ),
     Mutant(
         "every checkpoint has the weight of the first",
-        "scoring/stored.py",
-        "for checkpoint, weight in enumerate(weights):",
-        "for checkpoint, weight in enumerate(weights[:1] * len(weights)):",
+        "run/feature.py",
+        "return [weight / shared for weight in method.weights]",
+        "return [method.weights[0] / shared for _ in method.weights]",
         "test_end_to_end.py",
     ),
     Mutant(
@@ -143,10 +143,10 @@ MUTANTS = (
     ),
     Mutant(
         "another damping is taken for the same",
-        "curvature/base.py",
+        "preconditioners/_spectrum.py",
         "ratio = (self.values + self.damping) / (self.values + damping)",
         "ratio = (self.values + damping) / (self.values + self.damping)",
-        "test_curvature.py",
+        "test_preconditioners.py",
     ),
     Mutant(
         "a tile of queries begins one too early",
@@ -204,14 +204,14 @@ MUTANTS = (
     Mutant(
         "1/n is dropped in a judged column",
         "evaluation/truth/scores.py",
-        "weights / self.count\n",
-        "weights\n",
+        "factors = np.asarray(checkpoint_factors(self.run.method, self.count))",
+        "factors = np.asarray(checkpoint_factors(self.run.method, 1))",
         "test_truth_scores.py",
     ),
     Mutant(
         "sanity compares in the coordinates of whitened rows",
         "stages/evaluate/sanity.py",
-        "wanted = made.codec.query(made.factor.stored(rows))",
+        "wanted = made.codec.query(made.preconditioner.for_rows(rows))",
         "wanted = made.codec.query(rows)",
         "test_evaluate_sanity.py",
     ),
@@ -258,5 +258,19 @@ MUTANTS = (
         "return 1.0 - 2.0 * flipped.to(torch.float32)",
         "return 1.0 - 0.0 * flipped.to(torch.float32)",
         "test_linalg.py",
+    ),
+    Mutant(
+        "blocks come in the order of their names",
+        "linalg.py",
+        "return [state[found[number]] for number in sorted(found)]",
+        "return [state[key] for key in sorted(found.values())]",
+        "test_many_layers.py",
+    ),
+    Mutant(
+        "a probe is taken of every block with the same signs for all examples",
+        "likelihoods/base.py",
+        "sign_block(seed, ids.to(outputs.device), flat, probe)",
+        "sign_block(seed, ids.to(outputs.device) * 0, flat, probe)",
+        "test_likelihood.py",
     ),
 )
