@@ -173,7 +173,7 @@ def test_a_job_that_contradicts_the_manifest_is_refused_with_the_key(folder):
 
 def test_a_changed_task_under_a_run_is_refused(folder):
     assert run_job(folder).exit_code == 0
-    (folder / "task.py").write_text(TASK + "\n# another task\n")
+    (folder / "task.py").write_text(TASK + "\nANOTHER = 1\n")
     refused(run_job(folder), 2, "task")
     _session._session.cache_clear()  # as a new process would be
     refused(invoke("collect", folder / "run"), 2, "task")

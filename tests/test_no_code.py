@@ -114,7 +114,7 @@ def test_no_reading_verb_runs_code_of_the_run(folder):
 
 @pytest.mark.parametrize("file", ["data.py", "helper.py", "task.py"])
 def test_changed_code_is_refused_before_any_of_it_runs(folder, file):
-    (folder / file).write_text((folder / file).read_text() + "\n# another\n")
+    (folder / file).write_text((folder / file).read_text() + "\nANOTHER = 1\n")
     shutil.rmtree(folder / "run" / "receipts" / "collect" / "code")
     with pytest.raises(InputError, match=f"{file} changed since the run was made"):
         collect_in(folder)
@@ -131,7 +131,7 @@ def collect_in(folder: Path) -> None:
 
 
 def test_scores_are_made_without_previews_where_the_code_changed(folder):
-    (folder / "data.py").write_text((folder / "data.py").read_text() + "\n# another\n")
+    (folder / "data.py").write_text((folder / "data.py").read_text() + "\nANOTHER = 1\n")
     score(str(folder / "run"), ["code"], damping=0.5)
     assert not marked(folder)
     found = streamfluence.open(str(folder / "run")).top("code-damping-0.5/0")
@@ -212,7 +212,7 @@ def test_a_package_is_compared_without_importing_its_parents(tmp_path):
     (package / "task.py").write_text(TASK)
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "from streamfluence.task import load_task\n"
+        "from streamfluence.task_file import load_task\n"
         "from streamfluence.user_code import _located, sha256\n"
         "located = _located('outer.inner.task', None)\n"
         "files = {f'module {n}': sha256(p) for n, p in located.items()}\n"

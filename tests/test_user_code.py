@@ -279,7 +279,7 @@ def test_a_compiled_cache_never_runs_instead_of_a_source(tmp_path, case, which):
 def test_a_module_of_the_jobs_folder_is_found_wherever_the_program_is_started(tmp_path):
     task, _ = write(tmp_path, "a sibling")
     script = (
-        "import sys; from pathlib import Path; from streamfluence.task import load_task\n"
+        "import sys; from pathlib import Path; from streamfluence.task_file import load_task\n"
         "print(sorted(load_task(sys.argv[1], Path(sys.argv[2])).files))\n"
     )
     done = subprocess.run(

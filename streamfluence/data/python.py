@@ -33,6 +33,7 @@ from streamfluence.data._shards import check_range, check_rows
 from streamfluence.data._source import load_named, one_sentence
 from streamfluence.data.base import Batch, Reader
 from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.user_code import digest_of_source
 
 _SAMPLED_ITEMS = 64
 _REPEATED_ITEMS = 8
@@ -109,7 +110,10 @@ class Python(Reader):
         """
         seen = self._seen()
         self._check_repeatable(seen["sample"])
-        sources = [_files.file_digest(path) for path in self._sources]
+        sources = [
+            {"name": path.name, "sha256": digest_of_source(path.read_bytes())}
+            for path in self._sources
+        ]
         return {"reader": "python", "sources": sources, **seen}
 
     def stat_signature(self) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.user_code import _loader, _net
 from streamfluence.user_code._code import MODULE, Code, Files, refuse_changed, sha256
 from streamfluence.user_code._installed import installed
+from streamfluence.user_code._meaning import digest_of_source
 
-__all__ = ["Files", "compare", "load_file", "load_module", "still"]
+__all__ = ["Files", "compare", "digest_of_source", "load_file", "load_module", "still"]
 
 
 def load_file(

@@ -1,6 +1,5 @@
 """The code of one load: which files it may run, where it finds them, and under which names."""
 
-import hashlib
 import importlib.machinery
 import os
 import sys
@@ -16,6 +15,7 @@ from streamfluence.errors import InputError
 from streamfluence.user_code import _loader
 from streamfluence.user_code._ahead import imported
 from streamfluence.user_code._installed import installed
+from streamfluence.user_code._meaning import digest_of_source
 
 Files = dict[str, str]  # sha256 by path relative to the job's folder, or by `module NAME`
 MODULE = "module "
@@ -154,7 +154,7 @@ class Code:
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}") from error
         name = self._named.get(file) or Path(os.path.relpath(file, self.root)).as_posix()
-        self.note({name: hashlib.sha256(source).hexdigest()})
+        self.note({name: digest_of_source(source)})
         return source
 
     def note(self, files: Files) -> None:
@@ -248,10 +248,9 @@ def refuse_changed(found: Files, promised: Mapping[str, Any], prefix: str) -> No
 
 
 def sha256(path: Path) -> str:
-    """Return the digest of a file; InputError if it cannot be read."""
+    """Return the digest of a file of code; InputError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of_source(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
