@@ -17,6 +17,7 @@ from streamfluence.layout import collect_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import spec as score_spec
 from streamfluence.scoring import stored as _stored_rows
+from streamfluence.scoring.asked import Asked
 from streamfluence.store import RunStore
 from streamfluence.task_file import load_task
 
@@ -162,7 +163,7 @@ def test_every_readout_is_stored_and_agrees_with_the_dense_scores(folder):
     from streamfluence.stages.score import score
 
     readouts = ["top_k", "self_influence", "aggregate", "subset_sum", "dense"]
-    score(str(folder / "run"), ["test"], readouts=readouts, subsets="subsets.json", name="all")
+    score(str(folder / "run"), ["test"], asked=Asked(readouts, subsets="subsets.json"), name="all")
     scores = streamfluence.open(str(folder / "run")).scores("test").compute()
     sums = store.read(store.receipt("scores/all", 0), "subset_sum.subset_sums")
     for number, rows in enumerate(subsets.values()):

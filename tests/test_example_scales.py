@@ -10,6 +10,7 @@ from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.registry import member, names
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import product
+from streamfluence.scoring.asked import Asked
 from streamfluence.stages.export import export
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
@@ -115,7 +116,7 @@ def test_with_several_checkpoints_each_is_scaled_before_they_are_summed(folder, 
 def test_scored_lists_are_those_of_the_scaled_scores_and_say_so(folder, tmp_path):
     path = str(folder / "one")
     rows = sorted(p.stat().st_mtime_ns for p in (folder / "one" / "parts" / "collect").rglob("*"))
-    result = score(path, scale="relative")
+    result = score(path, asked=Asked(scale="relative"))
     assert [one["name"] for one in result["scores"]] == ["test-relative"]
     assert result["scores"][0]["scale"] == "relative"
     found = streamfluence.open(path).top("test-relative/3", k=5)
@@ -140,15 +141,15 @@ def test_a_scale_of_the_job_is_pinned_under_the_name_of_the_query_set(folder):
     assert OpenRun.open(path).read_document("scores/test/score.json")["scale"] == "cosine"
     assert score(path)["scores"][0]["scale"] == "cosine", "asked for again, they are as before"
     with pytest.raises(InputError, match="other settings"):
-        score(path, top_k=7)
+        score(path, asked=Asked(top_k=7))
     assert "cosine similarity" in streamfluence.open(path).top("test/0", k=1)["record"]["meaning"]
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"scale": "relative", "damping": 0.3}, "under the damping"),
-        ({"scale": "relativ"}, "there are: cosine, none, relative"),
+        ({"asked": Asked(scale="relative"), "damping": 0.3}, "under the damping"),
+        ({"asked": Asked(scale="relativ")}, "there are: cosine, none, relative"),
     ],
 )
 def test_a_scale_that_means_nothing_is_refused(folder, options, words):

@@ -14,6 +14,7 @@ from streamfluence.execution import Execution
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring import prepare as prepared_of
 from streamfluence.scoring import stored
+from streamfluence.scoring.asked import Asked
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
@@ -180,7 +181,7 @@ def test_only_what_some_readout_needs_is_read_of_the_rows(copied, monkeypatch, r
         return real(rows, size)
 
     monkeypatch.setattr(stored.StoredRows, "blocks", blocks)
-    score(str(copied), ["test"], readouts=[readout], name="new", execution=SERIAL)
+    score(str(copied), ["test"], asked=Asked([readout]), name="new", execution=SERIAL)
     assert read == wanted
 
 

@@ -16,6 +16,7 @@ from streamfluence.execution import Execution
 from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
+from streamfluence.scoring.asked import Asked
 from streamfluence.stages.export import export
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.repair import repair
@@ -207,9 +208,9 @@ def test_old_numbers_do_not_take_a_new_name_or_other_settings(finished, tmp_path
     path = copied(finished, tmp_path / "run")
     (path / "scores" / "test" / "score.json").unlink()
     with pytest.raises(DamageError, match="made from other settings"):
-        score(str(path), ["test"], top_k=3)
+        score(str(path), ["test"], asked=Asked(top_k=3))
     (path / "scores" / "test" / "score.json").unlink()
-    again = score(str(path), ["test"], readouts=READOUTS, top_k=100)
+    again = score(str(path), ["test"], asked=Asked(READOUTS, 100))
     assert again["scores"][0]["examples"] == 150  # the same settings: what was there counts
 
 

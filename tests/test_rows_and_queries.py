@@ -8,6 +8,7 @@ import streamfluence
 from streamfluence.errors import InputError
 from streamfluence.registry import names
 from streamfluence.scoring import stored as _stored_rows
+from streamfluence.scoring.asked import Asked
 from streamfluence.stages.evaluate.retrieval import evaluate_retrieval
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
@@ -115,7 +116,9 @@ def test_retrieval_is_the_same_for_any_tiles(data, tmp_path, monkeypatch):
 def test_scores_of_a_part_of_the_rows_keep_the_others_out(data, tmp_path):
     opened = made(data, tmp_path / "run", "spectral", "float32")
     (tmp_path / "run/receipts/collect/train/1/00000001.json").unlink()
-    made_of = score(opened.path, ["test"], name="part", readouts=["dense"], allow_incomplete=True)
+    made_of = score(
+        opened.path, ["test"], name="part", asked=Asked(["dense"]), allow_incomplete=True
+    )
     assert made_of["scores"][0]["missing_partitions"] == [1]
     found = opened.results("part")["dense.scores"].compute()
     assert len(found) == N - 32

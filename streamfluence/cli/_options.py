@@ -106,7 +106,7 @@ def overrides(command: Command) -> Command:
 
 
 def readout_options(command: Command) -> Command:
-    """Add ``--set readouts.NAME.KEY=VALUE``; what it says arrives as the dict ``tables``, by readout."""
+    """Add ``--set readouts.NAME.KEY=VALUE``; what it says arrives as the dict ``options``, by readout."""
 
     @functools.wraps(command)
     def collect(assignments: tuple[tuple[str, Any], ...], **values: Any) -> Any:
@@ -116,7 +116,7 @@ def readout_options(command: Command) -> Command:
             if family != "readouts" or len(rest) != 2:
                 raise click.UsageError(f"--set {key}: only readouts.NAME.KEY can be set here")
             tables.setdefault(rest[0], {})[rest[1]] = value
-        return command(tables=tables, **values)
+        return command(options=tables, **values)
 
     return click.option(
         "--set",

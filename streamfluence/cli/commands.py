@@ -8,7 +8,7 @@ import click
 
 import streamfluence
 from streamfluence.cli import _options as options
-from streamfluence.cli._call import call, call_watched, execution
+from streamfluence.cli._call import call, call_watched, execution, made
 from streamfluence.cli._clean import put
 from streamfluence.cli._program import Program
 from streamfluence.cli._show import show, warn
@@ -136,32 +136,14 @@ def collect(
 def score(
     run_path: str,
     queries: tuple[str, ...],
-    damping: float | None,
-    readouts: tuple[str, ...],
-    top_k: int | None,
-    subsets: str | None,
-    scale: str | None,
-    tables: dict[str, dict[str, Any]],
-    allow_incomplete: bool,
-    name: str | None,
     how: dict[str, Any],
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Score every training example of RUN against its queries."""
-    result = call_watched(
-        "score",
-        run_path,
-        queries=list(queries) or None,
-        damping=damping,
-        readouts=list(readouts) or None,
-        top_k=top_k,
-        subsets=subsets,
-        scale=scale,
-        options=tables or None,
-        allow_incomplete=allow_incomplete,
-        name=name,
-        execution=execution(how),
-    )
+    asked = made("scoring.asked.Asked", given, "readouts", "top_k", "subsets", "options", "scale")
+    chosen = list(queries) or None
+    result = call_watched("score", run_path, chosen, asked=asked, execution=execution(how), **given)
     warn(result)
     show(result, as_json)
 

@@ -17,6 +17,7 @@ from streamfluence.run.finished import (
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import PREPARED, prepared_changed, refuse_changed_preparation
 from streamfluence.scoring import units as work
+from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.prepare import prepare
 from streamfluence.scoring.spec import make_spec, pin, pinned_readouts
 from streamfluence.short_forms import readout_options
@@ -25,35 +26,32 @@ from streamfluence.short_forms import readout_options
 def score_set(
     run: OpenRun,
     example_set: str,
-    asked: Mapping[str, Mapping[str, Any]] | None,
+    asked: Asked,
     damping: float | None,
     name: str | None,
     execution: Execution,
     progress: Progress,
     allow_incomplete: bool = False,
-    scale: str | None = None,
 ) -> Finished:
     """Return the finished scores of one query set; what is already there is not done again.
 
     Args:
-        asked: What to read out, readout name to options; None: what was read out before, if there
-            are scores of that name.
-        scale: Member of the family ``scales``; given, it is part of the name that is made. None: the one
-            from before, or none.
+        asked: What to read out; where it asks for no readouts, what was read out before, if there are
+            scores of that name. A scale that is given is part of the name that is made.
 
     Raises:
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
-    label = name or _label(example_set, damping, scale)
+    tables, label = asked.tables(), name or _label(example_set, damping, asked.scale)
     before: Mapping[str, Any] = {}
-    if asked is None and run.has(score_path(label)):
+    if tables is None and run.has(score_path(label)):
         before = run.read_document(score_path(label))
         pinned = {key: before[key] for key in ("readouts", PREPARED) if key in before}
     else:
         default = readout_options(Score(), {})
-        pinned = pinned_readouts(run, default if asked is None else asked)
-    chosen = scale or before.get("scale", "none")
+        pinned = pinned_readouts(run, default if tables is None else tables)
+    chosen = asked.scale or before.get("scale", "none")
     spec = make_spec(run, example_set, pinned, damping, chosen, allow_incomplete)
     pin(run, label, spec)
     refuse_changed_preparation(run, label, spec)

@@ -16,6 +16,7 @@ from streamfluence.run.readouts import needed
 from streamfluence.run.record import row_warnings, sketch_warnings
 from streamfluence.run.resolve import open_run
 from streamfluence.run.sets import NO_QUERIES
+from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
 from streamfluence.short_forms import readout_options
 from streamfluence.stages.collect import collect
@@ -54,9 +55,10 @@ def run(
     _say(progress, found)
     scores: list[dict[str, Any]] = []
     if job.queries or _needs_no_queries(job):
-        asked, scale = readout_options(job.score, job.readouts), job.score.scale
+        told = job.score
+        asked = Asked(told.readouts, told.top_k, told.subsets, job.readouts, told.scale)
         results = [
-            score_set(run, name, asked, None, name, execution, progress, scale=scale)
+            score_set(run, name, asked, None, name, execution, progress)
             for name in sorted(job.queries) or [NO_QUERIES]
         ]
         made = scored(run, results)

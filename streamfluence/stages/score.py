@@ -1,12 +1,11 @@
 """Scores of a query set against every stored row: one pass, read out as asked."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from streamfluence.errors import InputError
 from streamfluence.execution import Execution, Progress, Silent
-from streamfluence.job import Score
 from streamfluence.run.finished import (
     Finished,
 )
@@ -16,8 +15,8 @@ from streamfluence.run.sets import (
     NO_QUERIES,
     pinned_query_sets,
 )
+from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
-from streamfluence.short_forms import readout_options
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder of this name holds the result
 
@@ -26,15 +25,11 @@ def score(
     run_path: str,
     queries: list[str] | None = None,
     damping: float | None = None,
-    readouts: list[str] | None = None,
-    top_k: int | None = None,
-    subsets: str | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    asked: Asked = Asked(),
     name: str | None = None,
     execution: Execution | None = None,
     progress: Progress | None = None,
     allow_incomplete: bool = False,
-    scale: str | None = None,
 ) -> dict[str, Any]:
     """Score query sets against the training rows; what is already there is not done again.
 
@@ -42,11 +37,9 @@ def score(
         queries: Names of query sets; None takes all, or where there are none reads out what needs no
             scores, under the name ``train``.
         damping: Another damping than the rows were whitened with; rows are not touched.
-        readouts, top_k, subsets, options: What to keep, as ``[score]`` and ``[readouts]`` of a job say;
-            when none is given, as these scores were made before.
+        asked: What to keep, and by what to multiply; where nothing is asked, as these scores were before.
         name: Of the result; by default the query set's, with damping and scale where they are given.
         allow_incomplete: Go on without missing partitions of training rows, and say so in the result.
-        scale: Member of the family ``scales``: what the scores of each example are multiplied by.
 
     Returns:
         ``scores``: facts of each result; ``warnings``: what makes them doubtful, with the fix.
@@ -56,10 +49,6 @@ def score(
         InputError: If the name was given to other settings before.
     """
     execution, progress = execution or Execution(), progress or Silent()
-    asked = None
-    if readouts or top_k or subsets or options:
-        wanted = Score(tuple(readouts or Score.readouts), top_k, subsets)
-        asked = readout_options(wanted, options or {})
     run = OpenRun.open(run_path)
     chosen = queries or pinned_query_sets(run) or [NO_QUERIES]
     if name is not None and len(chosen) > 1:
@@ -69,7 +58,7 @@ def score(
     if name is not None and not LABEL.fullmatch(name):
         raise InputError(f"--name {name!r}: use letters, digits, '.', '-' and '_', at most 100")
     results = [
-        score_set(run, each, asked, damping, name, execution, progress, allow_incomplete, scale)
+        score_set(run, each, asked, damping, name, execution, progress, allow_incomplete)
         for each in chosen
     ]
     return scored(run, results)

@@ -21,6 +21,7 @@ from _finished import CHECKPOINTS, DAMPING, QUERY_SETS, SERIAL, SETS, several_ta
 
 import streamfluence
 from streamfluence.errors import StreamfluenceError
+from streamfluence.scoring.asked import Asked
 from streamfluence.stages.export import export
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.score import score
@@ -142,7 +143,7 @@ def _rows(run: str) -> Any:
 def _score_again(run: str) -> Any:
     """Score under a damping that the run has no result of."""
     with several_tasks():
-        score(run, ["other"], 3 * DAMPING, ["top_k", "dense"], 4, execution=SERIAL)
+        score(run, ["other"], 3 * DAMPING, Asked(["top_k", "dense"], 4), execution=SERIAL)
     return _computed(streamfluence.open(run).results(f"other-damping-{3 * DAMPING:g}"))
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from streamfluence.execution import Execution
 from streamfluence.scoring import spec as scoring
+from streamfluence.scoring.asked import Asked
 from streamfluence.stages.finalise import finalise
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
@@ -193,7 +194,7 @@ def _finished(job: Path, target: Path, changes: dict[str, Any] | None = None) ->
     make_run(job, target, changes)
     with several_tasks():
         readouts = ["top_k", "self_influence"]
-        score(str(target), ["asked"], DAMPING, readouts, 4, execution=SERIAL)
+        score(str(target), ["asked"], DAMPING, Asked(readouts, 4), execution=SERIAL)
     return target
 
 

@@ -16,6 +16,7 @@ from streamfluence.run.finished import finished, read_spec
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import pinned_query_sets, pinned_score_names
+from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
 from streamfluence.scoring.stored import partition_scores
 
@@ -63,7 +64,7 @@ def judged_scores(
     if scores is not None and damping is not None:
         raise InputError("give either --scores or --damping: named scores have a damping already")
     if scores is None:
-        scores = score_set(run, example_set, None, damping, None, execution, progress).label
+        scores = score_set(run, example_set, Asked(), damping, None, execution, progress).label
     if finished(run, scores).spec["missing_partitions"]:
         raise InputError(
             f"scores {scores!r} leave out partitions of the training set, so their sums over subsets mean "
