@@ -85,8 +85,7 @@ def test_outliers_alone_read_no_scores_and_are_the_same(folder, copied):
     score(
         str(copied),
         ["test"],
-        readouts=["outliers"],
-        options=options,
+        asked=Asked(["outliers"], options=options),
         name="alone",
         execution=SERIAL,
     )
@@ -109,8 +108,7 @@ def test_what_was_prepared_for_other_scores_is_refused(folder, copied):
     score(
         str(copied),
         ["test"],
-        readouts=["outliers"],
-        options=options,
+        asked=Asked(["outliers"], options=options),
         name="other",
         execution=SERIAL,
     )
