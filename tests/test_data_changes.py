@@ -142,10 +142,10 @@ def test_a_checkpoint_written_to_while_it_is_loaded_is_refused(sketched, monkeyp
     path = str(sketched / "run")
     opened = session(path, "cpu")
     opened._models.clear()
-    opened._captures.clear()
+    opened._features.clear()
     load = type(opened.task).model
 
-    def slow(self, checkpoint):
+    def slow(self, checkpoint, trainable=True):
         model = load(self, checkpoint)
         os.utime(checkpoint)
         return model

@@ -122,7 +122,7 @@ def test_a_bare_loss_has_the_diagonal_of_its_gradients_and_says_so(folder, tmp_p
 
 @pytest.mark.parametrize(
     "options, words",
-    [({"sauce": 1}, "sauce.*check curvature.options"), ({"source": "x"}, "'probes' or 'loss'")],
+    [({"sauce": 1}, "sauce.*did you mean 'source'"), ({"source": "x"}, "'probes' or 'loss'")],
 )
 def test_an_option_that_it_has_not_is_refused_before_there_is_a_run(folder, options, words):
     with pytest.raises(InputError, match=words):

@@ -198,6 +198,15 @@ def test_a_task_has_the_asked_number_of_threads_and_torch_gets_its_own_back(thre
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("name", ["processes", "dask"])
+def test_the_environment_of_the_caller_is_as_before_once_the_work_is_done(name, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    own = member("executors", name)(workers=1)
+    assert own.run(environment_of, [("MKL_NUM_THREADS",)]).results[("MKL_NUM_THREADS",)] == "1"
+    assert "PYTHONSAFEPATH" not in os.environ and os.environ["MKL_NUM_THREADS"] == "3"
+
+
 def test_a_worker_starts_with_its_threads_in_the_environment(several, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert several.run(environment_of, [("OMP_NUM_THREADS",)]).results == {

@@ -128,7 +128,7 @@ def test_short_forms_are_the_options_that_they_stand_for():
         "subset_sum": {"subsets": "m.npy"},
         "dense": {},
     }
-    assert codec_options(Rows(width=64, bits=4)) == {"width": 64, "bits": 4}
+    assert codec_options(Rows(codec="bands", width=64, bits=4)) == {"width": 64, "bits": 4}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_short_forms_are_the_options_that_they_stand_for():
             "score.subsets = 'a' is short for readouts.subset_sum.subsets, which is 'b'",
         ),
         (
-            lambda: codec_options(Rows(width=8, options={"width": 9})),
+            lambda: codec_options(Rows(codec="bands", width=8, options={"width": 9})),
             "rows.width = 8 is short for rows.options.width, which is 9",
         ),
         (

@@ -7,7 +7,7 @@ death of a worker also on the tasks that wait there.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging import CRITICAL
 from queue import Empty, Queue
 from typing import Any
@@ -20,6 +20,7 @@ from streamfluence.errors import InputError, StorageError
 from streamfluence.executors._attempt import (
     attempt,
     default_workers,
+    environment,
     portable,
     starting_environment,
 )
@@ -62,6 +63,7 @@ class Dask(Executor):
         self.workers = workers or default_workers(threads)
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
+        self._started = ExitStack()
 
     def run(
         self,
@@ -84,7 +86,10 @@ class Dask(Executor):
 
     def __enter__(self) -> "Dask":
         if self.address is None:
-            self._cluster = _local_cluster(self.workers, self.threads, self.memory)
+            # Dask writes what its processes start with into this one's environment, and leaves it there.
+            self._started.enter_context(environment(starting_environment(self.threads)))
+            with self._restored_if_it_fails():
+                self._cluster = _local_cluster(self.workers, self.threads, self.memory)
         try:
             where = self._cluster or self.address
             self._client = Client(where, timeout=_CONNECT_SECONDS, set_as_default=False)
@@ -102,6 +107,15 @@ class Dask(Executor):
             client.close()
         if cluster is not None:
             cluster.close()
+        self._started.close()
+
+    @contextmanager
+    def _restored_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._started.close()
+            raise
 
     def _submit(self, flight: "_Flight", queue: TaskQueue) -> bool:
         """Submit one task for every free thread of the cluster; False when all is done."""
@@ -195,11 +209,11 @@ class _Flight:
 
 def _local_cluster(workers: int, threads: int, memory: int | None) -> LocalCluster:
     """Return a cluster that only this machine reaches, each worker running one task at a time."""
-    environment = "distributed.nanny.pre-spawn-environ"
+    spawned_with = "distributed.nanny.pre-spawn-environ"
     settings = {
         "distributed.scheduler.worker-ttl": None,  # a task may hold the GIL for longer than any limit
         "distributed.scheduler.allowed-failures": 0,  # deaths are counted by TaskQueue
-        environment: {**dask.config.get(environment), **starting_environment(threads)},
+        spawned_with: {**dask.config.get(spawned_with), **starting_environment(threads)},
     }
     with dask.config.set(settings):
         return LocalCluster(
