@@ -168,7 +168,7 @@ def test_score_and_top_and_export_hand_over_what_is_asked(stage, execution):
     invoke("top", "RUN", "a/3", "-k", 5, "--negative")
     invoke("export", "RUN", "out.jsonl")
     assert scored[0][1]["damping"] == 0.5
-    assert scored[0][1]["readouts"] == ["dense"] and scored[0][1]["queries"] == ["a"]
+    assert scored[0][0] == ("RUN", ["a"]) and list(scored[0][1]["asked"].readouts) == ["dense"]
     assert ranked[0] == (
         ("RUN", "a/3"),
         {"k": 5, "positive": False, "negative": True, "name": None},

@@ -27,7 +27,8 @@ class Items:
 
 def make():
     return Items()
-# the last byte"""
+
+LAST_BYTE = 1"""
 
 
 def write_npz(folder: Path, save) -> dict:
@@ -113,7 +114,7 @@ def flip_one_bit(path: Path, place: int) -> None:
 
 
 def harmless_place(path: Path) -> int:
-    """A byte whose change leaves the file readable: of a value, a comment, or a time in an archive."""
+    """A byte whose change leaves the file readable: of a value, or a time in an archive."""
     modification_time_in_first_local_header = 10
     last = path.stat().st_size - 1
     return modification_time_in_first_local_header if path.suffix == ".npz" else last

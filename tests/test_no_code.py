@@ -213,9 +213,9 @@ def test_a_package_is_compared_without_importing_its_parents(tmp_path):
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from streamfluence.task_file import load_task\n"
-        "from streamfluence.user_code import _located, sha256\n"
+        "from streamfluence.user_code import _located, digest\n"
         "located = _located('outer.inner.task', None)\n"
-        "files = {f'module {n}': sha256(p) for n, p in located.items()}\n"
+        "files = {f'module {n}': digest(f'module {n}', p) for n, p in located.items()}\n"
         "assert len(files) == 3 and 'outer' not in sys.modules\n"
         "Path(sys.argv[1], 'outer', '__init__.py').write_text(f'open({sys.argv[2]!r}, \"w\")')\n"
         "try:\n    load_task('outer.inner.task', Path('.'), files)\n"

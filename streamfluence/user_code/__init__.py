@@ -20,7 +20,7 @@ from typing import Any
 
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.user_code import _loader, _net
-from streamfluence.user_code._code import MODULE, Code, Files, refuse_changed, sha256
+from streamfluence.user_code._code import MODULE, Code, Files, digest, refuse_changed
 from streamfluence.user_code._installed import installed
 from streamfluence.user_code._meaning import digest_of_source
 
@@ -100,7 +100,7 @@ def _code_of(
         named = {path: f"{MODULE}{each}" for each, path in located.items()}
     if promised is not None:
         compare(promised, root)
-        refuse_changed({named[path]: sha256(path) for path in named}, promised, "")
+        refuse_changed({name: digest(name, path) for path, name in named.items()}, promised, "")
     code = Code(root, folder, promised, named)
     for path in located.values():
         code.digested(path)
@@ -118,7 +118,7 @@ def compare(promised: Mapping[str, str], root: Path) -> None:
 def still(files: Mapping[str, str], root: Path) -> Files:
     """Return the digests that files have now, of those that are there and named by their paths."""
     paths = {name: root / name for name in files if not name.startswith(MODULE)}
-    return {name: sha256(path) for name, path in paths.items() if path.is_file()}
+    return {name: digest(name, path) for name, path in paths.items() if path.is_file()}
 
 
 def _run(code: Code, name: str, module: ModuleType, shown: str) -> None:

@@ -15,7 +15,7 @@ from streamfluence.errors import InputError
 from streamfluence.user_code import _loader
 from streamfluence.user_code._ahead import imported
 from streamfluence.user_code._installed import installed
-from streamfluence.user_code._meaning import digest_of_source
+from streamfluence.user_code._meaning import digest_of_code
 
 Files = dict[str, str]  # sha256 by path relative to the job's folder, or by `module NAME`
 MODULE = "module "
@@ -59,6 +59,7 @@ class Code:
         self._running: list[Files] = [self.files]  # of every module being run, the outermost first
         self._modules: dict[str, ModuleType] = {}
         self._sources: dict[Path, tuple[bytes, str]] = {}  # with the package of each
+        self._digests: dict[str, str | None] = {}
         loads.add(self)
 
     def find(self, name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
@@ -154,7 +155,7 @@ class Code:
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}") from error
         name = self._named.get(file) or Path(os.path.relpath(file, self.root)).as_posix()
-        self.note({name: digest_of_source(source)})
+        self.note({name: digest_of_code(name, source)})
         return source
 
     def note(self, files: Files) -> None:
@@ -175,9 +176,17 @@ class Code:
         return name if name.startswith(MODULE) else Path(os.path.normpath(self.root / name))
 
     def unchanged(self, files: Files) -> bool:
-        """Return whether files that were loaded before are still as they were."""
-        paths = {name: self.root / name for name in files if not name.startswith(MODULE)}
-        return all(path.is_file() and sha256(path) == files[name] for name, path in paths.items())
+        """Return whether files that were loaded before are as they were when this code first asked."""
+        return all(
+            self._digest_now(name) == files[name] for name in files if not name.startswith(MODULE)
+        )
+
+    def _digest_now(self, name: str) -> str | None:
+        # Asked for every module of what each brought along: thousands of times thousands.
+        if name not in self._digests:
+            path = self.root / name
+            self._digests[name] = digest(name, path) if path.is_file() else None
+        return self._digests[name]
 
     def owns(self, name: str) -> None:
         """Have a name be one of users' modules, which other code of users' may use for another."""
@@ -247,10 +256,10 @@ def refuse_changed(found: Files, promised: Mapping[str, Any], prefix: str) -> No
             )
 
 
-def sha256(path: Path) -> str:
-    """Return the digest of a file of code; InputError if it cannot be read."""
+def digest(name: str, path: Path) -> str:
+    """Return the digest of a file of code, see ``digest_of_code``; InputError if it cannot be read."""
     try:
-        return digest_of_source(path.read_bytes())
+        return digest_of_code(name, path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -6,7 +6,7 @@ every version of Python; what a node does not have is left out, so that new fiel
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -16,18 +16,39 @@ _LOOKS_AT_ITSELF = {
     *("__doc__", "getdoc", "getsource", "getsourcelines", "linecache", "__file__", "script"),
     *("co_firstlineno", "f_lineno", "co_lines"),
 }
+_known: dict[str, str] = {}  # digests by those of the bytes
 
 
 def digest_of_source(source: bytes) -> str:
     """Return the sha256 of what a Python source says; of its bytes where it is none, or looks at itself."""
+    raw = hashlib.sha256(source).hexdigest()
+    if raw not in _known:  # a process asks again and again whether files changed
+        _known[raw] = _meaning(source) or raw
+    return _known[raw]
+
+
+def digest_of_code(name: str, source: bytes) -> str:
+    """Return the digest of a file of the user's code.
+
+    Args:
+        name: Its path relative to the job's folder. What lies outside of that is a library, perhaps of
+            thousands of modules, which take a while to be parsed: it is held to its bytes.
+    """
+    if name.startswith("..") or PurePath(name).is_absolute():
+        return hashlib.sha256(source).hexdigest()
+    return digest_of_source(source)
+
+
+def _meaning(source: bytes) -> str | None:
+    pieces: list[str] = []
     try:
         tree = ast.parse(source)
-        said = (
-            source if _looks_at_itself(tree) else "".join(_written(tree)).encode("utf-8", "replace")
-        )
+        if _looks_at_itself(tree):
+            return None
+        _write(tree, pieces)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        said = source
-    return hashlib.sha256(said).hexdigest()
+        return None
+    return hashlib.sha256("".join(pieces).encode("utf-8", "replace")).hexdigest()
 
 
 def _looks_at_itself(tree: ast.AST) -> bool:
@@ -37,24 +58,32 @@ def _looks_at_itself(tree: ast.AST) -> bool:
     return any(name in _LOOKS_AT_ITSELF for some in names for name in some)
 
 
-def _written(node: Any) -> Iterator[str]:
-    """Yield the pieces of a node's form, which no other node has."""
+def _write(node: Any, to: list[str]) -> None:
+    """Add the pieces of a node's form, which no other node has."""
     if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
+        to.append(f"({type(node).__name__}")
         for name in node._fields:
             value = getattr(node, name, None)
-            if name == "body" and isinstance(node, _DOCUMENTED):
-                documented = ast.get_docstring(node, clean=False) is not None
-                value = node.body[1:] if documented else node.body
+            if name == "body" and isinstance(node, _DOCUMENTED) and _documented(node):
+                value = node.body[1:]
             if name not in _IGNORED and value is not None and value != []:
-                yield f" {name}="
-                yield from _written(value)
-        yield ")"
+                to.append(f" {name}=")
+                _write(value, to)
+        to.append(")")
     elif isinstance(node, list):
-        yield "["
+        to.append("[")
         for item in node:
-            yield from _written(item)
-            yield ","
-        yield "]"
+            _write(item, to)
+            to.append(",")
+        to.append("]")
     else:
-        yield f"{type(node).__name__} {node!r}"
+        to.append(f"{type(node).__name__} {node!r}")
+
+
+def _documented(node: Any) -> bool:
+    first = node.body[0] if node.body else None
+    return (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )
