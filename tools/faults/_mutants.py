@@ -103,7 +103,7 @@ MUTANTS = (
         "collecting/units.py",
         "(~finite).to(torch.uint8) * QUARANTINED",
         "torch.zeros_like(finite, dtype=torch.uint8)",
-        "test_end_to_end.py",
+        "test_bad_input.py",
     ),
     Mutant(
         "self-influence forgets the square",
