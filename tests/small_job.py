@@ -86,9 +86,15 @@ def dense_scores(
     joint: bool = False,
     fisher: bool = False,
     measurement: str = "loss",
+    of_training: bool = False,
 ) -> np.ndarray:
-    """Return scores (example, query) by the textbook formula, one backward an example, in float64."""
+    """Return scores (example, query) by the textbook formula, one backward an example, in float64.
+
+    With ``of_training`` the queries are the training examples themselves.
+    """
     module, x, y, qx, qy = load(folder)
+    if of_training:
+        qx, qy = x, y
     g, q = loss_gradients(module, x, y), loss_gradients(module, qx, qy, measurement)
     hessian = (g.T @ g / len(g)) if fisher else _gauss_newton(module, x)
     if not joint:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_job import dense_scores, write_job
+from small_job import dense_scores, load, loss_gradients, write_job
 
 import streamfluence
 from streamfluence.errors import InputError
@@ -59,6 +59,18 @@ def test_the_empirical_fisher_takes_the_place_of_the_gauss_newton_matrix(folder)
     assert_close(measured, dense_scores(folder, 0.01, fisher=True))
 
 
+def test_stored_columns_are_loss_norm_and_self_influence_of_plain_autograd(folder):
+    scores_of(folder, "columns", **EXACT)
+    stored = row_bytes(folder, "columns")
+    module, x, y, _, _ = load(folder)
+    gradients = loss_gradients(module, x, y)
+    own = len(x) * np.diag(dense_scores(folder, 0.01, of_training=True))
+    np.testing.assert_allclose(stored["self_influence"], own, rtol=1e-4)
+    np.testing.assert_allclose(stored["grad_norm"], gradients.norm(dim=1), rtol=1e-4)
+    losses = torch.nn.functional.cross_entropy(module(x), y, reduction="none").detach()
+    np.testing.assert_allclose(stored["loss"], losses, rtol=1e-4, atol=1e-6)
+
+
 def test_another_damping_at_scoring_time_needs_no_new_rows(folder):
     scores_of(folder, "redamp", **EXACT)
     path = str(folder / "redamp")
@@ -106,7 +118,7 @@ def row_bytes(folder, name):
     receipts = store.receipts("collect/train/0")
     return {
         key: np.concatenate([store.read(receipts[p], key) for p in sorted(receipts)])
-        for key in ("rows", "scale", "self_influence", "loss")
+        for key in ("rows", "scale", "self_influence", "grad_norm", "loss")
     }
 
 
