@@ -9,14 +9,11 @@ from small_job import write_job
 from torch import nn
 
 import streamfluence
-from streamfluence.capture import Capture, Scales
-from streamfluence.capture.base import Block, Outer, dense_gradient
+from streamfluence.capture import Block, Capture, Outer, Scales, dense_gradient
 from streamfluence.capture.norm import Norm
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.linalg import is_half_on_gpu, symmetric_eigen, times_half
 from streamfluence.projections._directions import Directions
-from streamfluence.projections._kronecker import core
-from streamfluence.projections._uses import as_needed
 from streamfluence.registry import member
 from streamfluence.stages.run import run
 
@@ -102,7 +99,7 @@ def test_thin_products_in_half_precision_are_those_of_the_gradient(bias, scaled)
             gradient = dense_gradient(block, [use]).double().cpu()
             expected = left.double().cpu().mT @ gradient @ right.double().cpu()
             assert use.half
-            assert relative_error(core(as_needed(use), left, right), expected) < 2e-5
+            assert relative_error(use.float_on_demand().between(left, right), expected) < 2e-5
             seen += 1
     assert seen == 2
 

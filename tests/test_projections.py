@@ -8,9 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from streamfluence.capture import Capture
-from streamfluence.capture.base import Block, Dense, Indexed, Outer, dense_gradient
-from streamfluence.projections._uses import as_float
+from streamfluence.capture import Block, Capture, Dense, Indexed, Outer, dense_gradient
 from streamfluence.registry import member, names
 
 BLOCKS = (
@@ -204,7 +202,7 @@ def test_a_block_that_took_no_part_counts_as_a_gradient_of_zero(name):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_gradients_in_half_precision_are_summed_in_single(name):
     projection, half = ready(name), random_uses(4, 0, torch.bfloat16)
-    single = {block: [as_float(use) for use in uses] for block, uses in half.items()}
+    single = {block: [use.float() for use in uses] for block, uses in half.items()}
     assert torch.equal(projection.apply(half), projection.apply(single))
 
 

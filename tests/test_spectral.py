@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_projections import BLOCKS, TOTAL, examples_of, flat, gradients, random_uses
 
-from streamfluence.capture.base import Block, Outer
+from streamfluence.capture import Block, Outer
 from streamfluence.projections._directions import Directions, trim
 from streamfluence.projections._eigen import of_sketch
 from streamfluence.projections._selection import pair_energies

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streamfluence.capture._dense import Dense
 from streamfluence.capture._recorder import SharedParameter
-from streamfluence.capture._rule import Deferred
 from streamfluence.capture._sites import Site, Weight
-from streamfluence.capture.base import Block, Dense, Outer, Use
+from streamfluence.capture.base import Block, Use
 from streamfluence.errors import CoverageError
 
 Place = tuple[Site | SharedParameter, str]  # where a weight is used, and its path there
@@ -69,9 +69,7 @@ class Filled:
     def oriented(self, site: Site, use: Use) -> Use:
         """Return a layer's use in the orientation of this block."""
         assert site.rule is not None
-        if site.rule.transposed(site.module) == self.transposed or not isinstance(use, Outer):
-            return use
-        return Deferred(lambda: use.right, lambda: use.left)
+        return use if site.rule.transposed(site.module) == self.transposed else use.swapped()
 
 
 def find_blocks(

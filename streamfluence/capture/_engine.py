@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from streamfluence.batches import in_company
 from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
+from streamfluence.capture._dense import Dense
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._judge import Judge
 from streamfluence.capture._layouts import UnevenCall
@@ -30,7 +31,7 @@ from streamfluence.capture._sites import shortened
 from streamfluence.capture._tape import Passed, Tape
 from streamfluence.capture._trial import refuse_random
 from streamfluence.capture._uses import dense_uses
-from streamfluence.capture.base import Block, Dense, Use, Uses
+from streamfluence.capture.base import Block, Use, Uses
 from streamfluence.errors import CoverageError
 
 

@@ -19,9 +19,9 @@ from streamfluence.capture._match import Changed, matched
 from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import norm
 from streamfluence.capture._recorder import plain_gradients, run_plainly
-from streamfluence.capture._rows import weighted_sum
 from streamfluence.capture._sites import Weight, shortened
 from streamfluence.capture._trial import refuse_random
+from streamfluence.capture.base import weighted_sum
 
 _MOST_ALONE = 16  # examples of a batch that are compared with each of them alone
 _RECOMPUTED = 5  # times the usual error, where the gradient of a tiny loss is computed again
@@ -137,7 +137,7 @@ class Proof:
         spread.index_add_(0, torch.tensor(order), factors)
         wrong, said, small = [], "", True
         for filled in self._blocks:
-            found = weighted_sum(filled, claim.uses[filled.block.name], spread)
+            found = weighted_sum(filled.block, claim.uses[filled.block.name], spread)
             expected = filled.gathered(gradients)
             expected = torch.zeros_like(found) if expected is None else expected.to(found.dtype)
             error, scale = norm([found - expected]), norm([expected])

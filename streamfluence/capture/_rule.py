@@ -5,13 +5,14 @@ examples first and the axes that the layer itself reads last; whatever lies betw
 are positions, in the same order in both.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from streamfluence.capture.base import Dense, Outer, Use
+from streamfluence.capture._dense import Dense
+from streamfluence.capture.base import Use
 
 # A module that the rule accepts: torch declares every attribute of a module as Tensor | Module.
 Layer = Any
@@ -50,55 +51,6 @@ class Rule:
     def bias(self, module: Layer, gradient: Tensor) -> Use:
         """Return the use of the bias alone, a block of shape ``(1, left, 1)``."""
         raise NotImplementedError
-
-
-class Deferred(Outer):
-    """An `Outer` whose sides are made anew at each access, so an unused one costs nothing.
-
-    Ones columns, unfolded images and casts are as large as the activations of the
-    whole network; made on access, only one block's are alive at a time. Bind a side
-    to a name when it is needed twice.
-    """
-
-    def __init__(
-        self,
-        left: Callable[[], Tensor],
-        right: Callable[[], Tensor],
-        right_times: Callable[[Tensor], Tensor] | None = None,
-        left_times: Callable[[Tensor], Tensor] | None = None,
-        of: Callable[[Tensor], Use] | None = None,
-    ) -> None:
-        object.__setattr__(self, "_sides", (left, right, right_times, left_times, of))
-
-    _sides: ClassVar  # an instance's own; a frozen dataclass gives it no field
-
-    def of(self, examples: Tensor) -> Outer:
-        """Return the same of some examples; nothing is made of the others where that is dear."""
-        made = self._sides[4](examples) if self._sides[4] else None
-        return made if isinstance(made, Outer) else super().of(examples)
-
-    @property
-    def left(self) -> Tensor:
-        return self._sides[0]()
-
-    @property
-    def right(self) -> Tensor:
-        return self._sides[1]()
-
-    @property
-    def half(self) -> bool:
-        """Whether there is a product of the left side, which only half precision needs."""
-        return self._sides[3] is not None
-
-    def left_times(self, matrix: Tensor) -> Tensor:
-        """Return ``left @ matrix``, in half precision where the side was made in it."""
-        times = self._sides[3]
-        return times(matrix) if times else super().left_times(matrix)
-
-    def right_times(self, matrix: Tensor) -> Tensor:
-        """Return ``right @ matrix``; a convolution does it without unfolding its input."""
-        times = self._sides[2]
-        return times(matrix) if times else super().right_times(matrix)
 
 
 def factor(tensor: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from streamfluence.capture._rule import Deferred
-from streamfluence.capture.base import Block, Dense, Indexed, Outer, Use, Uses
+from streamfluence.capture.base import Block, Uses
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Scales:
         if not self.sides:
             return uses
         return {
-            name: [_scaled(use, *self.sides[name]) for use in some] for name, some in uses.items()
+            name: [use.scaled(*self.sides[name]) for use in some] for name, some in uses.items()
         }
 
     def of_block(self, block: Block) -> Tensor:
@@ -51,21 +50,3 @@ def by_block(
         block.name: (a.view(block.groups, -1), b.view(block.groups, -1))
         for block, a, b in zip(blocks, lefts, rights, strict=True)
     }
-
-
-def _scaled(use: Use, left: Tensor, right: Tensor) -> Use:
-    if isinstance(use, Dense):
-        return Dense(use.gradient * left[:, :, None] * right[:, None, :])
-    if isinstance(use, Indexed):
-        return Indexed(use.index, use.right * right[0] * left[0][use.index].unsqueeze(-1))
-    return _outer(use, left, right)
-
-
-def _outer(use: Outer, left: Tensor, right: Tensor) -> Deferred:
-    rows = right[0] if len(right) == 1 else right
-    return Deferred(
-        lambda: use.left * left[:, None, :],
-        lambda: use.right * right[:, None, :],
-        lambda matrix: use.right_times(matrix * rows.to(matrix)[..., None]),
-        (lambda matrix: use.left_times(matrix * left[0].to(matrix)[:, None])) if use.half else None,
-    )

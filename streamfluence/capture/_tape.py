@@ -15,7 +15,7 @@ from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plan import Plan
 from streamfluence.capture._recorder import Recorder, eager, plain_gradients, run_plainly
-from streamfluence.capture._uses import find_uses, leading
+from streamfluence.capture._uses import find_uses
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
 
@@ -136,7 +136,7 @@ class Tape:
             uses = self._judge(self._passed, roots, uses)
         if self.count == self.examples:
             return uses
-        return {name: [leading(use, self.count) for use in some] for name, some in uses.items()}
+        return {name: [use.leading(self.count) for use in some] for name, some in uses.items()}
 
     def again(self, examples: Sequence[int]) -> Any:
         """Return what forward returns of the given ones of ``examples`` examples, run plainly."""

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
+from streamfluence.capture._dense import Dense
 from streamfluence.capture._layouts import Layout, Layouts, UnevenCall
 from streamfluence.capture._recorder import Call, Recorder
-from streamfluence.capture._rule import Deferred, factor
+from streamfluence.capture._rule import factor
 from streamfluence.capture._sites import Weight
-from streamfluence.capture.base import Dense, Indexed, Use
+from streamfluence.capture.base import Use
 from streamfluence.capture.functional import FallbackFailed
 
 
@@ -51,20 +52,6 @@ def dense_uses(
             filled.dense(weight, factor(rows[weight])) for weight in some if weight is not None
         ] or [_zero(filled, examples)]
     return uses
-
-
-def leading(use: Use, examples: int) -> Use:
-    """Return a use of the first ``examples`` examples alone."""
-    if isinstance(use, Dense):
-        return Dense(use.gradient[:examples])
-    if isinstance(use, Indexed):
-        return Indexed(use.index[:examples], use.right[:examples])
-    return Deferred(
-        lambda: use.left[:examples],
-        lambda: use.right[:examples],
-        lambda matrix: use.right_times(matrix)[:examples],
-        (lambda matrix: use.left_times(matrix)[:examples]) if use.half else None,
-    )
 
 
 def _by_weight(blocks: Sequence[Filled]) -> dict[Weight, Filled]:

@@ -7,7 +7,8 @@ only when a consumer reads it: a thin product with it is a convolution by itself
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamfluence.capture._rule import Deferred, Layer, Rule, columns, factor, own_forward
+from streamfluence.capture._outer import Deferred
+from streamfluence.capture._rule import Layer, Rule, columns, factor, own_forward
 from streamfluence.capture.base import Use
 
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
+from streamfluence.capture._indexed import Indexed
 from streamfluence.capture._rule import Layer, Rule, factor, own_forward
-from streamfluence.capture.base import Indexed, Use
+from streamfluence.capture.base import Use
 
 
 class Embedding(Rule):

@@ -5,8 +5,8 @@ The gradient is ``sum_t g_t a_t^T`` over any number of middle axes.
 
 from torch import Tensor, nn
 
+from streamfluence.capture._outer import Deferred
 from streamfluence.capture._rule import (
-    Deferred,
     Layer,
     Rule,
     columns,

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.batches import example_count, in_company, join, select
-from streamfluence.capture import Precision, refuse_random, refuse_training
-from streamfluence.capture.base import Block, Dense
+from streamfluence.capture import Block, Dense, Precision, refuse_random, refuse_training
 from streamfluence.errors import CoverageError, InputError
 from streamfluence.features._value import Values
 from streamfluence.features.base import Feature, Forward, Ground, Measured

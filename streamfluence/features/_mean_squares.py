@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamfluence.capture import Block, Dense, Indexed, Use, Uses, by_block
+from streamfluence.capture import Block, Uses, by_block
 from streamfluence.linalg import State, add_states
 from streamfluence.projections._norms import squared_norms
-from streamfluence.projections._uses import as_float
 
 
 class MeanSquares:
@@ -37,9 +36,9 @@ class MeanSquares:
         """Return ``state`` plus one batch of loss gradients."""
         pieces: dict[str, list[Tensor]] = {"norm": [], "left": [], "right": []}
         for block in self._blocks:
-            floats = [as_float(use) for use in uses[block.name]]
+            floats = [use.float() for use in uses[block.name]]
             pieces["norm"].append(squared_norms(block, floats).sum()[None])
-            sides = zip(*(_side_sums(block, use) for use in floats), strict=True)
+            sides = zip(*(use.side_squares(block) for use in floats), strict=True)
             for name, sums in zip(("left", "right"), sides, strict=True):
                 pieces[name].append(torch.stack(sums).sum(0).flatten())
         batch = {name: torch.cat(parts) for name, parts in pieces.items()}
@@ -77,18 +76,3 @@ class MeanSquares:
 def _mixed(values: Tensor, mean: Tensor, share: float) -> Tensor:
     """Return ``1 - share + share * values / mean``; 1 where the mean is 0."""
     return torch.where(mean > 0, 1 - share + share * values / mean, 1.0)
-
-
-def _side_sums(block: Block, use: Use) -> tuple[Tensor, Tensor]:
-    """Return sums of squares over examples and the other side, ``(group, left)``, ``(group, right)``."""
-    if isinstance(use, Dense):
-        squares = use.gradient.square()
-        return squares.sum((0, 3), dtype=torch.float64), squares.sum((0, 2), dtype=torch.float64)
-    if isinstance(use, Indexed):
-        squares = use.right.square()
-        left = squares.new_zeros(1, block.left, dtype=torch.float64)
-        left.index_add_(1, use.index.flatten(), squares.sum(2).flatten()[None].double())
-        return left, squares.sum((0, 1), dtype=torch.float64)[None]
-    left, right = use.left.square(), use.right.square()
-    rows, columns = left * right.sum(3, keepdim=True), right * left.sum(3, keepdim=True)
-    return rows.sum((0, 2), dtype=torch.float64), columns.sum((0, 2), dtype=torch.float64)

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamfluence.capture.base import Block, Outer, Use, dense_gradient
+from streamfluence.capture.base import Block, Use, dense_gradient
 from streamfluence.linalg import State
-from streamfluence.projections._entries import outer_entries
-from streamfluence.projections._kronecker import core, core_of_rows, thin_left, thin_right
-from streamfluence.projections._uses import as_float, as_needed, place
+from streamfluence.projections._uses import place
 
 # A gathered pair costs this many times a pair of the whole rectangle, which is a matrix product:
 # on a GPU a gather is bound by memory, and a product is far from it.
@@ -64,21 +62,22 @@ class Directions:
     def features(self, uses: Sequence[Use]) -> Tensor:
         """Return the features of every example, shape ``(example, direction)``, float32."""
         if "whole" in self._arrays:
-            floats = [as_float(use) for use in uses]
+            floats = [use.float() for use in uses]
             return dense_gradient(self.block, floats).flatten(1) @ self._arrays["whole"]
-        first, *more = (self._features(as_needed(use)) for use in uses)
+        first, *more = (self._features(use.float_on_demand()) for use in uses)
         return sum(more, first)
 
     def _features(self, use: Use) -> Tensor:
         arrays = self._arrays
         if "rows" in arrays:
-            rectangle = core_of_rows(use, arrays["rows"], arrays["slot"], arrays["right"])
-        elif isinstance(use, Outer) and self._gathered(arrays["flat"].device):
-            left, right = thin_left(use, arrays["left"]), thin_right(use, arrays["right"])
-            return outer_entries(left, right, arrays["group"], arrays["row"], arrays["column"])
-        else:
-            rectangle = core(use, arrays["left"], arrays["right"])
-        return rectangle.flatten(1).index_select(1, arrays["flat"])
+            rectangle = use.rows_times(arrays["rows"], arrays["slot"], arrays["right"])
+            return rectangle.flatten(1).index_select(1, arrays["flat"])
+        bases = arrays["left"], arrays["right"]
+        if self._gathered(arrays["flat"].device):
+            pairs = use.gathered(bases, arrays["group"], arrays["row"], arrays["column"])
+            if pairs is not None:
+                return pairs
+        return use.between(*bases).flatten(1).index_select(1, arrays["flat"])
 
     def _gathered(self, device: torch.device) -> bool:
         """Return whether the pairs are gathered, instead of taken from the whole rectangle."""

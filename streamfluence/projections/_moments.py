@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamfluence.capture.base import Block, Dense, Indexed, Use, dense_gradient
+from streamfluence.capture.base import Block, Use, dense_gradient
 from streamfluence.linalg import State
 from streamfluence.projections._norms import squared_norms
 
@@ -70,37 +70,18 @@ def moments(block: Block, uses: Sequence[Use], limits: Limits, omega: Omega) -> 
 def _use_moments(
     block: Block, use: Use, limits: Limits, omega: Omega
 ) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(use, Dense):
-        energy, right, right_weight = use.gradient.square(), use.gradient, None
-        left, left_weight = use.gradient.transpose(2, 3), None
-    elif isinstance(use, Indexed):
-        energy, right, right_weight = use.right.square().sum(2)[:, None], use.right[:, None], None
-        weight = torch.ones_like(energy) if limits.plain else energy
-        diagonal = energy.new_zeros(block.left).index_add_(0, use.index.flatten(), weight.flatten())
-        yield "left_diagonal", diagonal
-        left = None
-    else:
-        left_weight, right_weight = use.right.square().sum(3), use.left.square().sum(3)
-        energy, left, right = left_weight * right_weight, use.left, use.right
+    sides = use.sides()
+    left_energy, right_energy = sides.squares if limits.plain else (sides.energy, sides.energy)
+    weights = (None, None) if limits.plain else sides.weights
+    if sides.index is not None:
+        diagonal = left_energy.new_zeros(block.left)
+        yield "left_diagonal", diagonal.index_add_(0, sides.index.flatten(), left_energy.flatten())
+    yield "trace", _by_group(left_energy)
     if limits.plain:
-        left_energy, right_energy = _plain_energies(use, energy)
-        yield "trace", _by_group(left_energy)
         yield "trace_right", _by_group(right_energy)
-        left_weight = right_weight = None
-    else:
-        yield "trace", _by_group(energy)
-    yield _side("right", right, right_weight, limits, omega)
-    if left is not None:
-        yield _side("left", left, left_weight, limits, omega)
-
-
-def _plain_energies(use: Use, energy: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squared norms of both sides at each position; of a whole gradient both are its own."""
-    if isinstance(use, Dense):
-        return energy, energy
-    if isinstance(use, Indexed):
-        return torch.ones_like(energy), energy
-    return use.left.square().sum(3), use.right.square().sum(3)
+    yield _side("right", sides.right, weights[1], limits, omega)
+    if sides.left is not None:
+        yield _side("left", sides.left, weights[0], limits, omega)
 
 
 def _by_group(energy: Tensor) -> Tensor:

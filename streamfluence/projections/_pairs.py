@@ -21,7 +21,7 @@ from streamfluence.projections._directions import Directions, trim
 from streamfluence.projections._fit import Blocks, candidates, join, mark, shorten, split
 from streamfluence.projections._moments import Limits, moments
 from streamfluence.projections._random import gaussians
-from streamfluence.projections._uses import as_float, batch, place
+from streamfluence.projections._uses import batch, place
 from streamfluence.projections.base import Part, Projection
 
 
@@ -74,7 +74,7 @@ class Pairs(Projection):
         """Return ``state`` plus one batch; its tensors are reused, so do not keep the argument."""
         state = dict(state)
         for number, block in enumerate(self.blocks):
-            floats = [as_float(use) for use in uses.get(block.name, ())]
+            floats = [use.float() for use in uses.get(block.name, ())]
             sums = moments(block, floats, self._limits, self._omega) if floats else {}
             for key, value in sums.items():
                 name = f"{key}/{number}"

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamfluence.capture.base import Block, Dense, Indexed, Use
-from streamfluence.projections._uses import as_float
+from streamfluence.capture.base import Block, Use
 
 
 @dataclass(frozen=True)
@@ -47,27 +46,9 @@ class Tile:
 
     def gradient(self, uses: Sequence[Use]) -> Tensor:
         """Return the gradient in this box, shape ``(example, coordinate)``, float32."""
-        first, *more = (self._gradient(as_float(use)).flatten(1) for use in uses)
+        box = self.groups, self.rows, self.columns
+        first, *more = (use.float().box(*box).flatten(1) for use in uses)
         return sum(more, first)
-
-    def _gradient(self, use: Use) -> Tensor:
-        if isinstance(use, Dense):
-            return use.gradient[:, self.groups, self.rows, self.columns]
-        if isinstance(use, Indexed):
-            return self._indexed(use.index, use.right[..., self.columns])
-        left, right = (
-            use.left[:, self.groups, :, self.rows],
-            use.right[:, self.groups, :, self.columns],
-        )
-        return left.transpose(-1, -2) @ right
-
-    def _indexed(self, index: Tensor, right: Tensor) -> Tensor:
-        """Return the summed rows; positions outside the box go to a spare row that is cut off."""
-        count = self.shape[1]
-        inside = (index >= self.rows.start) & (index < self.rows.stop)
-        row = torch.where(inside, index - self.rows.start, count)
-        total = right.new_zeros(len(index), count + 1, right.shape[-1])
-        return total.scatter_add_(1, row.unsqueeze(-1).expand_as(right), right)[:, :count]
 
 
 def cut_tiles(blocks: Sequence[Block], entries: int) -> list[Tile]:

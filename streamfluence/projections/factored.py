@@ -9,9 +9,8 @@ from torch import Tensor
 
 from streamfluence.capture.base import Block, Use, Uses
 from streamfluence.errors import InputError
-from streamfluence.projections._kronecker import core
 from streamfluence.projections._random import gaussians
-from streamfluence.projections._uses import as_needed, batch
+from streamfluence.projections._uses import batch
 from streamfluence.projections.base import Part, Projection
 
 
@@ -85,7 +84,7 @@ class Factored(Projection):
         for part, factors in zip(self.parts, self._factors, strict=True):
             stop = start + part.width
             for use in uses.get(part.name, ()):
-                features[:, start:stop] += _project(as_needed(use), factors)
+                features[:, start:stop] += _project(use, factors)
             start = stop
         return features
 
@@ -133,7 +132,7 @@ def _thin(side: int, columns: int, seed: int, stream: int) -> Tensor:
 
 
 def _project(use: Use, factors: _Factors) -> Tensor:
-    features = core(use, factors.left, factors.right)
+    features = use.float_on_demand().between(factors.left, factors.right)
     if factors.group is not None:
         features = torch.einsum("ekab,kg->egab", features, factors.group)
     return features.flatten(1)

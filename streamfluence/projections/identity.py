@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture.base import Uses, dense_gradient
-from streamfluence.projections._uses import as_float, batch
+from streamfluence.projections._uses import batch
 from streamfluence.projections.base import Part, Projection
 
 
@@ -24,7 +24,7 @@ class Identity(Projection):
         pieces = []
         for block in self.blocks:
             if block_uses := uses.get(block.name):
-                gradient = dense_gradient(block, [as_float(use) for use in block_uses])
+                gradient = dense_gradient(block, [use.float() for use in block_uses])
                 pieces.append(gradient.flatten(1))
             else:
                 pieces.append(torch.zeros(examples, block.size, device=device))

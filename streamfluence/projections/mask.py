@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture.base import Block, Uses
-from streamfluence.projections._entries import chosen_entries
 from streamfluence.projections._random import draw
-from streamfluence.projections._uses import as_float, batch
+from streamfluence.projections._uses import batch
 from streamfluence.projections.base import Part, Projection
 
 
@@ -51,7 +50,7 @@ class Mask(Projection):
         for block, places in self._chosen:
             stop = start + len(places[0])
             for use in uses.get(block.name, ()):
-                features[:, start:stop] += chosen_entries(as_float(use), *places)
+                features[:, start:stop] += use.float().entries(*places)
             start = stop
         return features.mul_(self._scale)
 

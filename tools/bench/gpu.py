@@ -33,7 +33,7 @@ from score import make_codec, make_run
 from score import score as score_run
 from torch import Tensor
 
-from streamfluence.capture.base import Outer
+from streamfluence.capture import Outer
 from streamfluence.collecting.directions import directions
 from streamfluence.collecting.units import measured_rows, partition_arrays
 from streamfluence.job_parser import load_job

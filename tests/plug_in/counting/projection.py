@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture.base import Block, Uses, dense_gradient
-from streamfluence.projections._uses import as_float, batch
+from streamfluence.projections._uses import batch
 from streamfluence.projections.base import Part, Projection
 
 
@@ -33,6 +33,6 @@ class LeadingEntries(Projection):
         pieces = [torch.zeros(examples, block.size, device=device) for block in self.blocks]
         for place, block in enumerate(self.blocks):
             if block_uses := uses.get(block.name):
-                floats = [as_float(use) for use in block_uses]
+                floats = [use.float() for use in block_uses]
                 pieces[place] = dense_gradient(block, floats).flatten(1)
         return torch.cat(pieces, dim=1)[:, : self._kept] * self._scale

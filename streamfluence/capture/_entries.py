@@ -3,26 +3,7 @@
 import torch
 from torch import Tensor
 
-from streamfluence.capture.base import Dense, Indexed, Use
-
 _CHUNK_ENTRIES = 1 << 20  # 4 MiB for each of the two gathered factors
-
-
-def chosen_entries(use: Use, groups: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``G[:, groups[j], rows[j], columns[j]]`` for every j.
-
-    Args:
-        use: One use of a block.
-        groups, rows, columns: int64, shape ``(entry,)``.
-
-    Returns:
-        Shape ``(example, entry)``, in the dtype of the use.
-    """
-    if isinstance(use, Dense):
-        return use.gradient[:, groups, rows, columns]
-    if isinstance(use, Indexed):
-        return _indexed_entries(use.index, use.right, rows, columns)
-    return outer_entries(use.left, use.right, groups, rows, columns)
 
 
 def outer_entries(
@@ -37,7 +18,8 @@ def outer_entries(
     return torch.cat(pieces).T
 
 
-def _indexed_entries(index: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def indexed_entries(index: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the entries of a sum of outer products whose left rows are one-hot at ``index``."""
     pieces = []
     for part in _chunks(len(rows), index.numel()):
         here = index[..., None] == rows[part]
