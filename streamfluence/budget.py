@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from streamfluence.columns import BYTES_BESIDE
 from streamfluence.errors import BudgetError, InputError
-
-_PER_EXAMPLE = 8 + 3 * 4 + 1 + 8  # example_id, loss, grad_norm, self_influence, flags, group
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Cost:
 
 def disk_bytes(count: int, row_bytes: int, checkpoints: int) -> int:
     """Return the bytes that ``count`` rows and what is stored beside them take at all checkpoints."""
-    return count * (row_bytes + _PER_EXAMPLE) * checkpoints
+    return count * (row_bytes + BYTES_BESIDE) * checkpoints
 
 
 def rows_stored(count: int, partitions: int, row_bytes: int, partition: Stored) -> Stored:

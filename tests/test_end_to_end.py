@@ -9,6 +9,7 @@ import torch
 from small_job import dense_scores, load, loss_gradients, write_job
 
 import streamfluence
+from streamfluence.columns import COLUMNS
 from streamfluence.errors import InputError
 from streamfluence.run.opened import OpenRun
 from streamfluence.stages.run import run
@@ -69,6 +70,21 @@ def test_stored_columns_are_loss_norm_and_self_influence_of_plain_autograd(folde
     np.testing.assert_allclose(stored["grad_norm"], gradients.norm(dim=1), rtol=1e-4)
     losses = torch.nn.functional.cross_entropy(module(x), y, reduction="none").detach()
     np.testing.assert_allclose(stored["loss"], losses, rtol=1e-4, atol=1e-6)
+
+
+def test_every_array_of_stored_rows_is_the_column_of_its_name(folder):
+    scores_of(folder, "table", **EXACT)
+    groups = list((folder / "table" / "parts" / "collect").rglob("zarr.json"))
+    arrays = {
+        (p.parent.name, text["data_type"], tuple(text["dimension_names"]))
+        for p in groups
+        if "data_type" in (text := json.loads(p.read_text()))
+    }
+    assert {name for name, *_ in arrays} <= COLUMNS.keys()
+    for name, dtype, axes in arrays:
+        assert (dtype, axes) == (COLUMNS[name].dtype or dtype, COLUMNS[name].axes), name
+    needed = {name for name, column in COLUMNS.items() if not column.optional}
+    assert needed <= {name for name, *_ in arrays}
 
 
 def test_another_damping_at_scoring_time_needs_no_new_rows(folder):

@@ -17,7 +17,7 @@ import streamfluence
 PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
-    {"layout", "given", "new_file"},
+    {"layout", "columns", "given", "new_file"},
     {"linalg", "registry", "options", "batches"},
     {"codecs", "curvature", "preconditioners", "readouts", "executors", "scales"}
     | {

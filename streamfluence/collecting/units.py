@@ -5,7 +5,7 @@ batch goes to the device, and only finished bytes come back from it.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,16 @@ from torch import Tensor
 from streamfluence.codecs.base import Codec, shares
 from streamfluence.collecting.directions import Directions, directions
 from streamfluence.collecting.inputs_before import refuse_other_input
+from streamfluence.columns import (
+    EXAMPLE_ID,
+    FLAGS,
+    GRAD_NORM,
+    GROUP,
+    LOSS,
+    ROWS,
+    SCALE,
+    SELF_INFLUENCE,
+)
 from streamfluence.data._batches import input_digest
 from streamfluence.data._prefetch import prefetch
 from streamfluence.features.base import Feature
@@ -68,7 +78,7 @@ class _Columns:
 
     pieces: dict[str, list[Any]] = field(default_factory=dict)
 
-    def add(self, **arrays: Any) -> None:
+    def add(self, arrays: Mapping[str, Any]) -> None:
         for name, array in arrays.items():
             if array is not None:
                 self.pieces.setdefault(name, []).append(array)
@@ -105,7 +115,7 @@ class _Coded:
         rows = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
         encoded = self._codec.encode(rows)
         self.shares = self.shares or shares(self._codec, rows, encoded)
-        columns.add(rows=encoded.codes, scale=encoded.scale)
+        columns.add({ROWS: encoded.codes, SCALE: encoded.scale})
         self._waiting = []
 
 
@@ -129,16 +139,16 @@ def partition_arrays(
                 feature.refuse_padded(batch, place, one, measurement)
         if example_set == "train":
             coded.add(made.preconditioner.for_rows(whitened), columns)
-            columns.add(**facts)
+            columns.add(facts)
         else:
-            columns.add(rows=made.preconditioner.for_queries(whitened), **facts)
-        columns.add(**_identities(opened, example_set, part))
+            columns.add({ROWS: made.preconditioner.for_queries(whitened), **facts})
+        columns.add(_identities(opened, example_set, part))
     coded.flush(columns)
     arrays = columns.finish()
-    arrays["example_id"] = encode_ids(arrays["example_id"])
+    arrays[EXAMPLE_ID] = encode_ids(arrays[EXAMPLE_ID])
     notes = {
         "input_crc32c": digest,
-        "non_finite": int(np.count_nonzero(arrays["flags"] & QUARANTINED)),
+        "non_finite": int(np.count_nonzero(arrays[FLAGS] & QUARANTINED)),
         "stored": coded.shares,
         "one_by_one": feature.one_by_one - alone,
         "seconds": round(time.monotonic() - started, 3),
@@ -185,10 +195,10 @@ def measured_rows(
     finite &= torch.isfinite(self_influence)
     whitened = torch.where(finite[:, None], whitened, 0.0)
     stored = {
-        "flags": (~finite).to(torch.uint8) * QUARANTINED,
-        "loss": measured.value,
-        "grad_norm": rows.square().sum(1).sqrt(),
-        "self_influence": torch.where(finite, self_influence, 0.0),
+        FLAGS: (~finite).to(torch.uint8) * QUARANTINED,
+        LOSS: measured.value,
+        GRAD_NORM: rows.square().sum(1).sqrt(),
+        SELF_INFLUENCE: torch.where(finite, self_influence, 0.0),
     }
     return whitened, stored
 
@@ -197,8 +207,8 @@ def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]
     reader = opened.reader(example_set)
     ids = reader.example_ids(part.start, part.stop)
     return {
-        "example_id": np.arange(part.start, part.stop) if ids is None else ids,
-        "group": reader.groups(part.start, part.stop),
+        EXAMPLE_ID: np.arange(part.start, part.stop) if ids is None else ids,
+        GROUP: reader.groups(part.start, part.stop),
     }
 
 
@@ -213,9 +223,9 @@ def commit(
     """Commit the rows of one partition."""
     compressor = opened.run.method.rows.compressor
     # For readers that know Zarr but not runs: bytes of text look like any other numbers.
-    text = {"example_id": TEXT} if arrays["example_id"].ndim == 2 else {}
+    text = {EXAMPLE_ID: TEXT} if arrays[EXAMPLE_ID].ndim == 2 else {}
     opened.run.commit(
-        stage, partition, arrays, {"stage": stage, **text}, notes, {"rows": compressor}, span=span
+        stage, partition, arrays, {"stage": stage, **text}, notes, {ROWS: compressor}, span=span
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence import given
+from streamfluence.columns import EXAMPLE_ID
 from streamfluence.data._ids import texts
 from streamfluence.errors import InputError
 from streamfluence.run.columns import columns
@@ -102,8 +103,8 @@ def rows_of_ids(run: OpenRun, ids: np.ndarray, where: str) -> tuple[np.ndarray, 
         InputError: If no example has an id; the message lists the first few.
     """
     rows, found = [], []
-    for part in columns(run, ["example_id"]):
-        mine = decode_ids(part.values["example_id"][0])
+    for part in columns(run, [EXAMPLE_ID]):
+        mine = decode_ids(part.values[EXAMPLE_ID][0])
         mine = mine.astype(str) if ids.dtype.kind == "U" else mine
         hit = np.flatnonzero(np.isin(mine, ids.astype(str) if mine.dtype.kind == "U" else ids))
         rows.append(part.start + hit)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from streamfluence.columns import FLAGS
 from streamfluence.layout import collect_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
@@ -31,7 +32,7 @@ def columns(run: OpenRun, names: Sequence[str]) -> Iterator[Columns]:
     """Yield the named columns of every partition of the training set, in order."""
     checkpoints = run.checkpoints
     for receipts in zip(*(row_receipts(run, "train", c) for c in checkpoints), strict=True):
-        flags = np.stack([run.read(receipt, "flags") for receipt in receipts])
+        flags = np.stack([run.read(receipt, FLAGS) for receipt in receipts])
         values = {
             name: np.stack([column_of(run, receipt, name) for receipt in receipts])
             for name in names

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from streamfluence.columns import LOSS
 from streamfluence.layout import TRAINING_LOSS, collect_stage, plan_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.columns import column
@@ -72,7 +73,7 @@ def score_warnings(run: OpenRun, scores: Finished) -> list[str]:
         return []
     sides = [np.abs(found["scores"][:, :1]) for found in lists(run, scores).values()]
     largest = np.nan_to_num(np.concatenate(sides, axis=1), posinf=0.0).max(axis=1, initial=0.0)
-    return score_doubts(largest.tolist(), column(run, scores.spec["queries"], "loss").tolist())
+    return score_doubts(largest.tolist(), column(run, scores.spec["queries"], LOSS).tolist())
 
 
 def predicts(run: OpenRun, scores: Finished) -> bool:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from streamfluence.columns import SELF_INFLUENCE
 from streamfluence.scales._norms import inverse_norm
 from streamfluence.scales.base import Columns, Scale
 
@@ -18,14 +19,14 @@ class Cosine(Scale):
         curvature.name = ``identity``.
     """
 
-    columns = ("self_influence",)
+    columns = (SELF_INFLUENCE,)
     per_example = False
 
     def of(self, columns: Columns) -> np.ndarray:
-        return inverse_norm(columns["self_influence"])
+        return inverse_norm(columns[SELF_INFLUENCE])
 
     def of_queries(self, columns: Columns) -> np.ndarray:
-        return inverse_norm(columns["self_influence"])
+        return inverse_norm(columns[SELF_INFLUENCE])
 
     def meaning(self, unscaled: str) -> str:
         return (

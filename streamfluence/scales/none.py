@@ -2,17 +2,18 @@
 
 import numpy as np
 
+from streamfluence.columns import SELF_INFLUENCE
 from streamfluence.scales.base import Columns, Scale
 
 
 class None_(Scale):
     """Every multiplier is 1."""
 
-    columns = ("self_influence",)
+    columns = (SELF_INFLUENCE,)
     keeps_prediction = True
 
     def of(self, columns: Columns) -> np.ndarray:
-        return np.ones_like(columns["self_influence"])
+        return np.ones_like(columns[SELF_INFLUENCE])
 
     def meaning(self, unscaled: str) -> str:
         return unscaled

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from streamfluence.columns import SELF_INFLUENCE
 from streamfluence.scales._norms import inverse_norm
 from streamfluence.scales.base import Columns, Scale
 
@@ -13,10 +14,10 @@ class Relative(Scale):
         Barshan, Brunet and Dziugaite (2020), arXiv:2003.11630 (RelatIF, there l-RelatIF).
     """
 
-    columns = ("self_influence",)
+    columns = (SELF_INFLUENCE,)
 
     def of(self, columns: Columns) -> np.ndarray:
-        return inverse_norm(columns["self_influence"])
+        return inverse_norm(columns[SELF_INFLUENCE])
 
     def meaning(self, unscaled: str) -> str:
         return (

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamfluence.columns import EXAMPLE_ID, GROUP, LOSS
 from streamfluence.data.base import Reader
 from streamfluence.errors import DamageError, StorageError
 from streamfluence.readouts.base import Arrays, Readout
@@ -105,7 +106,7 @@ def _of_set(run: OpenRun, example_set: str, wanted: np.ndarray) -> tuple[Arrays,
     """Return the columns of some rows, in any order and with repeats, and why there are no previews."""
     rows = np.unique(wanted)
     found: Arrays = {"row": rows}
-    for key, column in (("id", "example_id"), ("loss", "loss"), ("group", "group")):
+    for key, column in (("id", EXAMPLE_ID), ("loss", LOSS), ("group", GROUP)):
         values = set_values(run, example_set, column, rows)
         if values is not None:
             found[key] = values

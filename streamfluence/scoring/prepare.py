@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from streamfluence.codecs.base import Encoded
+from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.errors import IncompleteError
 from streamfluence.layout import prepared_stage
 from streamfluence.readouts.base import Arrays, Readout, Sample
@@ -83,16 +84,16 @@ def _drawn(run: OpenRun, spec: Mapping[str, Any], wanted: int) -> np.ndarray:
 def _read(run: OpenRun, checkpoint: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return flags and decoded rows at one checkpoint; all are decoded at once, however they are cut."""
     owners = rows // run.train.partition_examples
-    pieces: dict[str, list[np.ndarray]] = {"flags": [], "scale": [], "rows": []}
+    pieces: dict[str, list[np.ndarray]] = {FLAGS: [], SCALE: [], ROWS: []}
     for receipt in row_receipts(run, "train", checkpoint, np.unique(owners).tolist()):
         mine = rows[owners == receipt.partition] - receipt.start
-        for name in ("flags", "scale"):
+        for name in (FLAGS, SCALE):
             pieces[name].append(run.read(receipt, name)[mine])
-        with run.reader(receipt, "rows") as reader:  # a sample of a large partition is a few chunks
+        with run.reader(receipt, ROWS) as reader:  # a sample of a large partition is a few chunks
             codes = np.empty((len(mine), *reader.shape[1:]), reader.dtype)
             for place, row in enumerate(mine.tolist()):
                 reader.read(row, row + 1, codes[place : place + 1])
-            pieces["rows"].append(codes)
-    flags, scale, codes = (np.concatenate(pieces[name]) for name in ("flags", "scale", "rows"))
+            pieces[ROWS].append(codes)
+    flags, scale, codes = (np.concatenate(pieces[name]) for name in (FLAGS, SCALE, ROWS))
     codec, _ = load_codec(run, checkpoint)
     return flags, codec.decode(Encoded(torch.from_numpy(codes), torch.from_numpy(scale))).numpy()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from streamfluence.columns import MEASURED
 from streamfluence.errors import InputError
 from streamfluence.layout import collect_stage, score_path
 from streamfluence.registry import member
@@ -18,7 +19,6 @@ from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count, refuse_missing
 from streamfluence.store.documents import differences
 
-_STORED = ("self_influence", "grad_norm", "loss")  # what a scale may look at
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
 
 
@@ -104,11 +104,11 @@ def _check_scale(run: OpenRun, name: str, damping: float | None) -> None:
     """Refuse a scale by norms that the stored ones are not."""
     if name == "none":
         return
-    unknown = sorted(set(member("scales", name)().columns) - set(_STORED))
+    unknown = sorted(set(member("scales", name)().columns) - set(MEASURED))
     if unknown:
         raise InputError(
             f"the scale {name!r} looks at {', '.join(unknown)}, which is not stored of an example; there are "
-            f"{', '.join(_STORED)}"
+            f"{', '.join(MEASURED)}"
         )
     if damping is not None:
         raise InputError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Codec, Encoded
+from streamfluence.columns import FLAGS, GROUP, LOSS, ROWS, SCALE, SELF_INFLUENCE
 from streamfluence.errors import NonFiniteError
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.run.decision import load_codec
@@ -21,7 +22,6 @@ from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest
 from streamfluence.store.run_store import RunStore
 
-_BESIDE = ("scale", "flags", "self_influence", "loss", "group")  # what is read beside rows
 QUERY_BYTES = 256 << 20  # of query rows held at once, all checkpoints together
 
 
@@ -43,9 +43,9 @@ class StoredRows:
     ) -> None:
         self.run, self.receipts, self.columns = run, receipts, tuple(columns)
         self.with_codes = "scores" in needs or "rows" in needs
-        scale = ("scale",) if self.with_codes else ()
-        known = ("self_influence", "loss", "group") if "columns" in needs else ()
-        self._small = dict.fromkeys(("flags", *scale, *known, *columns))
+        scale = (SCALE,) if self.with_codes else ()
+        known = (SELF_INFLUENCE, LOSS, GROUP) if "columns" in needs else ()
+        self._small = dict.fromkeys((FLAGS, *scale, *known, *columns))
 
     def blocks(self, block_rows: int) -> Iterator[_product.RowBlock]:
         for receipt in self.receipts:
@@ -54,19 +54,19 @@ class StoredRows:
                 for name in self._small
                 if name in array_names(receipt)
             }
-            start, count, done = receipt.start, len(small["flags"]), 0
-            codes = self.run.read_blocks(receipt, "rows", block_rows) if self.with_codes else None
+            start, count, done = receipt.start, len(small[FLAGS]), 0
+            codes = self.run.read_blocks(receipt, ROWS, block_rows) if self.with_codes else None
             while done < count:
                 stop = min(done + block_rows, count)
                 part = {name: array[done:stop] for name, array in small.items()}
                 yield _product.RowBlock(
                     start=start + done,
                     codes=None if codes is None else next(codes),
-                    scale=part.get("scale"),
-                    flags=part["flags"],
-                    self_influence=part.get("self_influence"),
-                    loss=part.get("loss"),
-                    group=part.get("group"),
+                    scale=part.get(SCALE),
+                    flags=part[FLAGS],
+                    self_influence=part.get(SELF_INFLUENCE),
+                    loss=part.get(LOSS),
+                    group=part.get(GROUP),
                     columns={name: part[name] for name in self.columns},
                 )
                 done = stop
@@ -159,7 +159,7 @@ def query_rows(
         IncompleteError: If one is missing.
     """
     ordered = row_receipts(run, example_set, checkpoint)
-    flags = np.concatenate([run.read(receipt, "flags") for receipt in ordered])
+    flags = np.concatenate([run.read(receipt, FLAGS) for receipt in ordered])
     if flags.any():
         bad = np.flatnonzero(flags)[:8].tolist()
         raise NonFiniteError(
@@ -168,11 +168,11 @@ def query_rows(
         )
     low, high = tile or (0, ordered[-1].stop)
     pieces = [
-        run.read(receipt, "rows", rows=slice(max(low - receipt.start, 0), high - receipt.start))
+        run.read(receipt, ROWS, rows=slice(max(low - receipt.start, 0), high - receipt.start))
         for receipt in ordered
         if receipt.start < high and receipt.stop > low
     ]
-    rows = np.concatenate(pieces or [run.read(ordered[0], "rows")[:0]])
+    rows = np.concatenate(pieces or [run.read(ordered[0], ROWS)[:0]])
     assert len(rows) == high - low, "partitions that follow each other hold every query"
     return torch.from_numpy(rows)
 
@@ -246,11 +246,11 @@ def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: 
     """
     run = OpenRun.open(run_path)
     (receipt,) = row_receipts(run, example_set, checkpoint, [partition])
-    rows = torch.from_numpy(run.read(receipt, "rows"))
+    rows = torch.from_numpy(run.read(receipt, ROWS))
     codec, _ = load_codec(run, checkpoint)
     if example_set != "train":
         return codec.query(rows).numpy()
-    scale = torch.from_numpy(run.read(receipt, "scale"))
+    scale = torch.from_numpy(run.read(receipt, SCALE))
     return codec.decode(Encoded(rows, scale)).numpy()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from streamfluence.codecs._compressors import zarr_compressors
+from streamfluence.columns import COLUMNS
 from streamfluence.store.documents import plain
 from streamfluence.store.grid import Grid, plan_grid
 from streamfluence.store.receipts import StoredObject
@@ -24,17 +25,6 @@ NO_COMPRESSOR = "none"
 
 # One object in flight: a shard in writing takes twice its size of extra memory.
 _ZARR_CONFIG = {"async.concurrency": 2}
-
-_DIMENSIONS: Mapping[str, tuple[str, ...]] = {
-    "rows": ("example", "code"),
-    "scale": ("example", "band"),
-    "example_id": ("example",),
-    "loss": ("example",),
-    "grad_norm": ("example",),
-    "self_influence": ("example",),
-    "group": ("example",),
-    "flags": ("example",),
-}
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ def array_key(name: str) -> str:
 
 def axis_names(name: str, n_axes: int) -> tuple[str, ...]:
     """Return the names of an array's axes; those of unknown arrays are their own, so none clash."""
-    known = _DIMENSIONS.get(name, ())
+    known = COLUMNS[name].axes if name in COLUMNS else ()
     return known if len(known) == n_axes else tuple(f"{name}_axis{axis}" for axis in range(n_axes))
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
+from streamfluence.columns import EXAMPLE_ID
 from streamfluence.errors import DamageError, IncompleteError, InputError
 from streamfluence.layout import collect_stage, listing_path, published_path
 from streamfluence.store.array_reader import ArrayReader, array_names, open_array
@@ -34,8 +35,6 @@ from streamfluence.store.integrity import (
 from streamfluence.store.receipts import Receipt, read_receipts
 from streamfluence.store.storage import Storage
 from streamfluence.store.zarr_stores import RecordingStore
-
-_TEXT = "example_id"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class _Source:
     def text(self) -> bool:
         """Whether it holds strings, whose width is that of the longest in the partition."""
         grid = self.reader.grid
-        return self.reader.key == _TEXT and len(grid.shape) == 2 and grid.dtype == np.uint8
+        return self.reader.key == EXAMPLE_ID and len(grid.shape) == 2 and grid.dtype == np.uint8
 
     @property
     def encoding(self) -> bytes:

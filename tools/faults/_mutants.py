@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "queries are stored in the coordinates of rows",
         "collecting/units.py",
-        "columns.add(rows=made.preconditioner.for_queries(whitened), **facts)",
-        "columns.add(rows=made.preconditioner.for_rows(whitened), **facts)",
+        "columns.add({ROWS: made.preconditioner.for_queries(whitened), **facts})",
+        "columns.add({ROWS: made.preconditioner.for_rows(whitened), **facts})",
         "test_end_to_end.py",
     ),
     Mutant(
@@ -115,8 +115,8 @@ MUTANTS = (
     Mutant(
         "the norm of a gradient is its square",
         "collecting/units.py",
-        '"grad_norm": rows.square().sum(1).sqrt(),',
-        '"grad_norm": rows.square().sum(1),',
+        "GRAD_NORM: rows.square().sum(1).sqrt(),",
+        "GRAD_NORM: rows.square().sum(1),",
         "test_end_to_end.py",
     ),
     # --- scores

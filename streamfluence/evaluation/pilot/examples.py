@@ -18,6 +18,7 @@ from torch import Tensor
 from streamfluence.codecs.base import Encoded, shares
 from streamfluence.collecting.directions import Directions
 from streamfluence.collecting.units import measured_rows
+from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
 from streamfluence.execution import Execution
@@ -94,7 +95,7 @@ def choose_pilot(
         require_complete(opened.run, "train", checkpoint)
         require_complete(opened.run, name, checkpoint)
         rows = sample_of(opened, n_examples)
-        good.append(stored_values(opened.run, "flags", checkpoint, rows) == 0)
+        good.append(stored_values(opened.run, FLAGS, checkpoint, rows) == 0)
     rows = rows[np.all(good, axis=0)]
     facts = opened.run.example_set(name)
     queries = np.unique(np.linspace(0, facts.count - 1, n_queries).astype(np.int64))
@@ -158,7 +159,7 @@ def stored_scores(pilot: Pilot) -> Scored:
     run, total = pilot.opened.run, Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
     sides = score_sides(pilot.opened.run, pilot.device, pilot.example_set, None)
     for checkpoint, (codec, queries, weight) in enumerate(sides):
-        arrays = [stored_values(run, name, checkpoint, pilot.rows) for name in ("rows", "scale")]
+        arrays = [stored_values(run, name, checkpoint, pilot.rows) for name in (ROWS, SCALE)]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
         total.add(codec.product(queries[pilot.queries], encoded) * weight, {})
         for receipt in row_receipts(run, "train", checkpoint):

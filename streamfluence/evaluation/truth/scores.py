@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from streamfluence.columns import SELF_INFLUENCE
 from streamfluence.errors import InputError
 from streamfluence.evaluation.asked import Judged
 from streamfluence.evaluation.retraining import Subset
@@ -146,7 +147,7 @@ class Scores:
         size = self.run.train.partition_examples
         factors = np.asarray(checkpoint_factors(self.run.method, self.count))
         mean = np.full(len(factors), 1 / len(factors))
-        scale = factors if name == "self_influence" else mean
+        scale = factors if name == SELF_INFLUENCE else mean
         for checkpoint, factor in enumerate(scale):
             receipts = row_receipts(self.run, "train", checkpoint)
             for partition in np.unique(rows // size):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from streamfluence.columns import LOSS, SELF_INFLUENCE
 from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.evaluation.asked import Judged, Trainings
 from streamfluence.evaluation.leave_out import judge, leverage, standard_error
@@ -143,7 +144,7 @@ def _corrected(
         return None
     rows = np.array([group.rows[0] for group in groups])
     found = leverage(
-        *(scores.column("self_influence", rows), scores.column("loss", rows)),
+        *(scores.column(SELF_INFLUENCE, rows), scores.column(LOSS, rows)),
         *(type(opened.task.likelihood).__name__, outputs),
     )
     if found is None:

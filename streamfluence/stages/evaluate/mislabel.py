@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamfluence.columns import GRAD_NORM, LOSS, MEASURED, SELF_INFLUENCE
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lists import listed_rows
 from streamfluence.evaluation.mislabel import SHARES, Ranking
@@ -18,7 +19,6 @@ from streamfluence.run.feature import feature_of
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import require_complete
 
-NAMES = ("self_influence", "loss", "grad_norm")
 Rankings = dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]]
 
 
@@ -77,20 +77,20 @@ def _rankings(weights: Sequence[float], gradients: bool) -> Rankings:
     norm = "gradient_norm" if gradients else "row_norm"
     several = len(weights) > 1
     found: Rankings = {
-        "self_influence": lambda values: np.tensordot(weights, values["self_influence"], 1),
-        "loss": lambda values: values["loss"][-1],
-        "mean_loss": lambda values: values["loss"].mean(axis=0, dtype=np.float64),
-        norm: lambda values: values["grad_norm"][-1],
+        "self_influence": lambda values: np.tensordot(weights, values[SELF_INFLUENCE], 1),
+        "loss": lambda values: values[LOSS][-1],
+        "mean_loss": lambda values: values[LOSS].mean(axis=0, dtype=np.float64),
+        norm: lambda values: values[GRAD_NORM][-1],
     }
     if several:
-        found["self_influence_of_the_last"] = lambda values: values["self_influence"][-1]
-        found[f"mean_{norm}"] = lambda values: values["grad_norm"].mean(0, dtype=np.float64)
+        found["self_influence_of_the_last"] = lambda values: values[SELF_INFLUENCE][-1]
+        found[f"mean_{norm}"] = lambda values: values[GRAD_NORM].mean(0, dtype=np.float64)
     return found
 
 
 def _parts(run: OpenRun, rows: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
     """Yield every partition's columns and which of its examples are flagged."""
-    for part in columns(run, NAMES):
+    for part in columns(run, MEASURED):
         inside = rows[(rows >= part.start) & (rows < part.start + len(part.good))]
         flagged = np.zeros(len(part.good), bool)
         flagged[inside - part.start] = True

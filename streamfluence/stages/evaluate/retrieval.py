@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamfluence.columns import GROUP
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lists import (
     checked_rows,
@@ -147,12 +148,12 @@ def _judge(
 
 def _by_group(run: OpenRun, example_set: str) -> tuple[np.ndarray, Relevance]:
     for name in ("train", example_set):
-        if not has_column(run, name, "group"):
+        if not has_column(run, name, GROUP):
             raise InputError(
                 f"no group is stored with {name!r}; name one by group_field in its table, in a new "
                 f"run, or give --relevant FILE"
             )
-    groups = column(run, example_set, "group")
+    groups = column(run, example_set, GROUP)
 
     def relevance(block: ScoreBlock, mine: np.ndarray) -> np.ndarray:
         assert block.group is not None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streamfluence.codecs.base import Encoded
 from streamfluence.collecting.directions import Directions
+from streamfluence.columns import ROWS, SCALE, SELF_INFLUENCE
 from streamfluence.data._batches import concatenate, select_batch, slice_batch
 from streamfluence.errors import InputError
 from streamfluence.evaluation.lds import spearman
@@ -109,11 +110,11 @@ def _self_influence(pilot: Pilot) -> list[Check]:
     """Stored self-influence: never negative, and the score of an example as its own query."""
     run = pilot.opened.run
     lowest = min(
-        float(part.values["self_influence"].min()) for part in columns(run, ["self_influence"])
+        float(part.values[SELF_INFLUENCE].min()) for part in columns(run, [SELF_INFLUENCE])
     )
     made = Directions(pilot.opened, 0)
     rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
-    stored = torch.from_numpy(stored_values(run, "self_influence", 0, pilot.rows)).to(rows)
+    stored = torch.from_numpy(stored_values(run, SELF_INFLUENCE, 0, pilot.rows)).to(rows)
     own, energy = own_scores(pilot, made, rows)
     return [
         Check(
@@ -149,7 +150,7 @@ def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Te
         directions that are stored.
     """
     run = pilot.opened.run
-    arrays = (stored_values(run, name, 0, pilot.rows) for name in ("rows", "scale"))
+    arrays = (stored_values(run, name, 0, pilot.rows) for name in (ROWS, SCALE))
     kept = made.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
     wanted = made.codec.query(made.preconditioner.for_rows(rows))
     return (wanted * kept).sum(1), wanted.square().sum(1)
