@@ -11,7 +11,6 @@ from small_job import JOB, dense_scores, write_job
 from torch import nn
 
 import streamfluence
-from streamfluence.evaluation.conjugate_gradients import solve
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.evaluation.pilot.examples import choose_pilot
@@ -19,6 +18,7 @@ from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.registry import member, names
 from streamfluence.run.session import session
 
+CG = member("solvers", "conjugate_gradients")
 LIKELIHOODS = {name: member("likelihoods", name) for name in names("likelihoods")}
 
 EXACT = ("--set", "rows.codec=float32", "--set", "rows.bytes=0")
@@ -34,27 +34,6 @@ def folder(tmp_path_factory):
 
 
 # --- the mathematics ------------------------------------------------------------------------
-
-
-def spd(size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    return root @ root.T + 0.1 * torch.eye(size, dtype=torch.float64)
-
-
-def test_conjugate_gradients_solve_every_right_hand_side_to_the_tolerance():
-    matrix = spd(12)
-    right = torch.cat([torch.eye(12, dtype=torch.float64)[:3], torch.zeros(1, 12).double()])
-    found = solve(lambda v: v @ matrix, right, tolerance=1e-10)
-    torch.testing.assert_close(found.solution, torch.linalg.solve(matrix, right.T).T)
-    true = (right - found.solution @ matrix).norm(dim=1)[:3].max()
-    assert found.converged and found.residual <= 1e-10 and true < 1e-8
-
-
-def test_conjugate_gradients_that_ran_out_of_steps_say_so():
-    matrix = spd(30)
-    found = solve(lambda v: v @ matrix, torch.ones(1, 30).double(), 1e-6, most_iterations=3)
-    assert not found.converged and found.iterations == 3 and found.residual > 1e-6
 
 
 def net_and_batch(likelihood):
@@ -124,7 +103,7 @@ def test_agreement_is_scipys_spearman_and_a_count_of_common_rows():
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_reference_scores_are_the_dense_solve_in_float64(folder, by_layer):
     pilot = choose_pilot(session(str(folder / "run"), "cpu"), 150, None, 7)
-    found = reference_scores(pilot, {"joint": 0.01}, by_layer, True, 1e-8)
+    found = reference_scores(pilot, {"joint": 0.01}, by_layer, True, CG(tolerance=1e-8))
     expected = dense_scores(folder, 0.01, joint=not by_layer)
     np.testing.assert_allclose(
         found.scores, expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max()
@@ -135,7 +114,9 @@ def test_reference_scores_are_the_dense_solve_in_float64(folder, by_layer):
 def test_each_block_is_damped_by_its_own_value(folder):
     pilot = choose_pilot(session(str(folder / "run"), "cpu"), 150, None, 7)
     dampings = {"0": 0.01, "2": 0.3}, {"0": 0.01, "2": 1e12}, {"0": 1e12, "2": 0.3}
-    both, first, second = (reference_scores(pilot, d, True, True, 1e-8).scores for d in dampings)
+    both, first, second = (
+        reference_scores(pilot, d, True, True, CG(tolerance=1e-8)).scores for d in dampings
+    )
     np.testing.assert_allclose(both, first + second, rtol=1e-5, atol=1e-9)
 
 
@@ -145,7 +126,7 @@ def test_a_model_that_insists_on_float32_is_solved_in_float32_and_says_so(tmp_pa
     task.write_text(task.read_text().replace('batch["x"]', 'batch["x"].float()'))
     ok("run", tmp_path / "job.toml", tmp_path / "run", *EXACT)
     pilot = choose_pilot(session(str(tmp_path / "run"), "cpu"), 150, None, 7)
-    found = reference_scores(pilot, {"joint": 0.01}, False, True, 1e-5)
+    found = reference_scores(pilot, {"joint": 0.01}, False, True, CG(tolerance=1e-5))
     assert found.precision == "float32"
     expected = dense_scores(tmp_path, 0.01, joint=True)
     assert np.abs(found.scores - expected).max() < 1e-3 * np.abs(expected).max()

@@ -29,6 +29,7 @@ ON_PAGES = {
     "codecs": "methods",
     "readouts": "methods",
     "scales": "methods",
+    "solvers": "methods",
     "executors": "methods",
 }
 

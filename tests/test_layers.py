@@ -19,7 +19,8 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"errors"},
     {"layout", "columns", "given", "new_file"},
     {"linalg", "registry", "options", "batches"},
-    {"codecs", "curvature", "preconditioners", "readouts", "executors", "scales"}
+    {"codecs", "curvature", "preconditioners", "readouts", "executors"}
+    | {"scales", "solvers"}
     | {
         "likelihoods",
         "job",

@@ -9,7 +9,7 @@ from patience import HANG_SECONDS
 from streamfluence import registry
 from streamfluence.errors import InputError
 
-FAMILIES = ("codecs", "curvature", "data", "executors", "projections", "readouts")
+FAMILIES = ("codecs", "curvature", "data", "executors", "projections", "readouts", "solvers")
 
 
 @pytest.fixture

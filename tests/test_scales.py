@@ -12,6 +12,7 @@ from streamfluence.capture import Capture, Outer, Scales, by_block, dense_gradie
 from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.features._mean_squares import MeanSquares
+from streamfluence.registry import member
 from streamfluence.run.session import session
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
@@ -254,7 +255,8 @@ def test_the_unprojected_reference_has_the_same_damping(tmp_path):
     damping = damping_by_loop(tmp_path, None, 0.0)
     opened = session(str(tmp_path / "run"), "cpu")
     values = {"joint": float(damping.mean())}
-    found = reference_scores(pilot, values, False, True, 1e-8, [opened.scales(0)]).scores
+    solver = member("solvers", "conjugate_gradients")(tolerance=1e-8)
+    found = reference_scores(pilot, values, False, True, solver, [opened.scales(0)]).scores
     expected = dense(tmp_path, damping)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 

@@ -100,12 +100,15 @@ def retrieval(run_path: str, as_json: bool, **how: Any) -> None:
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="K")
 @click.option("--by-layer/--joint", default=None, help="Whether to solve layer by layer as well.")
 @click.option("--double", is_flag=True, help="Solve the reference in float64.")
+@click.option(
+    "--solver", default="conjugate_gradients", show_default=True, metavar="NAME", help="Solves it."
+)
 @options.as_json
 def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
     """Compare the scores of RUN with unprojected Gauss-Newton, without retraining.
 
-    On N training examples the reference is solved by conjugate gradients at the run's
-    damping. Other bytes, widths, curvatures and dampings are tried on the same examples.
+    On N training examples the reference is solved at the run's damping. Other bytes,
+    widths, curvatures and dampings are tried on the same examples.
     """
     others = made(_OTHERS, how, "row_bytes", "widths", "curvatures", "damping")
     compared = made("evaluation.asked.Compared", how, *how)

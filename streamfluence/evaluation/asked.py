@@ -64,6 +64,7 @@ class Compared:
         by_layer: Also solve the reference layer by layer, as the rows are whitened by default; None
             does so for runs whose curvature is by layer and whose layers are few.
         double: Solve the reference in float64, where the model can run in it.
+        solver: Member of the family ``solvers`` that solves it.
     """
 
     sample: int = 512
@@ -72,3 +73,4 @@ class Compared:
     k: int = 10
     by_layer: bool | None = None
     double: bool = False
+    solver: str = "conjugate_gradients"

@@ -1,4 +1,4 @@
-"""Scores of a pilot by the unprojected Gauss-Newton matrix, solved by conjugate gradients.
+"""Scores of a pilot by the unprojected Gauss-Newton matrix, solved by a member of ``solvers``.
 
 Slow and exact up to the residual that is reported; nothing of it is stored.
 """
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from streamfluence.capture import Capture, Scales
 from streamfluence.data._batches import batch_length, map_batch
 from streamfluence.errors import InputError
-from streamfluence.evaluation.conjugate_gradients import TOLERANCE, Solved, solve
 from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.evaluation.pilot.examples import Pilot
+from streamfluence.options import make
+from streamfluence.solvers.base import Solved, Solver
 from streamfluence.task import Task
 
 _GROUP_ENTRIES = 1 << 26  # of one vector of each query: 512 MiB of float64, and a few times that
@@ -31,13 +32,13 @@ class Solution:
     Attributes:
         scores: Shape ``(example, query)``, float64, 1/n included, summed over checkpoints.
         residual: Largest relative residual.
-        iterations: Most of any system.
+        steps: Most products of any system.
         precision: ``float64``, or ``float32`` where the model cannot run in float64.
     """
 
     scores: np.ndarray
     residual: float
-    iterations: int
+    steps: int
     converged: bool
     precision: str
 
@@ -47,7 +48,7 @@ def reference_scores(
     damping: Mapping[str, float],
     by_layer: bool,
     double: bool = False,
-    tolerance: float = TOLERANCE,
+    solver: Solver | None = None,
     scales: Sequence[Scales] = (),
 ) -> Solution:
     """Return the scores that no projection, sketch or codec has touched.
@@ -60,12 +61,13 @@ def reference_scores(
         by_layer: Leave out what couples the layers; one system a layer.
         double: Solve in float64, where the model can run in it. Convolutions on a CPU are then nine
             times slower (measured on the digits net); the residual says whether float32 was enough.
-        tolerance: Relative residual to reach.
+        solver: By default conjugate gradients.
 
     Raises:
         InputError: If the model has no forward-mode derivatives.
     """
     opened, systems = pilot.opened, []
+    solver = solver or make("solvers", "conjugate_gradients", {})
     total = np.zeros((len(pilot.rows), len(pilot.queries)))
     precision = "float64"
     for checkpoint, weight in enumerate(opened.run.method.weights):
@@ -76,13 +78,13 @@ def reference_scores(
         values = _of_weights(capture, damping, scales[checkpoint] if scales else Scales())
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
-            part, solved = net.scores({name: blocks[name] for name in group}, values, tolerance)
+            part, solved = net.scores({name: blocks[name] for name in group}, values, solver)
             total = total + part * (weight / opened.run.train.count)
             systems += solved
     return Solution(
         scores=total,
         residual=max(system.residual for system in systems),
-        iterations=max(system.iterations for system in systems),
+        steps=max(system.steps for system in systems),
         converged=all(system.converged for system in systems),
         precision=precision,
     )
@@ -104,7 +106,7 @@ class _Net:
         return str(self.dtype).removeprefix("torch.")
 
     def scores(
-        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, Tensor], tolerance: float
+        self, blocks: Mapping[str, Sequence[str]], damping: Mapping[str, Tensor], solver: Solver
     ) -> tuple[np.ndarray, list[Solved]]:
         """Return the scores of the parameters of some blocks, without weight and 1/n.
 
@@ -119,7 +121,7 @@ class _Net:
         right = torch.cat([linear.gradients(b, self._measure) for b in self._queries])
         step = max(1, _GROUP_ENTRIES // len(shift))
         systems = [
-            solve(lambda v: self._product(linear, v) + shift * v, part, tolerance)
+            solver.solve(lambda v: self._product(linear, v), part, shift)
             for part in right.split(step)
         ]
         solved = torch.cat([system.solution for system in systems])

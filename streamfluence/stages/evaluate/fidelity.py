@@ -1,7 +1,7 @@
 """What a run's bytes buy: agreement of its scores with unprojected Gauss-Newton, without retraining.
 
 On a pilot of training examples and queries, the reference solves the damped
-Gauss-Newton system of the whole model by conjugate gradients. Other settings are
+Gauss-Newton system of the whole model by a member of ``solvers``. Other settings are
 sketched on the pilot from the run's own manifest; the reference's matrix is that
 of the same pilot, so that a pilot run differs from it by projection, probes and
 codec alone.
@@ -29,6 +29,7 @@ from streamfluence.evaluation.pilot.examples import (
 from streamfluence.evaluation.pilot.reference import Solution, reference_scores
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.layout import plan_stage
+from streamfluence.options import make
 from streamfluence.registry import member
 from streamfluence.run.doubts import energy_kept
 from streamfluence.run.opened import OpenRun
@@ -105,6 +106,7 @@ class _Comparison:
 
     def __init__(self, pilot: Pilot, compared: Compared) -> None:
         self._pilot, self._k, self._double = pilot, compared.k, compared.double
+        self._solver = make("solvers", compared.solver, {})
         blocks = pilot.opened.feature(0).blocks
         layered = pilot.opened.run.method.curvature.blocks == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
@@ -148,7 +150,7 @@ class _Comparison:
             {
                 "reference": f"Gauss-Newton, unprojected, {_kind(by_layer)}",
                 "damping": ", ".join(f"{value:.3g}" for value in sorted({v for _, v in damping})),
-                "iterations": solution.iterations,
+                "steps": solution.steps,
                 "residual": solution.residual,
                 "converged": solution.converged,
                 "precision": solution.precision,
@@ -160,7 +162,7 @@ class _Comparison:
         key = (tuple(sorted(damping.items())), tuple(map(_digest, scales)), by_layer)
         if key not in self._solved:
             self._solved[key] = reference_scores(
-                self._pilot, damping, by_layer, self._double, scales=scales
+                self._pilot, damping, by_layer, self._double, self._solver, scales
             )
         return self._solved[key]
 
