@@ -27,19 +27,19 @@ from streamfluence.errors import InputError
 T = TypeVar("T")
 
 
-class ListOfExamples(list):
+class ListOfExamples(list[Any]):
     """A list with one entry an example."""
 
 
-class TupleOfExamples(tuple):
+class TupleOfExamples(tuple[Any, ...]):
     """A tuple with one entry an example."""
 
 
-class SharedList(list):
+class SharedList(list[Any]):
     """A list without arrays that belongs to all examples together."""
 
 
-class SharedTuple(tuple):
+class SharedTuple(tuple[Any, ...]):
     """A tuple without arrays that belongs to all examples together."""
 
 
@@ -289,7 +289,7 @@ def _by_example(like: Any, values: Sequence[Any]) -> Any:
     return TupleOfExamples(values) if isinstance(like, tuple) else ListOfExamples(values)
 
 
-def _of_kind(tree: list | tuple, values: Sequence[Any]) -> Any:
+def _of_kind(tree: list[Any] | tuple[Any, ...], values: Sequence[Any]) -> Any:
     """Return a list or tuple of values, marked as ``tree`` is."""
     if isinstance(tree, (*_BY_EXAMPLE, *_SHARED)):
         return type(tree)(values)

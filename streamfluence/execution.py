@@ -96,17 +96,14 @@ class Execution:
 
     def open(self, tasks: int, threads: int) -> Executor:
         """Return the executor for a stage of ``tasks`` tasks; use it as a context manager."""
-        if self.dask or self.executor == "dask":
-            return member("executors", "dask")(
-                address=self.dask,
-                workers=self.worker_count(tasks, threads),
-                threads=threads,
-                memory=self.memory,
-            )
-        workers = self.worker_count(tasks, threads)
-        if self.executor == "serial" or (workers == 1 and self.executor == "processes"):
-            return member("executors", "serial")(threads=threads)
-        return member("executors", self.executor)(workers=workers, threads=threads)
+        name, workers = self.executor, self.worker_count(tasks, threads)
+        given: dict[str, Any] = {"workers": workers}
+        if self.dask or name == "dask":
+            name, given = "dask", {**given, "address": self.dask, "memory": self.memory}
+        elif name == "serial" or (workers == 1 and name == "processes"):
+            name, given = "serial", {}
+        opened: Executor = member("executors", name)(threads=threads, **given)
+        return opened
 
 
 def run_all(

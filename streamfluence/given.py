@@ -51,7 +51,8 @@ def read_array(path: Path) -> np.ndarray:
         OSError: If it cannot be opened.
         ValueError: If it is something else, is shorter than its header says, or holds objects.
     """
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

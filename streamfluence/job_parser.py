@@ -27,7 +27,7 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 def parse_job(table: Mapping[str, Any], root: Path) -> Job:
     """Return the job of one parsed table; see ``load_job``."""
     check_values(dict(table))
-    job = build(Job, {"root": root, **table}, "job")
+    job: Job = build(Job, {"root": root, **table}, "job")
     _validate(job)
     return job
 

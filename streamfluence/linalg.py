@@ -99,7 +99,8 @@ def random_orthogonal(size: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
     basis, triangle = torch.linalg.qr(gaussian)
-    return basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    orthogonal: Tensor = basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    return orthogonal
 
 
 def numbered(state: State, name: str) -> list[Tensor]:

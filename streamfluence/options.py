@@ -57,7 +57,8 @@ def checked(family: str, name: str, options: Mapping[str, Any]) -> Callable[...,
     lacking = [key for key in lacking if key not in options]
     if lacking:
         raise InputError(f"{said} needs {', '.join(lacking)}; {listed}")
-    return getattr(kind, _MADE_BY[family]) if family in _MADE_BY else kind
+    made: Callable[..., Any] = getattr(kind, _MADE_BY[family]) if family in _MADE_BY else kind
+    return made
 
 
 def maker(family: str) -> str:

@@ -242,11 +242,11 @@ class Task:
             ) from error
 
 
-def _tensors(values: tuple) -> bool:
+def _tensors(values: tuple[Any, ...]) -> bool:
     return all(isinstance(value, Tensor) for value in values)
 
 
-def _tensors_or_none(values: tuple) -> bool:
+def _tensors_or_none(values: tuple[Any, ...]) -> bool:
     return all(value is None or isinstance(value, Tensor) for value in values)
 
 

@@ -73,7 +73,8 @@ def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
     kind = member("likelihoods", named)
     options = inspect.signature(kind).parameters
     given = {name: getattr(namespace, name) for name in options if hasattr(namespace, name)}
-    return kind(**given)
+    made: Likelihood = kind(**given)
+    return made
 
 
 def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[Any, Files]:

@@ -18,7 +18,7 @@ _MOST_BYTES = 8 << 30  # of gradients of one batch, which are held whole
 
 
 def rows_alone(
-    model: nn.Module, forward: Callable, claim: Claim, weights: Sequence[Weight]
+    model: nn.Module, forward: Callable[..., Any], claim: Claim, weights: Sequence[Weight]
 ) -> dict[Weight, Tensor]:
     """Return per-example gradients by weight, ``(example, *its shape)``.
 
@@ -54,7 +54,7 @@ def rows_alone(
 
 
 def _pairs(
-    model: nn.Module, forward: Callable, claim: Claim, example: int
+    model: nn.Module, forward: Callable[..., Any], claim: Claim, example: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the outputs of one example that have a gradient, with the gradient there."""
     try:

@@ -1,6 +1,7 @@
 """Choose the parameters and outputs that get one copy per example, by trying the model with them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from streamfluence.capture._recorder import Call, Recorder, SharedParameter
 from streamfluence.capture._sites import Site
@@ -17,7 +18,7 @@ def copied_parameters(trial: Trial, sites: Mapping[str, Site]) -> dict[str, list
         By site; all of a site's own parameters, or the site is not there.
     """
     chosen: dict[str, list[SharedParameter]] = {}
-    failed: set[tuple] = set()
+    failed: set[tuple[Any, ...]] = set()
     for name, site in sites.items():
         kinds = {(type(site.module), p, w.shape) for p, w in site.weights.items()}
         # A module without children is cheap to run again, which needs no trial.

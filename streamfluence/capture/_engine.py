@@ -60,7 +60,7 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable,
+        forward: Callable[..., Any],
         batch: Any,
         exclude: Sequence[str] = (),
         alone: bool = False,
@@ -82,7 +82,7 @@ class Capture:
         self._judge = Judge(self._proof, self._filled, self._run)
         tensors = [tensor for weight in self._plan.weights for tensor in weight.tensors.values()]
         self._labels = {id(tensor): number for number, tensor in enumerate(tensors)}
-        self._variants: dict[tuple, Plan] = {}
+        self._variants: dict[tuple[Any, ...], Plan] = {}
         self.one_by_one = 0
 
     @property

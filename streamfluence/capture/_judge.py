@@ -27,6 +27,8 @@ _ENOUGH = 8  # proofs of one structure, after which a look at an example does
 _FIRST_LOOKED = 16  # batches that are run in another order, too, example by example and in halves
 _LOOKED_AT = 128  # of so many examples of later batches one is run alone
 
+Key = tuple[Any, ...]  # of a batch: the shape of it, the structure of its graph, or what moves
+
 
 class Judge:
     """What is known of one capture's batches.
@@ -44,14 +46,14 @@ class Judge:
         run: Callable[[Plan, Any, ExitStack], Passed],
     ) -> None:
         self._proof, self._blocks, self._run = proof, blocks, run
-        self._proved: dict[tuple, list[tuple]] = {}  # by structure: the moves proved with it
-        self._usual: dict[tuple, tuple] = {}  # by shape of batch: the structure that was met first
-        self._faulty: set[tuple] = set()  # structures that move nothing and are wrong
-        self._unseen: set[tuple] = set()  # structures of batches that were believed without a look
-        self._closely: dict[tuple, bool] = {}  # by structure: whether no batch is believed unseen
+        self._proved: dict[Key, list[Key]] = {}  # by structure: the moves proved with it
+        self._usual: dict[Key, Key] = {}  # by shape of batch: the structure that was met first
+        self._faulty: set[Key] = set()  # structures that move nothing and are wrong
+        self._unseen: set[Key] = set()  # structures of batches that were believed without a look
+        self._closely: dict[Key, bool] = {}  # by structure: whether no batch is believed unseen
         self._looked = 0
 
-    def knows(self, structure: tuple) -> bool:
+    def knows(self, structure: Key) -> bool:
         """Return whether a batch of this structure was met before."""
         return structure in self._proved
 

@@ -17,7 +17,7 @@ from streamfluence.capture._sites import shortened
 from streamfluence.errors import CoverageError
 
 
-def refuse_kept(forward: Callable, model: nn.Module, batch: Any) -> None:
+def refuse_kept(forward: Callable[..., Any], model: nn.Module, batch: Any) -> None:
     """Refuse a model that computes with what it kept of an earlier forward, graph and all.
 
     Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from streamfluence.capture._axis import Axis, IrregularShape, find_axis
 from streamfluence.capture._recorder import Call
@@ -93,7 +94,9 @@ def _layout(two: Call, three: Call) -> Layout:
         ) from None
 
 
-def _axes(two: Sequence[tuple], three: Sequence[tuple]) -> tuple[Axis | None, ...]:
+def _axes(
+    two: Sequence[tuple[Any, ...]], three: Sequence[tuple[Any, ...]]
+) -> tuple[Axis | None, ...]:
     if len(two) != len(three):
         raise IrregularShape(f"{len(two)} tensors with two examples but {len(three)} with three")
     return tuple(find_axis(a, b) for a, b in zip(two, three, strict=True))

@@ -59,10 +59,16 @@ class _Step:
 
 class _Steps(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.found: list[_Step] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
         given = tree_leaves(args)
         flags = tuple(value for value in given if isinstance(value, bool))
@@ -75,7 +81,8 @@ class _Steps(TorchDispatchMode):
 def _steps(run: Callable[[Any], Any], batch: Any) -> list[_Step]:
     with _Steps() as steps:
         run(batch)
-    return steps.found
+    met: list[_Step] = steps.found
+    return met
 
 
 def _shapes(tree: Any) -> Iterator[torch.Size]:

@@ -37,7 +37,7 @@ _MOVING = _BY_INDEX | {
 _PRODUCTS = {"MmBackward0", "BmmBackward0"}  # with a matrix that is no weight: one may permute
 
 
-def moves(graph: Graph, calls: Sequence[Call], examples: int) -> tuple:
+def moves(graph: Graph, calls: Sequence[Call], examples: int) -> tuple[Any, ...]:
     """Return what moved whole examples between the recorded calls, hashable; () if nothing did.
 
     Args:
@@ -54,7 +54,7 @@ def moves(graph: Graph, calls: Sequence[Call], examples: int) -> tuple:
     return tuple((place, *move) for place, move in made if move)
 
 
-def origins(batch: Any, tensors: Sequence[Tensor]) -> tuple:
+def origins(batch: Any, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """Return of each tensor which part of the batch it is, as far as it is one: hashable.
 
     A model that reads its data and returns its targets as the batch has them, and once does not,
@@ -86,7 +86,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.device == b.device and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _move(node: Node, examples: int) -> tuple:
+def _move(node: Node, examples: int) -> tuple[Any, ...]:
     """Return what one operation did to the first axis, () if every example stayed where it was."""
     name = node.name()
     saved = dict(_saved(node))
@@ -141,7 +141,7 @@ def _keeps(name: str, saved: dict[str, Any], examples: int) -> bool:
     """Return whether an operation leaves every example at its place, as far as can be seen."""
     if name == "SliceBackward0":
         size = saved["self_sym_sizes"][0]
-        return saved["start"] == 0 and saved["end"] >= size and saved["step"] == 1
+        return bool(saved["start"] == 0 and saved["end"] >= size and saved["step"] == 1)
     if name in _BY_INDEX and "indices0" in saved and saved["indices0"] is None:
         return True  # the first axis is not indexed at all
     index = saved.get("indices0", saved.get("indices", saved.get("index")))
@@ -162,7 +162,7 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     return bool((found == expected.to(found.device)).all())
 
 
-def _digest(tensor: Tensor) -> tuple:
+def _digest(tensor: Tensor) -> tuple[Any, ...]:
     values = tensor.detach().cpu().contiguous()
     if values.dtype == torch.bfloat16:
         values = values.float()

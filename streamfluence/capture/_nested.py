@@ -69,7 +69,7 @@ def resize(batch: Any, examples: int) -> Any:
     return select(batch, [number % count for number in range(examples)])
 
 
-def signature(batch: Any) -> tuple:
+def signature(batch: Any) -> tuple[Any, ...]:
     """Return what decides the shapes of a model's calls, the number of examples aside."""
     return tuple(
         (leaf.dtype, tuple(leaf.shape[1:]))
@@ -79,7 +79,7 @@ def signature(batch: Any) -> tuple:
     )
 
 
-def _like(tree: tuple | list, values: list) -> Any:
+def _like(tree: tuple[Any, ...] | list[Any], values: list[Any]) -> Any:
     if hasattr(tree, "_fields"):
         return type(tree)(*values)
     return tuple(values) if isinstance(tree, tuple) else values

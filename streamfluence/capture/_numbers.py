@@ -98,7 +98,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def norm(tensors: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all tensors together."""
-    return sum(_norm(tensor) ** 2 for tensor in tensors) ** 0.5
+    return float(sum(_norm(tensor) ** 2 for tensor in tensors) ** 0.5)
 
 
 def _norm(tensor: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -167,7 +167,7 @@ class Deferred(Outer):
     ) -> None:
         object.__setattr__(self, "_sides", (left, right, right_times, left_times, of))
 
-    _sides: ClassVar  # an instance's own; a frozen dataclass gives it no field
+    _sides: ClassVar[Any]  # an instance's own; a frozen dataclass gives it no field
 
     def of(self, examples: Tensor | slice) -> Outer:
         """Return the same of some examples; nothing is made of the others where that is dear."""
@@ -176,11 +176,13 @@ class Deferred(Outer):
 
     @property
     def left(self) -> Tensor:
-        return self._sides[0]()
+        made: Tensor = self._sides[0]()
+        return made
 
     @property
     def right(self) -> Tensor:
-        return self._sides[1]()
+        made: Tensor = self._sides[1]()
+        return made
 
     @property
     def half(self) -> bool:

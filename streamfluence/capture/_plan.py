@@ -54,7 +54,7 @@ class Plan:
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable,
+        forward: Callable[..., Any],
         batch: Any,
         exclude: Sequence[str],
         whole: bool = False,
@@ -77,7 +77,7 @@ class Plan:
             self.shared += found
             del self.sites[name]
             self.said += [f"one copy per example: {one.weight.names[0]}" for one in found]
-        self._known: dict[tuple, Layouts] = {}
+        self._known: dict[tuple[Any, ...], Layouts] = {}
         if whole:
             self._lift_all()
         self.settle()

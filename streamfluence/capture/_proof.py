@@ -39,7 +39,7 @@ class Proof:
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable,
+        forward: Callable[..., Any],
         weights: Sequence[Weight],
         blocks: Sequence[Filled],
     ) -> None:

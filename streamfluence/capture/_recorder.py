@@ -51,7 +51,7 @@ class Call:
     sources: list[GradientEdge]  # where the inputs come from
     layout: Expanded | None
     views: list[tuple[Tensor, int]]
-    settings: Callable[[], AbstractContextManager]  # such as autocast, to run the module again
+    settings: Callable[[], AbstractContextManager[Any]]  # such as autocast, to run the module again
 
     @property
     def key(self) -> tuple[str, int]:
@@ -120,7 +120,7 @@ class Recorder:
                 shared.module._parameters[shared.attribute] = self.copies[-1]  # type: ignore
             yield self
 
-    def run(self, forward: Callable, model: nn.Module, batch: Any) -> Any:
+    def run(self, forward: Callable[..., Any], model: nn.Module, batch: Any) -> Any:
         """Return what ``forward`` returns, recording its calls."""
         self.recording = True
         try:
@@ -143,8 +143,10 @@ class Recorder:
         for shared, tensor in zip(self.shared, tensors, strict=True):
             shared.module._parameters[shared.attribute] = tensor  # type: ignore
 
-    def _hook(self, site: Site) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def _hook(self, site: Site) -> Callable[..., Any]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
             if self.paused:
                 return None
             if self.recording:
@@ -225,7 +227,7 @@ class Recorder:
         return nudged.requires_grad_()
 
 
-def run_plainly(forward: Callable, model: nn.Module, batch: Any) -> Any:
+def run_plainly(forward: Callable[..., Any], model: nn.Module, batch: Any) -> Any:
     """Return what ``forward`` returns, run as it was written and with gradients."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with eager(), torch.enable_grad(), without_cudnn(recurrent):
@@ -270,7 +272,7 @@ def _inside_function() -> bool:
     return not (torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled())
 
 
-def _settings(inputs: Sequence[Tensor]) -> Callable[[], AbstractContextManager]:
+def _settings(inputs: Sequence[Tensor]) -> Callable[[], AbstractContextManager[Any]]:
     """Return what makes the autocast that is on now."""
     kind = inputs[0].device.type if inputs else "cpu"
     if not torch.is_autocast_enabled(kind):
@@ -284,7 +286,8 @@ def eager() -> AbstractContextManager[Any]:
     # Nothing is compiled before this module is imported, and importing it takes a second.
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def without_cudnn(wanted: bool = True) -> AbstractContextManager[Any]:
@@ -296,4 +299,5 @@ def without_cudnn(wanted: bool = True) -> AbstractContextManager[Any]:
 
 def apart(tensor: Tensor) -> Tensor:
     """Return the same values at a place of their own in the graph; no view, and no copy."""
-    return torch.ops.aten._unsafe_view.default(tensor, tensor.shape)
+    view: Tensor = torch.ops.aten._unsafe_view.default(tensor, tensor.shape)
+    return view

@@ -35,7 +35,7 @@ class Scales:
         left, right = self.sides[block.name]
         return left[:, :, None] * right[:, None, :]
 
-    def to(self, device) -> "Scales":
+    def to(self, device: torch.device | str) -> "Scales":
         """Return the scales on ``device``."""
         return Scales({n: (a.to(device), b.to(device)) for n, (a, b) in self.sides.items()})
 

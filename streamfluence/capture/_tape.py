@@ -41,9 +41,9 @@ class Passed:
     layouts: Layouts
     returned: Any
     roots: Sequence[Tensor]
-    structure: tuple
+    structure: tuple[Any, ...]
     precision: Precision
-    moves: tuple = ()
+    moves: tuple[Any, ...] = ()
     measure: Callable[[Any], Tensor] | None = None
 
     def gradients(

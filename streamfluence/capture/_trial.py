@@ -16,7 +16,7 @@ _NUDGE = 1.5
 class Trial:
     """Runs of a model on a few examples of one batch, without and with a recorder's copies."""
 
-    def __init__(self, model: nn.Module, forward: Callable, batch: Any) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[..., Any], batch: Any) -> None:
         self.model, self.forward, self.batch = model, forward, batch
         self.examples = example_count(batch)
         self._plain_runs: dict[int, list[Tensor]] = {}
@@ -75,7 +75,7 @@ class Trial:
 
 
 def refuse_random(
-    forward: Callable,
+    forward: Callable[..., Any],
     model: nn.Module,
     batch: Any,
     measure: Callable[[Any], Tensor] | None = None,
@@ -100,7 +100,10 @@ def refuse_random(
 
 
 def _once(
-    forward: Callable, model: nn.Module, batch: Any, measure: Callable[[Any], Tensor] | None
+    forward: Callable[..., Any],
+    model: nn.Module,
+    batch: Any,
+    measure: Callable[[Any], Tensor] | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return what forward and the loss return."""
     returned = run_plainly(forward, model, batch)

@@ -81,7 +81,7 @@ def _right_times(module: Layer, inputs: Tensor, bias: bool, matrix: Tensor) -> T
 
 def _per_group(groups: int, tensor: Tensor) -> Tensor:
     """Return ``(example, group, rows * space, side)`` from ``(example, rows, group * side, space)``."""
-    parted = tensor.unflatten(2, (groups, -1)).permute(0, 2, 1, 4, 3)
+    parted: Tensor = tensor.unflatten(2, (groups, -1)).permute(0, 2, 1, 4, 3)
     return parted.flatten(2, 3)
 
 

@@ -50,7 +50,7 @@ class Functional:
         axes: Sequence[Axis | None],
         cotangents: Sequence[Tensor | None],
         examples: int,
-        settings: Callable[[], AbstractContextManager] = nullcontext,
+        settings: Callable[[], AbstractContextManager[Any]] = nullcontext,
         rehearsal: bool = False,
     ) -> dict[str, Tensor]:
         """Return gradients of the wanted parameters by path, each ``(example, *parameter shape)``.
@@ -74,7 +74,7 @@ class Functional:
             tensor.detach() if axis is None else axis.singles(tensor.detach(), examples)
             for tensor, axis in zip(tensors, axes, strict=True)
         ]
-        mapped = [None if axis is None else 0 for axis in axes]
+        mapped: list[int | None] = [None if axis is None else 0 for axis in axes]
         given = [c for c in cotangents if c is not None]
         has_gradient = [c is not None for c in cotangents]
         with settings(), _replay_settings():
@@ -90,10 +90,12 @@ class Functional:
         asks = [tensor.requires_grad for tensor in tensors]
         with settings(), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
             return self._one_by_one(
-                arguments, places, inputs, mapped, asks, has_gradient, given, examples
+                arguments, places, inputs, asks, has_gradient, given, examples, mapped
             )
 
-    def _one_example(self, arguments: Any, places: list[int], has_gradient: list[bool]) -> Callable:
+    def _one_example(
+        self, arguments: Any, places: list[int], has_gradient: list[bool]
+    ) -> Callable[..., Any]:
         """Return the function of one example's inputs and cotangents that gives its gradients."""
         wanted = {path: self.tensors[path].detach() for path in self.wanted}
         constant = {path: tensor.detach() for path, tensor in self.tensors.items()}
@@ -109,18 +111,35 @@ class Functional:
         def gradients(tensors: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
             found, pull, *_ = vjp(lambda parameters: outputs(parameters, tensors), wanted)
             pairs = zip(cotangents, found, strict=True)
-            return pull(tuple(_fitted(cotangent, output) for cotangent, output in pairs))[0]
+            fitted = tuple(_fitted(cotangent, output) for cotangent, output in pairs)
+            pulled: dict[str, Tensor] = pull(fitted)[0]
+            return pulled
 
         return gradients
 
-    def _all_at_once(self, run, inputs, mapped, cotangents, examples) -> dict[str, Tensor]:
+    def _all_at_once(
+        self,
+        run: Callable[..., Any],
+        inputs: list[Tensor],
+        mapped: list[int | None],
+        cotangents: Sequence[Tensor],
+        examples: int,
+    ) -> dict[str, Tensor]:
         entries = sum(self.tensors[path].numel() for path in self.wanted)
         chunk = max(1, min(examples, _CHUNK_ENTRIES // max(entries, 1)))
         rows = vmap(run, (mapped, 0), chunk_size=chunk)(inputs, list(cotangents))
         return {path: row.detach() for path, row in rows.items()}
 
     def _one_by_one(
-        self, arguments, places, inputs, mapped, asks, has_gradient, cotangents, examples
+        self,
+        arguments: Any,
+        places: list[int],
+        inputs: list[Tensor],
+        asks: list[bool],
+        has_gradient: list[bool],
+        cotangents: Sequence[Tensor],
+        examples: int,
+        mapped: list[int | None],
     ) -> dict[str, Tensor]:
         # A parameter with several paths is one tensor here: the first path has the whole sum.
         first = {id(self.tensors[path]): path for path in reversed(self.wanted)}

@@ -9,7 +9,8 @@ from streamfluence.cli._progress import progress
 def call(stage: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Return what a verb returns: of ``evaluate.lds``, the function ``evaluate_lds`` of that module."""
     function = getattr(import_module(f"streamfluence.stages.{stage}"), stage.replace(".", "_"))
-    return function(*arguments, **options)
+    result: dict[str, Any] = function(*arguments, **options)
+    return result
 
 
 def call_watched(stage: str, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -8,15 +8,19 @@ import functools
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 Command = Callable[..., Any]
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:  # generic only since click 8.5
+    ParamType = click.ParamType
 Decorator = Callable[[Command], Command]
 
 
-class Worker(click.ParamType):
+class Worker(ParamType):
     """``i/N``: this is worker i of N, counted from 0."""
 
     name = "i/N"
@@ -32,7 +36,7 @@ class Worker(click.ParamType):
         return int(index), int(count)
 
 
-class Assignment(click.ParamType):
+class Assignment(ParamType):
     """``KEY=VALUE`` with a TOML value; what is not TOML is taken as a string."""
 
     name = "KEY=VALUE"
@@ -138,7 +142,7 @@ def compute(command: Command) -> Command:
     return together(*_declared(COMPUTE))(collect)
 
 
-def _declared(options: dict[str, tuple]) -> list[Decorator]:
+def _declared(options: dict[str, tuple[Any, ...]]) -> list[Decorator]:
     return [
         click.option(f"--{name}", type=kind, metavar=metavar, help=text)
         for name, (_, kind, metavar, text) in options.items()

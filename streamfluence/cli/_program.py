@@ -19,7 +19,8 @@ class _Asked:
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         try:
-            return super().make_context(*arguments, **options)  # type: ignore[misc]
+            made: click.Context = super().make_context(*arguments, **options)  # type: ignore[misc]
+            return made
         except click.ClickException as error:
             raise _cleaned(error) from None
         except OSError as error:  # `streamfluence --help | head`

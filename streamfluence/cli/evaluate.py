@@ -17,7 +17,7 @@ def evaluate() -> None:
     """Measure whether the scores of a run can be trusted."""
 
 
-class Several(click.ParamType):
+class Several(options.ParamType):
     """Values separated by commas, as a tuple."""
 
     def __init__(self, kind: type) -> None:
@@ -136,7 +136,7 @@ def sanity(run_path: str, sample: int, queries: str | None, strict: bool, as_jso
         raise click.exceptions.Exit(CHECK_FAILED_EXIT_CODE)
 
 
-class Rows(click.ParamType):
+class Rows(options.ParamType):
     """Row numbers separated by commas, as a list."""
 
     name = "ROW,..."

@@ -5,6 +5,8 @@ norms span six decades, so a narrow number format always has a scale per row;
 an all-zero row has scale 0 and decodes to zeros exactly.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,7 @@ class Kept(Codec):
         self.stored = len(self._index)
         self.stored_bytes = self.stored * self.coordinate_bytes + self.row_scale_bytes
 
-    def to(self, device) -> "Kept":
+    def to(self, device: torch.device | str) -> "Kept":
         """Return the codec with its arrays on ``device``."""
         return type(self)({name: array.to(device) for name, array in self._arrays.items()})
 
@@ -90,7 +92,7 @@ class Kept(Codec):
             torch.mm(rows, queries.T, out=out[tile])
         return self._rescale(out, encoded.scale)
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return the directions and bytes of one row and the share of energy that is not kept."""
         return {
             "directions": self.stored,

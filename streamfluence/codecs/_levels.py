@@ -46,7 +46,7 @@ def distortions(max_bits: int) -> list[float]:
 def _positive_levels(count: int) -> Tensor:
     """Return the fixed point's ``count`` positive levels, by Newton's method on level - cell mean."""
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    levels = sqrt(6.0) * torch.erfinv(share)
+    levels: Tensor = sqrt(6.0) * torch.erfinv(share)
     for _ in range(50):
         mass, mean = _cells(levels)
         step = torch.linalg.solve(_jacobian(levels, mass, mean), levels - mean)

@@ -16,8 +16,10 @@ Source:
     Vargaftik et al. (2022), arXiv:2108.08842.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ class _Band:
 
     @property
     def width(self) -> int:
-        return self.coordinates.stop - self.coordinates.start
+        return int(self.coordinates.stop - self.coordinates.start)
 
 
 class Bands(Codec):
@@ -105,7 +107,7 @@ class Bands(Codec):
         self.stored_bytes = self.code_bytes + SCALE_BYTES * len(self._bands)
         self.tolerance = max(_typical_error(band) for band in self._bands)
 
-    def to(self, device) -> "Bands":
+    def to(self, device: torch.device | str) -> "Bands":
         """Return the codec with its arrays on ``device``."""
         return Bands({name: array.to(device) for name, array in self._arrays.items()})
 
@@ -147,7 +149,7 @@ class Bands(Codec):
                 out[rows].addcmul_(part, scale)
         return out
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return directions by bits, bytes by kind, and the expected share of energy lost."""
         directions = {
             str(b.bits): int((self._index[b.coordinates] < self._features).sum())
@@ -172,7 +174,7 @@ class Bands(Codec):
         codes, scales = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
         return codes, scales
 
-    def _tiles(self, encoded: Encoded):
+    def _tiles(self, encoded: Encoded) -> Iterator[tuple[slice, _Band, Tensor, Tensor]]:
         """Yield (rows, band, levels without scale, scale) by tile, then band, in buffers used again."""
         codes, scales = encoded.codes, from_bits(encoded.scale)
         tile_rows = _tile_rows(codes)
@@ -234,4 +236,4 @@ def _bands(arrays: State) -> tuple[_Band, ...]:
 def _typical_error(band: _Band) -> float:
     """Return the relative error of a band that looks Gaussian, with room for narrow bands and bfloat16."""
     lost = lloyd_max(band.bits)[1]
-    return (lost / (1.0 - lost)) ** 0.5 * (1.0 + 3.0 / band.width**0.5) + 2.0**-8
+    return float((lost / (1.0 - lost)) ** 0.5 * (1.0 + 3.0 / band.width**0.5) + 2.0**-8)

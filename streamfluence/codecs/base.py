@@ -11,6 +11,7 @@ refused; ``decode(encode(rows))`` is within ``tolerance`` of ``query(rows)``.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Codec:
     def __init__(self, arrays: State) -> None:
         raise NotImplementedError
 
-    def to(self, device) -> "Codec":
+    def to(self, device: torch.device | str) -> "Codec":
         """Return the codec with its arrays on ``device``."""
         raise NotImplementedError
 
@@ -85,7 +86,7 @@ class Codec:
         """Return ``decode(encoded) @ queries.T``, shape ``(example, query)``; members may do it faster."""
         raise NotImplementedError
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return what a record should say (JSON-able), e.g. how many directions have how many bits."""
         return {}
 

@@ -52,7 +52,7 @@ def collect(
     size = facts.partition_examples
     opened.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
-    pending: Future | None = None
+    pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
             span = Span(partition * size, min((partition + 1) * size, facts.count))
@@ -173,7 +173,7 @@ def proved(part: Span, span: Span) -> list[int]:
     random = np.random.default_rng([part.start, len(part)])
     if part.start == span.start:
         few = max(2, -(-len(span) // PROVED))
-        return random.permutation(len(part))[:few].tolist()
+        return [int(place) for place in random.permutation(len(part))[:few]]
     return random.permutation(len(part)).tolist() if random.integers(PROVED) == 0 else []
 
 

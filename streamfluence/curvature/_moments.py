@@ -78,4 +78,5 @@ class Squares(Moments):
 
     def of(self, rows: Tensor, widths: Sequence[int]) -> Iterable[Tensor]:
         """Return the sum of squares of each feature."""
-        return rows.to(torch.float64).square().sum(0).split(list(widths))
+        parts: Sequence[Tensor] = rows.to(torch.float64).square().sum(0).split(list(widths))
+        return parts

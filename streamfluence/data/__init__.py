@@ -64,4 +64,5 @@ def open_reader(table: Mapping[str, Any], root: Path) -> "Reader":
             f"a data set needs reader = NAME; there are: {', '.join(names('data'))} (got {table!r})"
         )
     options = {key: value for key, value in table.items() if key not in _NOT_ITS_OWN}
-    return make("data", table["reader"], options, Path(root))
+    made: Reader = make("data", table["reader"], options, Path(root))
+    return made

@@ -103,9 +103,9 @@ def _digest_leaf(crc: int, place: str, leaf: Any) -> int:
     if not isinstance(leaf, np.ndarray):
         # Other objects print their address, which differs from process to process.
         shown = repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__
-        return google_crc32c.extend(crc, f"{place}|{shown}".encode("utf-8", "surrogatepass"))
+        return int(google_crc32c.extend(crc, f"{place}|{shown}".encode("utf-8", "surrogatepass")))
     crc = google_crc32c.extend(crc, f"{place}|{leaf.dtype.str}|{leaf.shape}".encode())
-    return google_crc32c.extend(crc, np.ascontiguousarray(leaf).tobytes())
+    return int(google_crc32c.extend(crc, np.ascontiguousarray(leaf).tobytes()))
 
 
 def _tensor(array: Any, device: torch.device | str) -> Any:

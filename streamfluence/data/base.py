@@ -31,7 +31,7 @@ class Reader:
         """Return the examples of these rows, in this order."""
         raise NotImplementedError
 
-    def identity(self) -> Mapping:
+    def identity(self) -> Mapping[str, Any]:
         """Return a JSON-able description that changes when the bytes or their order change."""
         raise NotImplementedError
 

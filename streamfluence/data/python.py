@@ -296,7 +296,8 @@ class Python(Reader):
 
     def _sampled_rows(self) -> list[int]:
         spread = np.linspace(0, self.count() - 1, min(_SAMPLED_ITEMS, self.count()))
-        return spread.round().astype(int).tolist()
+        rows: list[int] = spread.round().astype(int).tolist()
+        return rows
 
     def _item_digest(self, row: int) -> str:
         return f"{input_digest(self.take([row])):08x}"

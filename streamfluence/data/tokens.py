@@ -175,7 +175,8 @@ class Tokens(Reader):
         if self._documents is None:
             return np.full(len(local), shard, dtype=np.int64)
         places = self._token_starts[shard] + local * self._stride
-        return np.searchsorted(self._documents[0], places, side="right").astype(np.int64) - 1
+        found: np.ndarray = np.searchsorted(self._documents[0], places, side="right")
+        return found.astype(np.int64) - 1
 
 
 def _raw_dtype(name: str) -> np.dtype:

@@ -25,8 +25,8 @@ with warnings.catch_warnings():
 
 AT_ONCE = 8  # vectors pushed through the model together: their activations are held at once
 
-Forward = Callable[[torch.nn.Module, Any], tuple]
-Loss = Callable[[tuple], Tensor]
+Forward = Callable[[torch.nn.Module, Any], tuple[Any, ...]]
+Loss = Callable[[tuple[Any, ...]], Tensor]
 
 
 class Linearised:
@@ -82,11 +82,13 @@ class Linearised:
         leaves = list(weights.values())
 
         def slope(at: Tensor) -> Tensor:
-            return grad(lambda o: self._loss((o, *rest))[:count].sum())(at)
+            found: Tensor = grad(lambda o: self._loss((o, *rest))[:count].sum())(at)
+            return found
 
         def curved(vector: Tensor) -> Tensor:
             moved = self._push(lambda w: self._returned(w, batch)[0], vector)
-            return jvp(slope, (outputs.detach(),), (moved,))[1]
+            found: Tensor = jvp(slope, (outputs.detach(),), (moved,))[1]
+            return found
 
         def pulled(cotangent: Tensor) -> Tensor:
             found = torch.autograd.grad(
@@ -124,12 +126,14 @@ class Linearised:
             name: piece.view_as(weight)
             for (name, weight), piece in zip(self._weights.items(), pieces, strict=True)
         }
-        return jvp(function, (self._weights,), (tangents,))[1]
+        moved: Tensor = jvp(function, (self._weights,), (tangents,))[1]
+        return moved
 
-    def _returned(self, weights: dict[str, Tensor], batch: Any) -> tuple:
+    def _returned(self, weights: dict[str, Tensor], batch: Any) -> tuple[Any, ...]:
         # The fused attention kernels have no forward mode and no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self._run, self._fixed | weights, (batch,))
+            returned: tuple[Any, ...] = functional_call(self._run, self._fixed | weights, (batch,))
+            return returned
 
     def _moving(self) -> dict[str, Tensor]:
         return {name: weight.clone().requires_grad_() for name, weight in self._weights.items()}

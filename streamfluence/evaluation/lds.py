@@ -45,7 +45,8 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a = a - a.mean(axis=-1, keepdims=True)
     b = b - b.mean(axis=-1, keepdims=True)
     norm = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return np.divide((a * b).sum(-1), norm, out=np.zeros(norm.shape), where=norm > 0)
+    found: np.ndarray = np.divide((a * b).sum(-1), norm, out=np.zeros(norm.shape), where=norm > 0)
+    return found
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:

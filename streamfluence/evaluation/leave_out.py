@@ -60,7 +60,8 @@ def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float] | N
 
 def standard_error(actual: np.ndarray) -> np.ndarray:
     """Return the standard error of the mean over seeds, ``(group, query)`` of ``(seed, group, query)``."""
-    return actual.std(axis=0, ddof=1) / np.sqrt(len(actual))
+    error: np.ndarray = actual.std(axis=0, ddof=1) / np.sqrt(len(actual))
+    return error
 
 
 def leverage(
@@ -99,4 +100,5 @@ def _within(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float] | Non
 
 def _centred(values: np.ndarray) -> np.ndarray:
     """Return ``(group, query)`` minus the mean over groups."""
-    return values - values.mean(axis=0)
+    centred: np.ndarray = values - values.mean(axis=0)
+    return centred

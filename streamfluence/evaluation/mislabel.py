@@ -74,4 +74,5 @@ class Ranking:
 
 def _sum_after(values: np.ndarray) -> np.ndarray:
     """Return for each place the sum of the values after it."""
-    return np.cumsum(values[::-1])[::-1] - values
+    after: np.ndarray = np.cumsum(values[::-1])[::-1] - values
+    return after

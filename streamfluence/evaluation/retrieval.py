@@ -45,7 +45,8 @@ class FirstPass:
 
     def recall(self, k: int) -> np.ndarray:
         """Return the share of each query's relevant examples among its first ``k``, ``(query,)``."""
-        return self._hits[:, :k].sum(axis=1) / np.maximum(self.relevant, 1)
+        recall: np.ndarray = self._hits[:, :k].sum(axis=1) / np.maximum(self.relevant, 1)
+        return recall
 
 
 class SecondPass:

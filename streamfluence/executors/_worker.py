@@ -71,7 +71,8 @@ class Worker:
             self.ready = True
             return None
         try:
-            return pickle.loads(message)
+            answer: tuple[bool, Any] = pickle.loads(message)
+            return answer
         except Exception as error:  # what it sent cannot be made again here
             return False, portable(error)
 

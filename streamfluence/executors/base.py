@@ -11,7 +11,7 @@ from typing import Any
 
 from streamfluence.errors import StreamfluenceError
 
-Task = tuple
+Task = tuple[Any, ...]
 
 
 class WorkerDied(StreamfluenceError):
@@ -46,5 +46,5 @@ class Executor:
     def __enter__(self) -> "Executor":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         pass

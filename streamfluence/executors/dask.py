@@ -129,7 +129,7 @@ class Dask(Executor):
     def _settle(
         self,
         task: Task,
-        future: Future,
+        future: "Future[Any]",
         queue: TaskQueue,
         outcome: Outcome,
         done: Callable[[Task, Any], None],
@@ -173,7 +173,7 @@ class _Flight:
     ) -> None:
         self._client, self._function, self._threads = client, function, threads
         self._expected = expected
-        self._futures: dict[str, tuple[Task, Future]] = {}
+        self._futures: dict[str, tuple[Task, Future[Any]]] = {}
         self._landed: Queue[str] = Queue()
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class _Flight:
         self._futures[key] = task, future
         future.add_done_callback(lambda landed: self._landed.put(landed.key))
 
-    def landed(self) -> list[tuple[Task, Future]]:
+    def landed(self) -> list[tuple[Task, "Future[Any]"]]:
         """Wait for some task to come back and return it; nothing when none did for a while."""
         try:
             return [self._futures.pop(self._landed.get(timeout=_LOOK_SECONDS))]

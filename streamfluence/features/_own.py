@@ -259,7 +259,8 @@ def _mixed(alone: _Found, among: _Found) -> str:
 
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all gradients of each example together."""
-    return torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
+    norms: Tensor = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
+    return norms
 
 
 def _flat(gradient: Tensor) -> Tensor:

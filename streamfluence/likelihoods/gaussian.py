@@ -32,4 +32,5 @@ class Gaussian(Likelihood):
         return (outputs - targets.to(outputs)) ** 2 / (2 * self.variance)
 
     def _root(self, outputs: Tensor, vector: Tensor) -> Tensor:
-        return vector / self.variance**0.5
+        scaled: Tensor = vector / self.variance**0.5
+        return scaled

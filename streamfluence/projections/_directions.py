@@ -54,7 +54,7 @@ class Directions:
         )
         return [rows, self._arrays["right"].shape[2]]
 
-    def to(self, device) -> "Directions":
+    def to(self, device: torch.device | str) -> "Directions":
         """Return the directions with their arrays on ``device``."""
         self._arrays = place(self._arrays, device)
         return self

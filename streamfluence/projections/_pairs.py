@@ -10,6 +10,7 @@ there most directions of large curvature are those in which the positions of a r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ class Pairs(Projection):
         means = [self._mean(n, block).expand_as(block["energy"]) for n, block in blocks.items()]
         return energy, torch.cat(means)
 
-    def to(self, device) -> "Pairs":
+    def to(self, device: torch.device | str) -> "Pairs":
         """Return the projection with its arrays on ``device``."""
         self._arrays = place(self._arrays, device)
         for directions in [*self._kept.values(), *self._tried.values()]:
@@ -183,7 +184,7 @@ class Pairs(Projection):
         """Return features, shape ``(example, feature)``, float32."""
         return self._features(self._kept, uses)
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return how the energy of the probe gradients is shared, per block and in all.
 
         ``energy`` is the mean squared norm of a block's gradient; ``kept`` the part of it in the
@@ -204,7 +205,7 @@ class Pairs(Projection):
     def _mean(self, number: int, arrays: State) -> Tensor:
         return arrays["total"] / self.blocks[number].size
 
-    def _facts(self, number: int, arrays: State) -> dict:
+    def _facts(self, number: int, arrays: State) -> dict[str, Any]:
         total = float(arrays["total"])
         kept = float(arrays["energy"][arrays["keep"].bool()].sum()) if "energy" in arrays else 0.0
         tried = float(arrays["tried"]) if "tried" in arrays else 0.0

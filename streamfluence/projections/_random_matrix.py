@@ -1,6 +1,7 @@
 """A dense random matrix applied to the whole gradient, generated tile by tile."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,11 +55,11 @@ class RandomMatrix(Projection):
                 features.addmm_(tile.gradient(block_uses), self._matrix(number, tile, device))
         return features
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return whether the matrix is kept or generated again for every batch."""
         return {"matrix_cached": self._keep}
 
-    def _matrix(self, number: int, tile: Tile, device) -> Tensor:
+    def _matrix(self, number: int, tile: Tile, device: torch.device) -> Tensor:
         if (number, device) in self._cache:
             return self._cache[number, device]
         matrix = self.entries(tile.coordinates(device), self._width).mul_(self._width**-0.5)

@@ -35,7 +35,7 @@ class Tile:
         groups, rows, columns = self.shape
         return groups * rows * columns
 
-    def coordinates(self, device) -> Tensor:
+    def coordinates(self, device: torch.device | str) -> Tensor:
         """Return its coordinates in the order of ``gradient``, int64."""
         group, row, column = (
             torch.arange(axis.start, axis.stop, device=device)

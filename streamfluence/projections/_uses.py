@@ -13,6 +13,6 @@ def batch(uses: Uses) -> tuple[int, torch.device]:
     return len(tensor), tensor.device
 
 
-def place(tensors: dict[str, Tensor], device) -> dict[str, Tensor]:
+def place(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """Return the same tensors on ``device``."""
     return {key: value.to(device) for key, value in tensors.items()}

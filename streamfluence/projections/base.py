@@ -6,7 +6,9 @@ where ``unbiased`` is claimed, E<Px, Py> = <x, y> over seeds for every block sha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from streamfluence.capture.base import Block, Uses
@@ -86,7 +88,7 @@ class Projection:
         """Return the arrays that ``load`` needs, from a later pass summed over ``examples``."""
         return {}
 
-    def to(self, device) -> "Projection":
+    def to(self, device: torch.device | str) -> "Projection":
         """Return the projection with its arrays on ``device``."""
         return self
 
@@ -99,6 +101,6 @@ class Projection:
         """Return features, shape ``(example, feature)``, float32."""
         raise NotImplementedError
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return what a record should say of the fit (JSON-able), e.g. the share of energy kept."""
         return {}

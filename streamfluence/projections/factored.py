@@ -64,7 +64,7 @@ class Factored(Projection):
             for block, factors in zip(self.blocks, self._factors, strict=True)
         )
 
-    def to(self, device) -> "Factored":
+    def to(self, device: torch.device | str) -> "Factored":
         """Return the projection with its matrices on ``device``."""
         self._factors = [
             _Factors(

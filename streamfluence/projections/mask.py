@@ -37,7 +37,7 @@ class Mask(Projection):
         """One part per block that has an entry kept."""
         return tuple(Part(block.name, len(places[0])) for block, places in self._chosen)
 
-    def to(self, device) -> "Mask":
+    def to(self, device: torch.device | str) -> "Mask":
         """Return the projection with its places on ``device``."""
         self._chosen = [(b, tuple(p.to(device) for p in places)) for b, places in self._chosen]
         return self

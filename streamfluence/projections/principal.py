@@ -11,6 +11,7 @@ examples or on 4,096 to 8,192 other texts:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,7 +167,7 @@ class Principal(Projection):
             "shares": torch.tensor([*shares, len(state["whitened"])]),
         }
 
-    def to(self, device) -> "Principal":
+    def to(self, device: torch.device | str) -> "Principal":
         """Return the projection with its arrays on ``device``."""
         self._pairs.to(device)
         self._mixture = None if self._mixture is None else self._mixture.to(device)
@@ -183,7 +184,7 @@ class Principal(Projection):
         assert self._mixture is not None, "the third pass has not been fitted"
         return self._pairs.apply(uses) @ self._mixture
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return the pairs that are mixed, see ``Pairs.facts``, and how well.
 
         ``kept`` is the share of the energy of loss gradients times W in the components, of the

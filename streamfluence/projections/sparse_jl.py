@@ -1,6 +1,7 @@
 """Sparse Johnson-Lindenstrauss projection: every gradient entry goes to a few hashed features."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class SparseJl(Projection):
         self._width, self._copies = min(width, total), copies
         self._tiles = cut_tiles(self.blocks, _TILE_ENTRIES)
         self._keep = 12 * total * copies <= cache_bytes
-        self._cache: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._cache: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -68,11 +69,13 @@ class SparseJl(Projection):
                     features.index_add_(0, slot, (gradient * sign).T)
         return features.T.contiguous()
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """Return whether the tables are kept or hashed again for every batch."""
         return {"tables_cached": self._keep}
 
-    def _table(self, number: int, tile: Tile, copy: int, device) -> tuple[Tensor, Tensor]:
+    def _table(
+        self, number: int, tile: Tile, copy: int, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
         if (number, copy, device) in self._cache:
             return self._cache[number, copy, device]
         seed = self.seed * self._copies + copy

@@ -94,7 +94,7 @@ def isolation(arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         raise DamageError("what the readout 'outliers' prepared is of longer rows; score again")
     tiles = [rows[low : low + _TILE_ROWS] for low in range(0, len(rows), _TILE_ROWS)]
     lengths = np.concatenate([_lengths(arrays, tile) for tile in tiles] or [np.empty(0)])
-    return 2.0 ** -(lengths / arrays["usual"])
+    return np.asarray(2.0 ** -(lengths / arrays["usual"]))
 
 
 def average_length(counts: np.ndarray) -> np.ndarray:

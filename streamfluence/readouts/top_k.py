@@ -72,7 +72,8 @@ class TopK(Readout):
         A score equal to the last listed has a later row, and loses.
         """
         if isinstance(block, DeviceBlock):
-            return self._fold_on_device(state, block)
+            folded: Arrays = self._fold_on_device(state, block)
+            return folded
         full = state and all(np.all(state[f"{side}_rows"][:, -1] >= 0) for side in _SIGNS)
         if not full:
             return super().fold(state, block)

@@ -15,7 +15,8 @@ from streamfluence.run.states import load_state, select
 def preconditioner_of(arrays: State, facts: Mapping[str, Any]) -> Preconditioner:
     """Return the preconditioner among the arrays of a sketch's decision, whose facts name its class."""
     kind = member("preconditioners", facts["preconditioner"])
-    return kind.from_state(select(arrays, "preconditioner"))
+    made: Preconditioner = kind.from_state(select(arrays, "preconditioner"))
+    return made
 
 
 def load_preconditioner(run: OpenRun, checkpoint: int) -> Preconditioner:

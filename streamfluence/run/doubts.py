@@ -40,7 +40,8 @@ def energy_kept(plan: Facts, examples: int) -> float | None:
     """
     found = plan["projection"]
     whole = found.get("components_of", 0) >= examples
-    return found.get("kept") if whole else found.get("kept_beyond", found.get("kept"))
+    kept: float | None = found.get("kept")
+    return kept if whole else found.get("kept_beyond", kept)
 
 
 def sketch_doubts(
@@ -185,7 +186,7 @@ def _fallback(plan: Facts) -> str | None:
 
 
 def _vectors_a_direction(plan: Facts) -> float:
-    return plan["sample_examples"] * plan["vectors_an_example"] / max(plan["directions"], 1)
+    return float(plan["sample_examples"] * plan["vectors_an_example"] / max(plan["directions"], 1))
 
 
 def _vectors(examples: int, plan: Facts) -> str | None:

@@ -107,4 +107,5 @@ def _refuse_centred(job: Job, curvature: BaseCurvature) -> None:
 
 
 def _made(name: str, options: Mapping[str, Any]) -> Feature:
-    return make("features", name, options)
+    made: Feature = make("features", name, options)
+    return made

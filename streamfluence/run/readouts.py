@@ -46,7 +46,8 @@ def open_readouts(pinned: Mapping[str, Mapping[str, Any]], root: Path) -> dict[s
 def _opened(name: str, options: Mapping[str, Any], root: Path) -> Readout:
     """Return one readout; what is pinned may be a document of somebody else's."""
     try:
-        return member("readouts", name).opened(options, root)
+        opened: Readout = member("readouts", name).opened(options, root)
+        return opened
     except (TypeError, KeyError) as error:
         raise InputError(
             f"the readout {name!r} cannot be made of the options {dict(options)}: {error}"

@@ -163,7 +163,7 @@ def _dampings(plan: dict[str, Any]) -> float | dict[str, float] | None:
 def _effective_dimension(run: OpenRun, plan: dict[str, Any], damping: float | None) -> float:
     """Return the sum of value / (value + damping) over all directions."""
     if damping is None or not plan["blocks"]:
-        return sum(block["effective_dimension"] for block in plan["blocks"])
+        return float(sum(block["effective_dimension"] for block in plan["blocks"]))
     return sum(load_preconditioner(run, 0).effective_dimension(damping))
 
 
@@ -213,13 +213,15 @@ def note(method: Method, facts: dict[str, Any]) -> str | None:
 def coverage_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
     """Return what the coverage check of one checkpoint found."""
     receipt = only_receipt(run, sketch_stage(checkpoint, "coverage"))
-    return run.read_attributes(receipt)["facts"]
+    facts: dict[str, Any] = run.read_attributes(receipt)["facts"]
+    return facts
 
 
 def plan_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
     """Return what the sketch of one checkpoint decided."""
     receipt = only_receipt(run, plan_stage(checkpoint))
-    return run.read_attributes(receipt)["facts"]
+    facts: dict[str, Any] = run.read_attributes(receipt)["facts"]
+    return facts
 
 
 def _train_receipts(run: OpenRun) -> list[Receipt]:

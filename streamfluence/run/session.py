@@ -79,7 +79,7 @@ class Session:
     def _touched(self, example_set: str) -> bool:
         self.reader(example_set)
         reader, signature = self._readers[example_set]
-        return plain(reader.stat_signature()) != signature
+        return bool(plain(reader.stat_signature()) != signature)
 
     def batch(self, host_batch: Any) -> Any:
         """Return a batch as tensors on the device; pinned and copied without waiting on CUDA."""
@@ -165,7 +165,10 @@ class Session:
         """Return the run's projection, not fitted yet."""
         wanted, blocks = self.run.method.projection, self.feature(checkpoint).blocks
         seed = self.run.method.sketch.seed
-        return make("projections", wanted.name, wanted.options, blocks, wanted.width, seed)
+        made: Projection = make(
+            "projections", wanted.name, wanted.options, blocks, wanted.width, seed
+        )
+        return made
 
     def curvature(self) -> Curvature:
         """Return the run's curvature; of a task that gives a bare loss it may be another than asked."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import dask.array as da
-from dask import delayed
+from dask.delayed import delayed
 
 from streamfluence.errors import InputError
 from streamfluence.run.finished import (
@@ -35,7 +35,8 @@ def lazy_scores(
         _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile, scale)
         for tile in stored.query_tiles(run, example_set)
     ]
-    return da.concatenate(columns, axis=1)
+    scores: da.Array = da.concatenate(columns, axis=1)
+    return scores
 
 
 def lazy_rows(run: OpenRun, example_set: str, checkpoint: int) -> da.Array:
@@ -72,7 +73,8 @@ def results(run: OpenRun, name: str | None) -> dict[str, Any]:
 def _stored_block(run: OpenRun, receipt: Receipt, key: str) -> da.Array:
     with run.reader(receipt, key) as reader:
         shape, dtype = reader.shape, reader.dtype
-    return da.from_delayed(delayed(run.read)(receipt, key), shape=shape, dtype=dtype)
+    block: da.Array = da.from_delayed(delayed(run.read)(receipt, key), shape=shape, dtype=dtype)
+    return block
 
 
 def _lazy(
@@ -89,4 +91,5 @@ def _lazy(
         )
         for partition, span in enumerate(run.example_set(of).spans)
     ]
-    return da.concatenate(blocks)
+    joined: da.Array = da.concatenate(blocks)
+    return joined

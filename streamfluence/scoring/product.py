@@ -247,7 +247,8 @@ def _with_zeros(block: ScoreBlock) -> ScoreBlock:
 
 def _finite(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
     """Return which of the ``count`` examples have finite rows at every checkpoint."""
-    return np.all([np.ones(count, bool), *(np.isfinite(each).all(axis=1) for each in rows)], axis=0)
+    finite = [np.isfinite(each).all(axis=1) for each in rows]
+    return np.asarray(np.all([np.ones(count, bool), *finite], axis=0))
 
 
 def _known(terms: Sequence[Term], blocks: Sequence[RowBlock]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_receipts
 from streamfluence.scoring import product as _product
 from streamfluence.scoring.scaled import centred, scale_of, scaled_queries
+from streamfluence.scoring.terms import RowBlock, Term
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest
 from streamfluence.store.run_store import RunStore
@@ -47,7 +48,7 @@ class StoredRows:
         known = (SELF_INFLUENCE, LOSS, GROUP) if "columns" in needs else ()
         self._small = dict.fromkeys((FLAGS, *scale, *known, *columns))
 
-    def blocks(self, block_rows: int) -> Iterator[_product.RowBlock]:
+    def blocks(self, block_rows: int) -> Iterator[RowBlock]:
         for receipt in self.receipts:
             small = {
                 name: self.run.read(receipt, name)
@@ -59,7 +60,7 @@ class StoredRows:
             while done < count:
                 stop = min(done + block_rows, count)
                 part = {name: array[done:stop] for name, array in small.items()}
-                yield _product.RowBlock(
+                yield RowBlock(
                     start=start + done,
                     codes=None if codes is None else next(codes),
                     scale=part.get(SCALE),
@@ -219,7 +220,7 @@ def tile_blocks(
     by = scale_of(scale)
     columns = by.columns if by else ()
     terms = [
-        _product.Term(
+        Term(
             StoredRows(
                 run,
                 row_receipts(run, "train", checkpoint, partitions),

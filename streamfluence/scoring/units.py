@@ -19,6 +19,7 @@ from streamfluence.scoring.named import compressed, name_examples
 from streamfluence.scoring.prepare import load_prepared
 from streamfluence.scoring.scaled import scale_of
 from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
+from streamfluence.scoring.terms import Term
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -70,7 +71,7 @@ def _read_tile(
     scale = scale_of(spec["scale"]) if "scores" in needs else None
     columns = scale.columns if scale else ()
     terms = [
-        _product.Term(
+        Term(
             StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs, columns),
             codec,
             queries,

@@ -75,5 +75,5 @@ def _slowness(told: JobCurvature, mean_square: float) -> float:
     """Return by what the optimizer divides its learning rate."""
     if told.optimizer == "adam":
         assert told.batch_size, "a job without it is refused"
-        return (mean_square / told.batch_size) ** 0.5
+        return float((mean_square / told.batch_size) ** 0.5)
     return 1 - told.momentum

@@ -102,7 +102,8 @@ def _squared(pairs: list[Tensor]) -> tuple[Tensor, Tensor]:
     number = counted.sum(1).clamp_min(1)
 
     def error(guess: Tensor) -> Tensor:
-        return ((guess - targets) ** 2).masked_fill(~counted, 0).sum(1) / number
+        mean: Tensor = ((guess - targets) ** 2).masked_fill(~counted, 0).sum(1) / number
+        return mean
 
     return error(outputs), error(mean)
 
@@ -117,7 +118,7 @@ class _Channels:
     total: Any = 0.0
     squares: Any = 0.0
 
-    def see(self, _: nn.Module, given: tuple) -> None:
+    def see(self, _: nn.Module, given: tuple[Any, ...]) -> None:
         x = given[0].detach()
         axes = [axis for axis in range(x.dim()) if axis != 1]
         self.count += x.numel() // x.shape[1]

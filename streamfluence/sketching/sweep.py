@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -97,7 +98,9 @@ def probe_count(opened: Session, columns: int) -> int | None:
     return min(math.ceil(needed), MOST_PROBES)
 
 
-def merged(opened: Session, checkpoint: int, stage: str, merge: Callable) -> tuple[State, int]:
+def merged(
+    opened: Session, checkpoint: int, stage: str, merge: Callable[..., Any]
+) -> tuple[State, int]:
     """Return the parts of one pass merged in their fixed order, and the examples they hold.
 
     The state is on the device, where eigenvectors are found faster.

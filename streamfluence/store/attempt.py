@@ -100,7 +100,7 @@ def _write_array(
 
 def _create_array(
     group: zarr.Group, key: str, grid: Grid, axes: Sequence[str], codecs: list[Any]
-) -> zarr.Array:
+) -> "zarr.Array[Any]":
     trail = tuple(max(length, 1) for length in grid.shape[1:])
     inner = (grid.inner_rows, *trail) if grid.shape else ()
     return group.create_array(

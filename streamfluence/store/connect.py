@@ -24,12 +24,14 @@ def open_storage(url: Any) -> Storage:
     if isinstance(url, os.PathLike):
         return PosixStorage(Path(url))
     if not isinstance(url, str):
-        return _object_storage().ObjectStorage(url, str(url))
+        opened: Storage = _object_storage().ObjectStorage(url, str(url))
+        return opened
     if "://" not in url:
         return PosixStorage(Path(url))
     if url.startswith("file://"):
         return PosixStorage(Path(unquote(urlsplit(url).path)))
-    return _object_storage().ObjectStorage.connect(url.rstrip("/"))
+    connected: Storage = _object_storage().ObjectStorage.connect(url.rstrip("/"))
+    return connected
 
 
 def _object_storage() -> Any:

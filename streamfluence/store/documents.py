@@ -73,7 +73,8 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
     body = data[head.end() :]
     if google_crc32c.value(body) != int(head[1], 16):
         raise DamageError(f"{where} differs from its checksum; {_CHANGED}")
-    return parse(b"{" + body, where)
+    content: dict[str, Any] = parse(b"{" + body, where)
+    return content
 
 
 def parse(data: bytes, where: str) -> Any:

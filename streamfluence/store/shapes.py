@@ -71,7 +71,7 @@ def checked_document(
 
 
 def _partitions(facts: Mapping[str, Any]) -> int:
-    return -(-facts["count"] // facts["partition_examples"])
+    return int(-(-facts["count"] // facts["partition_examples"]))
 
 
 def _checked(content: Mapping[str, Any], shape: Mapping[str, Any], where: str) -> Document:

@@ -29,14 +29,14 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
-def model(checkpoint):
+def model(checkpoint: str) -> nn.Module:
     """Return the model with the weights of one checkpoint file, in eval mode."""
     net = network()
     net.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu"))
     return net.eval()
 
 
-def forward(net, batch):
+def forward(net: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return (outputs, targets), or (outputs, targets, weights), of a batch of tensors by field."""
     return net(batch["x"]), batch["label"]
 
@@ -52,7 +52,7 @@ measurements = {
 
 # Optional. `streamfluence evaluate` retrains on subsets with it, to test whether the scores
 # predict what retraining does. The same indices and seed must give the same weights.
-def train(indices, seed):
+def train(indices: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
     """REPLACE: return the state_dict after training on the rows `indices` of the training set."""
     torch.manual_seed(seed)
     stored = [np.load(path) for path in sorted(Path(__file__).parent.glob("data/train-*.npz"))]

@@ -24,7 +24,7 @@ import torch
 from _models import RESNET, TRANSFORMER
 from _setup import setup
 
-from streamfluence.capture import _engine, _judge
+from streamfluence.capture import _engine, _graph, _judge
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.directions import directions
 from streamfluence.collecting.units import PROVED, partition_arrays
@@ -135,9 +135,9 @@ def watches(device: str) -> dict[str, Watch]:
     look.on(_judge.Judge, "_seen_alone")
     for number, (owner, name) in enumerate(
         (
-            (_engine.Graph, "__init__"),
-            (_engine.Graph, "structure"),
-            (_engine.Graph, "precision"),
+            (_graph.Graph, "__init__"),
+            (_graph.Graph, "structure"),
+            (_graph.Graph, "precision"),
             (_engine, "moves"),
             (_engine, "origins"),
             (_engine.Capture, "_refuse_absent"),

@@ -279,7 +279,7 @@ def profile(function: Callable, batches: int, device: str) -> dict[str, Any]:
         seconds(function, device)
     events = found.key_averages()
     launches = sum(e.count for e in events if "LaunchKernel" in e.key)
-    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in events if e.device_type.name == "CUDA"]
     busy = sum(e.self_device_time_total for e in kernels) / 1e3
     longest = sorted(kernels, key=lambda e: -e.self_device_time_total)[:40]
     return {

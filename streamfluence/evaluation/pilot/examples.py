@@ -23,8 +23,8 @@ from streamfluence.data import open_reader
 from streamfluence.errors import InputError
 from streamfluence.execution import Execution
 from streamfluence.layout import TRAINING_LOSS
-from streamfluence.run import resolve as _resolve
 from streamfluence.run.feature import checkpoint_factors
+from streamfluence.run.identity import identity
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.session import Session, session
@@ -128,7 +128,7 @@ def pilot_run(
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
     reader = open_reader(dict(train["table"]), pilot.opened.run.place.root)
     reader.expect_code(train["code"])
-    train["identity"] = _resolve.identity(open_storage(path), reader, train["table"], digest=False)
+    train["identity"] = identity(open_storage(path), reader, train["table"], digest=False)
     run = OpenRun.create(path, manifest)
     if like is not None:
         reuse_sketch(like, run)

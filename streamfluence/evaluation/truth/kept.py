@@ -60,7 +60,8 @@ class Truth:
     @property
     def measurement(self) -> str:
         """What was measured of every query."""
-        return self.store.manifest["measurement"]
+        measurement: str = self.store.manifest["measurement"]
+        return measurement
 
     def outcome(self, retraining: Retraining) -> np.ndarray:
         """Return the measurement of every query after a retraining, float64, ``(query,)``."""

@@ -1,7 +1,6 @@
 """What a run's scores predict for retraining; one block of rows is in memory at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ def judged_query_set(run: OpenRun, judged: Judged) -> str:
         if scores not in pinned_score_names(run):
             known = ", ".join(pinned_score_names(run)) or "none"
             raise InputError(f"{run.url} has no scores {scores!r}; there are: {known}")
-        of_scores = read_spec(run, scores)["queries"]
+        of_scores: str = read_spec(run, scores)["queries"]
         if queries not in (None, of_scores):
             raise InputError(f"scores {scores!r} are of the queries {of_scores!r}, not {queries!r}")
         return of_scores
@@ -116,7 +115,7 @@ class Scores:
 
     def subset_effects(self, truth: Truth, subsets: Sequence[Subset]) -> np.ndarray:
         """Return what is predicted of every subset but for a constant, ``(subset, query)``."""
-        total: Any = 0.0
+        total = np.zeros(())
         for span, block in self.blocks():
             kept = np.stack([truth.kept(subset, span.start, span.stop) for subset in subsets])
             total = total - kept.astype(np.float64) @ block

@@ -178,7 +178,7 @@ def _digest(scales: Scales) -> str:
 def _row_bytes(run: OpenRun, codec: dict[str, Any]) -> int | None:
     """Return the bytes of one stored row, by the codec's facts or what was asked for."""
     if "code_bytes" in codec:
-        return codec["code_bytes"] + codec["scale_bytes"]
+        return int(codec["code_bytes"] + codec["scale_bytes"])
     return run.method.rows.bytes or None
 
 

@@ -116,7 +116,7 @@ def _finished(truth: Truth, groups: list[Without]) -> list[Without]:
 
 def _changes(truth: Truth, groups: list[Without], judged: np.ndarray) -> np.ndarray:
     """Return the actual changes, ``(seed, group, query)``."""
-    changes = (truth.outcomes(groups) - truth.outcomes([EVERYTHING]))[:, :, judged]
+    changes: np.ndarray = (truth.outcomes(groups) - truth.outcomes([EVERYTHING]))[:, :, judged]
     bad = ~np.isfinite(changes).all(axis=(0, 2))
     if bad.any():
         raise NonFiniteError(
@@ -167,7 +167,9 @@ def _outputs(opened: Session) -> int | None:
     return None if several else outputs[0].numel()
 
 
-def _table(groups: list[Without], predicted: np.ndarray, changes: np.ndarray) -> list[dict]:
+def _table(
+    groups: list[Without], predicted: np.ndarray, changes: np.ndarray
+) -> list[dict[str, Any]]:
     actual = changes.mean(axis=2)  # over queries first: their noise is shared
     errors = standard_error(actual) if len(actual) > 1 else np.full(len(groups), np.nan)
     return [

@@ -157,7 +157,8 @@ def _by_group(run: OpenRun, example_set: str) -> tuple[np.ndarray, Relevance]:
 
     def relevance(block: ScoreBlock, mine: np.ndarray) -> np.ndarray:
         assert block.group is not None
-        return groups[mine, None] == block.group
+        same: np.ndarray = groups[mine, None] == block.group
+        return same
 
     return np.arange(len(groups)), relevance
 
