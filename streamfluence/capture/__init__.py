@@ -5,7 +5,7 @@ from streamfluence.capture._engine import Capture, refuse_training
 from streamfluence.capture._indexed import Indexed
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._outer import Outer
-from streamfluence.capture._recorder import eager
+from streamfluence.capture._plain import eager
 from streamfluence.capture._scales import Scales, by_block
 from streamfluence.capture._tape import Tape
 from streamfluence.capture._trial import refuse_random

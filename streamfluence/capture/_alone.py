@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from streamfluence.capture._claim import Claim
 from streamfluence.capture._match import Changed, matched
 from streamfluence.capture._nested import example_count, leaves, replace, select
-from streamfluence.capture._recorder import plain_gradients, run_plainly
+from streamfluence.capture._plain import plain_gradients, run_plainly
 from streamfluence.capture._sites import Weight
 from streamfluence.capture._trial import refuse_random
 from streamfluence.errors import CoverageError

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamfluence.capture._blocks import Filled
 from streamfluence.capture._nested import example_count, leaves, replace
 from streamfluence.capture._numbers import Precision, largest
-from streamfluence.capture._recorder import plain_gradients
+from streamfluence.capture._plain import plain_gradients
 from streamfluence.capture.base import Use
 
 

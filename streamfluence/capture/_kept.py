@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._nested import leaves
-from streamfluence.capture._recorder import run_plainly
+from streamfluence.capture._plain import run_plainly
 from streamfluence.capture._sites import shortened
 from streamfluence.errors import CoverageError
 

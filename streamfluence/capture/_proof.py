@@ -18,7 +18,7 @@ from streamfluence.capture._claim import Claim, Fault
 from streamfluence.capture._match import Changed, matched
 from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import norm
-from streamfluence.capture._recorder import plain_gradients, run_plainly
+from streamfluence.capture._plain import plain_gradients, run_plainly
 from streamfluence.capture._sites import Weight, shortened
 from streamfluence.capture._trial import refuse_random
 from streamfluence.capture.base import weighted_sum

@@ -13,8 +13,9 @@ from streamfluence.capture._claim import Claim
 from streamfluence.capture._layouts import Layouts, UnevenCall
 from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import Precision
+from streamfluence.capture._plain import eager, plain_gradients, run_plainly
 from streamfluence.capture._plan import Plan
-from streamfluence.capture._recorder import Recorder, eager, plain_gradients, run_plainly
+from streamfluence.capture._recorder import Recorder
 from streamfluence.capture._uses import find_uses
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from streamfluence.capture._nested import example_count, leaves, resize
-from streamfluence.capture._recorder import Recorder, plain_gradients, run_plainly
+from streamfluence.capture._plain import plain_gradients, run_plainly
+from streamfluence.capture._recorder import Recorder
 from streamfluence.errors import CoverageError
 
 _NUDGE = 1.5

@@ -11,11 +11,10 @@ user's own ``identity``. A change of other items alone is not noticed; state ``i
 time it is read: random augmentation is found and refused.
 
 Batches may hold anything beside arrays: a list with one entry an example (strings, dicts,
-tensors of different shapes) is cut like an array, and which lists are such is found out by
-collating one item twice and three times.
+tensors of different shapes) is cut like an array; ``_collated`` finds out which lists are such.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from streamfluence.batches import list_lengths, marked
 from streamfluence.data import _files, _options
-from streamfluence.data._batches import batch_length, input_digest, leaves, slice_batch
+from streamfluence.data._batches import input_digest, leaves
+from streamfluence.data._collated import Collated
 from streamfluence.data._labels import Labels
 from streamfluence.data._preview import one_line, show
 from streamfluence.data._shards import check_range, check_rows
@@ -37,7 +36,6 @@ from streamfluence.user_code import digest_of_source
 
 _SAMPLED_ITEMS = 64
 _REPEATED_ITEMS = 8
-_TRIES = 8  # batches whose lists are new for which an item is collated again
 
 
 class Python(Reader):
@@ -78,8 +76,7 @@ class Python(Reader):
         self._arguments = dict(arguments or {})
         self._collate_reference = collate
         self._given_identity = identity
-        self._lists: dict[str, bool] = {}
-        self._tries = 0
+        self._collated = Collated(self._reference, self._items, self._collate)
         id_field = None if id_field is None else _options.text("id_field", id_field)
         group_field = None if group_field is None else _options.text("group_field", group_field)
         self._ids = Labels("id", id_field, "ids", "example_id")
@@ -93,14 +90,14 @@ class Python(Reader):
     def read(self, start: int, stop: int) -> Batch:
         """Return items ``start`` to ``stop``, collated."""
         check_range(start, stop, self.count())
-        batch = self._collated(list(range(start, stop)))
+        batch = self._unlabelled(start, stop)
         for labels in (self._ids, self._groups):
             labels.see(start, stop, batch)
         return batch
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """Return the items ``rows``, collated in this order."""
-        return self._collated(check_rows(rows, self.count()).tolist())
+        return self._batch(check_rows(rows, self.count()).tolist())
 
     def identity(self) -> dict[str, Any]:
         """Return source, arguments, count and the digest of 64 items (the module says what it misses).
@@ -169,7 +166,12 @@ class Python(Reader):
         return np.unique(self._groups.all_of(self._dataset, self._unlabelled))
 
     def _unlabelled(self, start: int, stop: int) -> Batch:
-        return self._collated(list(range(start, stop)))
+        return self._batch(list(range(start, stop)))
+
+    def _batch(self, rows: list[int]) -> Batch:
+        if not rows and not self.count():
+            raise InputError(f"{self._reference} has no items")
+        return self._collated.of(rows)
 
     def code(self) -> dict[str, str]:
         """Return the sha256 of every file that was loaded, the neighbours of the named ones too."""
@@ -201,6 +203,9 @@ class Python(Reader):
             return default_collate, None, {}
         return load_named("collate", self._collate_reference, self._root, self._promised)
 
+    def _collate(self, items: list[Any]) -> Batch:
+        return self._collating[0](items)
+
     @property
     def _sources(self) -> list[Path]:
         """The user's source files, each once; those of torch are not."""
@@ -216,52 +221,6 @@ class Python(Reader):
             raise
         except Exception as error:
             raise InputError(f"{self._reference} failed: {one_sentence(error)}") from error
-
-    def _collated(self, rows: list[int]) -> Batch:
-        if not rows:
-            return self._empty()
-        items = self._items(rows)
-        try:
-            batch = self._collating[0](items)
-        except Exception as error:
-            raise InputError(
-                f"items {rows[0]} to {rows[-1]} of {self._reference} do not collate into a batch: "
-                f"{one_sentence(error)}; give collate = 'file.py:name'"
-            ) from error
-        lists = list_lengths(batch)
-        if lists:
-            batch = marked(batch, self._by_example(lists, rows[0]), len(rows))
-        if batch_length(batch) != len(rows):
-            raise InputError(
-                f"{len(rows)} items of {self._reference} collate into {batch_length(batch)} examples"
-            )
-        return batch
-
-    def _by_example(self, places: Iterable[str], row: int) -> dict[str, bool]:
-        """Return of every list that was seen in a batch whether it has one entry an example.
-
-        That a list is as long as the batch may be chance; that it grows with the batch is not.
-        """
-        by_example = [f"{place}/" for place, is_one in self._lists.items() if is_one]
-        new = [
-            place
-            for place in places
-            if place not in self._lists and not place.startswith(tuple(by_example))
-        ]
-        if new and self._tries < _TRIES:
-            self._tries += 1
-            try:
-                item = self._items([row])[0]
-                two, three = (list_lengths(self._collating[0]([item] * n)) for n in (2, 3))
-            except Exception:  # a collate with needs of its own; then lengths must do
-                two, three = {}, {}
-            self._lists |= {place: (two[place], three.get(place)) == (2, 3) for place in two}
-        return self._lists
-
-    def _empty(self) -> Batch:
-        if not self.count():
-            raise InputError(f"{self._reference} has no items")
-        return slice_batch(self._collated([0]), 0, 0)
 
     def _items(self, rows: list[int]) -> list[Any]:
         row = rows[0]

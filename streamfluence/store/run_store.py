@@ -22,13 +22,7 @@ from streamfluence.store.connect import open_storage
 from streamfluence.store.documents import canonical
 from streamfluence.store.garbage import Leftover, leftovers, remove_leftovers
 from streamfluence.store.integrity import raise_damage, verified_json
-from streamfluence.store.receipts import (
-    Receipt,
-    committed,
-    read_receipt,
-    read_receipts,
-    stages,
-)
+from streamfluence.store.receipts import Receipt, committed, read_receipt, read_receipts, stages
 from streamfluence.store.run_documents import (
     create_document,
     create_manifest,
