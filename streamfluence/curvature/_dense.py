@@ -24,12 +24,7 @@ class Dense(Summed):
         weights: Sequence[int] | None = None,
     ) -> Preconditioner:
         """Return the eigenpairs of every block."""
-        values, vectors, dampings = [], [], []
-        grams = self.sums.blocks(state)
-        for gram, size in zip(grams, weights or map(len, grams), strict=True):
-            spectrum, basis = symmetric_eigen(gram / examples)
-            values.append(spectrum)
-            vectors.append(basis)
-            chosen = self.default_damping(spectrum, size) if damping is None else damping
-            dampings.append(torch.full_like(spectrum, chosen))
-        return Eigen.of(torch.cat(values), vectors, torch.cat(dampings))
+        pairs = [symmetric_eigen(gram / examples) for gram in self.sums.blocks(state)]
+        values = [spectrum for spectrum, _ in pairs]
+        dampings = self.dampings(values, damping, weights)
+        return Eigen.of(torch.cat(values), [vectors for _, vectors in pairs], dampings)

@@ -8,6 +8,7 @@ full rank is exact.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from streamfluence.curvature._moments import Moments
@@ -77,6 +78,22 @@ class Curvature:
     def energies(self, state: State, factor: Preconditioner, examples: float) -> Tensor:
         """Return the expected square of each whitened coordinate, shape ``(feature,)``, float64."""
         return factor.energies()
+
+    def dampings(
+        self, values: Sequence[Tensor], damping: float | None, weights: Sequence[int] | None
+    ) -> Tensor:
+        """Return the damping of every eigenvalue, of all blocks in a row; arguments as in ``factor``.
+
+        Args:
+            values: The eigenvalues of each block.
+        """
+        sizes = weights or [len(block) for block in values]
+        chosen = [
+            self.default_damping(block, size) if damping is None else damping
+            for block, size in zip(values, sizes, strict=True)
+        ]
+        pairs = zip(values, chosen, strict=True)
+        return torch.cat([torch.full_like(block, each) for block, each in pairs])
 
     def default_damping(self, values: Tensor, size: int) -> float:
         """Return the damping of a block of these eigenvalues that stands for ``size`` weights.

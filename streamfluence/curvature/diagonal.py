@@ -55,11 +55,5 @@ class Diagonal(Summed):
     ) -> Preconditioner:
         """Return the mean squares, and the damping of every block."""
         values = [squares / examples for squares in self.sums.blocks(state)]
-        widths = [len(block) for block in values]
-        dampings = [
-            torch.full_like(
-                block, self.default_damping(block, size) if damping is None else damping
-            )
-            for block, size in zip(values, weights or widths, strict=True)
-        ]
-        return DiagonalPreconditioner.of(torch.cat(values), torch.cat(dampings), widths)
+        dampings = self.dampings(values, damping, weights)
+        return DiagonalPreconditioner.of(torch.cat(values), dampings, [len(v) for v in values])
