@@ -72,9 +72,9 @@ def sketch_stage(checkpoint: int, step: str) -> str:
     return f"{SKETCH}/{checkpoint}/{step}"
 
 
-def plan_stage(checkpoint: int) -> str:
+def decision_stage(checkpoint: int) -> str:
     """Return the stage whose only partition holds what the sketch of a checkpoint decided."""
-    return sketch_stage(checkpoint, "plan")
+    return sketch_stage(checkpoint, "decision")
 
 
 def scales_stage(checkpoint: int) -> str:

@@ -1,6 +1,6 @@
 """Make a member of a family from a table of options, which its own signature checks.
 
-What a member can be told is written once, where it is made: in ``__init__``, or in ``plan`` of a
+What a member can be told is written once, where it is made: in ``__init__``, or in ``allocate`` of a
 codec. So the options of a plug-in work without a line elsewhere.
 """
 
@@ -20,14 +20,14 @@ _GIVEN = {
     "codecs": ("energies", "row_bytes", "seed"),
     "data": ("root",),
 }
-_MADE_BY = {"codecs": "plan"}
+_MADE_BY = {"codecs": "allocate"}
 _WORDS = {"data": "reader"}
 _ATOMS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def make(family: str, name: str, options: Mapping[str, Any], *given: Any) -> Any:
-    """Return a member made of what its family gives, and of options; of a codec what ``plan`` returns.
+    """Return a member made of what its family gives, and of options; of a codec what ``allocate`` returns.
 
     Raises:
         InputError: As ``checked``, or what the member says of a value.

@@ -33,7 +33,7 @@ def rows_of(count: int, seed: int = 1, features: int = FEATURES) -> Tensor:
 
 def planned(name: str, row_bytes: int | None, seed: int = 0, **options) -> Codec:
     kind = member("codecs", name)
-    return kind(kind.plan(energies_of(), row_bytes, seed, **options))
+    return kind(kind.allocate(energies_of(), row_bytes, seed, **options))
 
 
 def kept_coordinates(codec: Codec, energies: Tensor) -> np.ndarray:
@@ -186,7 +186,7 @@ def test_what_is_stored_is_contiguous(name):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_codec_saved_and_loaded_stores_and_reads_the_same_bytes(name):
-    arrays = member("codecs", name).plan(energies_of(), 64, seed=3)
+    arrays = member("codecs", name).allocate(energies_of(), 64, seed=3)
     saved = io.BytesIO()
     np.savez(saved, **{key: array.numpy() for key, array in arrays.items()})
     saved.seek(0)
@@ -200,7 +200,7 @@ def test_a_codec_saved_and_loaded_stores_and_reads_the_same_bytes(name):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_the_same_seed_gives_the_same_plan(name):
-    first, second = (member("codecs", name).plan(energies_of(), 64, seed=9) for _ in range(2))
+    first, second = (member("codecs", name).allocate(energies_of(), 64, seed=9) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -234,7 +234,7 @@ def test_a_row_too_short_for_one_direction_is_refused_and_one_byte_more_is_not(n
 @pytest.mark.parametrize("energies", [[], [1.0, -1.0], [1.0, float("nan")], [[1.0]]])
 def test_energies_that_mean_nothing_are_refused(name, energies):
     with pytest.raises(InputError, match="energ"):
-        member("codecs", name).plan(torch.tensor(energies), 64, 0)
+        member("codecs", name).allocate(torch.tensor(energies), 64, 0)
 
 
 @pytest.mark.parametrize("name", CODECS)

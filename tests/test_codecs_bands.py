@@ -17,7 +17,7 @@ from streamfluence.codecs._allocation import SCALE_BYTES, allocate
 from streamfluence.codecs._bfloat16 import from_bits, to_bits
 from streamfluence.codecs._levels import distortions, lloyd_max
 from streamfluence.codecs._nearest import nearest, nearest_tables
-from streamfluence.codecs._rotation import PIECE, deal, draw, rotate, split
+from streamfluence.codecs._rotation import PIECE, deal, draw_rotation, rotate, split
 from streamfluence.codecs.bands import Bands
 from streamfluence.errors import BudgetError, InputError
 
@@ -203,7 +203,7 @@ def test_a_scale_halfway_goes_to_the_even_neighbour():
 
 @pytest.mark.parametrize("width", [8, 512, 520, 1504])
 def test_a_rotation_is_orthogonal_and_acts_on_each_piece_alone(width):
-    pieces = split(draw(width, seed=5, band=3), width)
+    pieces = split(draw_rotation(width, seed=5, band=3), width)
     assert max(len(piece) for piece in pieces) <= PIECE
     dense = torch.block_diag(*pieces).double()
     assert (dense @ dense.T - torch.eye(width)).abs().max() < 1e-6
@@ -221,10 +221,14 @@ def test_pieces_of_a_band_have_nearly_equal_energy():
 
 
 def test_seeds_bands_and_pieces_have_rotations_of_their_own():
-    first = split(draw(1024, seed=0, band=1), 1024)
-    others = [first[1], split(draw(1024, 0, 2), 1024)[0], split(draw(1024, 1, 1), 1024)[0]]
+    first = split(draw_rotation(1024, seed=0, band=1), 1024)
+    others = [
+        first[1],
+        split(draw_rotation(1024, 0, 2), 1024)[0],
+        split(draw_rotation(1024, 1, 1), 1024)[0],
+    ]
     assert all((first[0] * other).sum().abs() < 100 for other in others)  # 512 if they were equal
-    assert torch.equal(first[0], split(draw(1024, 0, 1), 1024)[0])
+    assert torch.equal(first[0], split(draw_rotation(1024, 0, 1), 1024)[0])
 
 
 def falling(features: int = 300) -> Tensor:
@@ -242,7 +246,7 @@ def spans(codec_arrays: dict[str, Tensor]) -> list[slice]:
 
 
 def test_each_band_keeps_the_inner_product_of_a_row_with_itself():
-    arrays = Bands.plan(falling(), 96, seed=0)
+    arrays = Bands.allocate(falling(), 96, seed=0)
     codec, rows = Bands(arrays), gaussian_rows(300, falling())
     exact, decoded = codec.query(rows).double(), codec.decode(codec.encode(rows)).double()
     assert len(spans(arrays)) >= 3
@@ -255,7 +259,7 @@ def test_each_band_keeps_the_inner_product_of_a_row_with_itself():
 
 @pytest.mark.parametrize("row_bytes", [24, 48, 96, 200])
 def test_the_share_of_energy_that_is_lost_is_the_share_that_was_foretold(row_bytes):
-    arrays = Bands.plan(falling(), row_bytes, seed=0)
+    arrays = Bands.allocate(falling(), row_bytes, seed=0)
     codec, rows = Bands(arrays), gaussian_rows(2000, falling())
     exact, decoded = codec.query(rows).double(), codec.decode(codec.encode(rows)).double()
     explained = 0.0
@@ -268,15 +272,15 @@ def test_the_share_of_energy_that_is_lost_is_the_share_that_was_foretold(row_byt
 
 @pytest.mark.parametrize("bits", ALL_BITS)
 def test_a_fixed_width_and_number_of_bits_is_what_is_stored(bits):
-    codec = Bands(Bands.plan(falling(), None, 0, width=64, bits=bits))
+    codec = Bands(Bands.allocate(falling(), None, 0, width=64, bits=bits))
     assert codec.stored_bytes == 8 * bits + SCALE_BYTES
     assert codec.facts()["directions_by_bits"] == {str(bits): 64}
 
 
 def test_a_fixed_width_that_does_not_fit_is_refused_with_its_bytes():
-    Bands.plan(falling(), 258, 0, width=256, bits=8)
+    Bands.allocate(falling(), 258, 0, width=256, bits=8)
     with pytest.raises(BudgetError, match="258 bytes a row, its scale included, but 257"):
-        Bands.plan(falling(), 257, 0, width=256, bits=8)
+        Bands.allocate(falling(), 257, 0, width=256, bits=8)
 
 
 @pytest.mark.parametrize(
@@ -292,29 +296,29 @@ def test_a_fixed_width_that_does_not_fit_is_refused_with_its_bytes():
 )
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        Bands.plan(falling(), 256, 0, **options)
+        Bands.allocate(falling(), 256, 0, **options)
 
 
 def test_the_most_bits_hold():
-    facts = Bands(Bands.plan(falling(), 200, 0, max_bits=3)).facts()
+    facts = Bands(Bands.allocate(falling(), 200, 0, max_bits=3)).facts()
     assert max(int(bits) for bits in facts["directions_by_bits"]) == 3
 
 
 def test_without_a_budget_every_coordinate_has_the_most_bits():
-    assert Bands(Bands.plan(falling(), None, 0)).facts()["directions_by_bits"] == {"8": 300}
+    assert Bands(Bands.allocate(falling(), None, 0)).facts()["directions_by_bits"] == {"8": 300}
 
 
 def test_coordinates_without_energy_are_not_stored():
     energies = torch.cat([torch.zeros(40), torch.ones(16), torch.zeros(40)])
-    codec = Bands(Bands.plan(energies, 1000, 0))
+    codec = Bands(Bands.allocate(energies, 1000, 0))
     assert codec.facts()["directions_by_bits"] == {"8": 16}
     with pytest.raises(InputError, match="no coordinate has any energy"):
-        Bands.plan(torch.zeros(40), 1000, 0)
+        Bands.allocate(torch.zeros(40), 1000, 0)
 
 
 def test_a_last_group_that_is_not_full_changes_no_inner_product():
     energies = falling(13)
-    codec, rows = Bands(Bands.plan(energies, None, 0)), gaussian_rows(20, energies)
+    codec, rows = Bands(Bands.allocate(energies, None, 0)), gaussian_rows(20, energies)
     assert codec.facts()["directions"] == 13 and codec.stored == 16
     torch.testing.assert_close(codec.query(rows) @ codec.query(rows).T, rows @ rows.T)
     torch.testing.assert_close(codec.decode(codec.encode(rows)) @ codec.query(rows).T, rows @ rows.T,
@@ -327,7 +331,7 @@ def test_rows_that_are_one_spike_are_stored_without_bias_too():
     spike[0, 5] = 3.0
     turned_back = []
     for seed in range(300):
-        codec = Bands(Bands.plan(energies, None, seed, width=64, bits=1))
+        codec = Bands(Bands.allocate(energies, None, seed, width=64, bits=1))
         turned_back.append(codec.decode(codec.encode(spike)) @ codec.query(torch.eye(64)).T)
     mean, spread = torch.cat(turned_back).mean(dim=0), torch.cat(turned_back).std(dim=0)
     assert ((mean - spike[0]).abs() < 5 * spread / 300**0.5 + 3 * 2**-10).all()
@@ -335,7 +339,7 @@ def test_rows_that_are_one_spike_are_stored_without_bias_too():
 
 
 def test_the_plan_of_2048_directions_stays_below_10_megabytes():
-    arrays = Bands.plan(torch.ones(2048), None, 0)
+    arrays = Bands.allocate(torch.ones(2048), None, 0)
     assert sum(array.nbytes for array in arrays.values()) < 10e6
 
 
@@ -343,7 +347,7 @@ def test_the_plan_of_2048_directions_stays_below_10_megabytes():
 def test_any_plan_fits_its_bytes_and_reads_what_it_stores(features, row_bytes, max_bits, seed):
     energies = falling(features)
     try:
-        codec = Bands(Bands.plan(energies, row_bytes, seed, max_bits=max_bits))
+        codec = Bands(Bands.allocate(energies, row_bytes, seed, max_bits=max_bits))
     except BudgetError:
         assert row_bytes < 3
         return
@@ -365,7 +369,7 @@ def test_bits_go_where_they_make_the_error_of_a_score_small(row_bytes):
     rows, queries = rows * energies.sqrt().float(), queries * energies.sqrt().float()
     errors = {}
     for power in (0.5, 1.0, 1.5):
-        codec = Bands(Bands.plan(energies**power, row_bytes, 0))
+        codec = Bands(Bands.allocate(energies**power, row_bytes, 0))
         decoded = codec.product(codec.query(queries), codec.encode(rows))
         errors[power] = float((decoded - rows @ queries.T).square().mean())
     assert errors[1.0] < 0.98 * errors[0.5]

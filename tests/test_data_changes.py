@@ -16,7 +16,7 @@ from streamfluence.run import identity as _identity
 from streamfluence.run.identity import signed_identity
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 from streamfluence.stages.collect import collect
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import sketch
@@ -74,14 +74,14 @@ def test_data_that_changes_within_a_work_unit_is_refused(sketched, monkeypatch):
 def test_data_that_changes_and_comes_back_is_refused_by_what_was_read(sketched, monkeypatch):
     """Even where sizes and times show nothing, another checkpoint was computed from other bytes."""
     path = str(sketched / "run")
-    opened = session(path, "cpu")
+    session = open_session(path, "cpu")
     collect(path, ["train"], SERIAL, partition=0)
     store = OpenRun.open(path)
     before = store.receipt("collect/train/0", 0).facts["input_crc32c"]
     assert store.receipt("collect/train/1", 0).facts["input_crc32c"] == before
     store.discard("collect/train/1", 0)
-    monkeypatch.setattr(type(opened), "refresh", lambda self, name: None)
-    monkeypatch.setattr(type(opened), "refuse_touched", lambda self, name: None)
+    monkeypatch.setattr(type(session), "refresh", lambda self, name: None)
+    monkeypatch.setattr(type(session), "refuse_touched", lambda self, name: None)
     rewrite(sketched)
     with pytest.raises(InputError, match=r"other examples for partition 0 than those that .*/0/0"):
         collect(path, ["train"], SERIAL, partition=0)
@@ -140,16 +140,16 @@ def test_data_written_to_while_it_is_digested_is_refused(tmp_path, monkeypatch):
 
 def test_a_checkpoint_written_to_while_it_is_loaded_is_refused(sketched, monkeypatch):
     path = str(sketched / "run")
-    opened = session(path, "cpu")
-    opened._models.clear()
-    opened._features.clear()
-    load = type(opened.task).model
+    session = open_session(path, "cpu")
+    session._models.clear()
+    session._features.clear()
+    load = type(session.task).model
 
     def slow(self, checkpoint, trainable=True):
         model = load(self, checkpoint)
         os.utime(checkpoint)
         return model
 
-    monkeypatch.setattr(type(opened.task), "model", slow)
+    monkeypatch.setattr(type(session.task), "model", slow)
     with pytest.raises(InputError, match="written to while it was loaded"):
-        opened.model(1)
+        session.model(1)

@@ -147,7 +147,7 @@ def test_a_width_of_a_hundred_thousand_is_whitened_and_stored():
     of_rows = moments.blocks(moments.update(moments.empty([60_000, 40_000]), rows))
     made, energies = curvature.factor(state, 16, 1e-4).half_whitened([m / 16 for m in of_rows])
     kind = member("codecs", "bands")
-    codec = kind(kind.plan(energies, row_bytes, 0))
+    codec = kind(kind.allocate(energies, row_bytes, 0))
     whitened = made.to("cpu").whiten(rows)
     scores = (
         codec.query(made.for_queries(whitened))

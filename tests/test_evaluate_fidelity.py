@@ -16,7 +16,7 @@ from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.registry import member, names
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 
 CG = member("solvers", "conjugate_gradients")
 LIKELIHOODS = {name: member("likelihoods", name) for name in names("likelihoods")}
@@ -102,7 +102,7 @@ def test_agreement_is_scipys_spearman_and_a_count_of_common_rows():
 
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_reference_scores_are_the_dense_solve_in_float64(folder, by_layer):
-    pilot = choose_pilot(session(str(folder / "run"), "cpu"), 150, None, 7)
+    pilot = choose_pilot(open_session(str(folder / "run"), "cpu"), 150, None, 7)
     found = reference_scores(pilot, {"joint": 0.01}, by_layer, True, CG(tolerance=1e-8))
     expected = dense_scores(folder, 0.01, joint=not by_layer)
     np.testing.assert_allclose(
@@ -112,7 +112,7 @@ def test_reference_scores_are_the_dense_solve_in_float64(folder, by_layer):
 
 
 def test_each_block_is_damped_by_its_own_value(folder):
-    pilot = choose_pilot(session(str(folder / "run"), "cpu"), 150, None, 7)
+    pilot = choose_pilot(open_session(str(folder / "run"), "cpu"), 150, None, 7)
     dampings = {"0": 0.01, "2": 0.3}, {"0": 0.01, "2": 1e12}, {"0": 1e12, "2": 0.3}
     both, first, second = (
         reference_scores(pilot, d, True, True, CG(tolerance=1e-8)).scores for d in dampings
@@ -125,7 +125,7 @@ def test_a_model_that_insists_on_float32_is_solved_in_float32_and_says_so(tmp_pa
     task = tmp_path / "task.py"
     task.write_text(task.read_text().replace('batch["x"]', 'batch["x"].float()'))
     ok("run", tmp_path / "job.toml", tmp_path / "run", *EXACT)
-    pilot = choose_pilot(session(str(tmp_path / "run"), "cpu"), 150, None, 7)
+    pilot = choose_pilot(open_session(str(tmp_path / "run"), "cpu"), 150, None, 7)
     found = reference_scores(pilot, {"joint": 0.01}, False, True, CG(tolerance=1e-5))
     assert found.precision == "float32"
     expected = dense_scores(tmp_path, 0.01, joint=True)

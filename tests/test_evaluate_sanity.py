@@ -9,10 +9,10 @@ from small_job import JOB, write_job
 from torch import nn
 
 from streamfluence.capture import Capture
-from streamfluence.collecting.directions import Directions
+from streamfluence.collecting.decision import Decision
 from streamfluence.evaluation.pilot.examples import choose_pilot, whitened
 from streamfluence.run import session as _session
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 from streamfluence.stages.evaluate import sanity as evaluate_sanity
 
 DECAYED = JOB.replace("damping = 0.01", "weight_decay = 0.01")
@@ -107,8 +107,8 @@ def test_rows_that_depend_on_their_place_fail(folder, monkeypatch):
 
 
 def test_a_codec_that_loses_an_examples_product_with_itself_fails(folder, monkeypatch):
-    opened = _session.session(str(folder / "run"), "cpu")
-    kind = type(Directions(opened, 0).codec)
+    session = _session.open_session(str(folder / "run"), "cpu")
+    kind = type(Decision(session, 0).codec)
     decode = kind.decode
     monkeypatch.setattr(kind, "decode", lambda self, encoded, out=None: 0.9 * decode(self, encoded))
     assert "own score" in failed(folder / "run")[0]
@@ -123,13 +123,13 @@ def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folde
     """What the receipts say that the codec kept of the first batches, when rows were written."""
     run = folder / "few-bytes"
     assert invoke("run", folder / "job.toml", run, "--bytes", "12").exit_code == 0
-    pilot = choose_pilot(session(str(run), "cpu"), 150, None, 7)
-    made = Directions(pilot.opened, 0)
-    rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
-    own, energy = evaluate_sanity.own_scores(pilot, made, rows)
+    pilot = choose_pilot(open_session(str(run), "cpu"), 150, None, 7)
+    decision = Decision(pilot.session, 0)
+    rows = torch.cat(list(whitened(pilot.session, 0, decision, pilot)))
+    own, energy = evaluate_sanity.own_scores(pilot, decision, rows)
     first_batches = pilot.rows % 32 < 16
-    share = energy / made.preconditioner.for_rows(rows).square().sum(1)
-    receipts = pilot.opened.run.receipts("collect/train/0").values()
+    share = energy / decision.preconditioner.for_rows(rows).square().sum(1)
+    receipts = pilot.session.run.receipts("collect/train/0").values()
     stored = [receipt.facts["stored"] for receipt in receipts]
     assert sum(one["rows"] for one in stored) == first_batches.sum()
     kept = sum(one["kept"] for one in stored) / first_batches.sum()

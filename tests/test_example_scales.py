@@ -180,7 +180,7 @@ class Rows:
 
 def terms(rows, square):
     kind = member("codecs", "float32")
-    codec = kind(kind.plan(torch.ones(rows.shape[1]), None, 0))
+    codec = kind(kind.allocate(torch.ones(rows.shape[1]), None, 0))
     return [product.Term(Rows(rows, square), codec, codec.query(torch.eye(rows.shape[1])), 1.0)]
 
 

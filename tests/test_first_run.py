@@ -89,7 +89,7 @@ def test_a_run_that_is_there_is_not_rehearsed(folder, monkeypatch):
     assert run_job(folder).exit_code == 0
 
 
-@pytest.mark.parametrize("made", ["receipts/sketch/0/plan/0.json", "parts/x/0.a/zarr.json"])
+@pytest.mark.parametrize("made", ["receipts/sketch/0/decision/0.json", "parts/x/0.a/zarr.json"])
 def test_a_run_in_which_anything_was_made_does_not_give_way(tmp_path, made):
     store = RunStore.create(str(tmp_path / "run"), {"a": 1})
     path = tmp_path / "run" / made

@@ -149,7 +149,7 @@ def test_a_run_on_a_gpu_has_the_scores_and_the_lists_of_the_cpu(tmp_path, device
 def test_rows_are_coded_in_their_order_however_many_wait(at_once, device, monkeypatch):
     monkeypatch.setattr(_collect_tasks, "CODED_AT_ONCE", at_once)
     kind = member("codecs", "int8")
-    codec = kind(kind.plan(torch.ones(6, dtype=torch.float64), None, 0)).to(device)
+    codec = kind(kind.allocate(torch.ones(6, dtype=torch.float64), None, 0)).to(device)
     batches = [random(size, 6, seed=size).to(device) for size in (16, 16, 5)]
     columns, coded = _collect_tasks._Columns(), _collect_tasks._Coded(codec)
     for batch in batches:

@@ -283,7 +283,11 @@ def test_a_clean_package_is_found_clean(package):
             "def f(manifest): return manifest['rows']",
             "looks 'rows' of the manifest",
         ),
-        ("stages/top", "x = f'sketch/{c}/plan'", "spells the path 'sketch/', which is for layout"),
+        (
+            "stages/top",
+            "x = f'sketch/{c}/decision'",
+            "spells the path 'sketch/', which is for layout",
+        ),
         ("run/session", "x = 'scores/' + name", "spells the path 'scores/'"),
         (
             "collecting/units",

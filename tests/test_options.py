@@ -40,7 +40,7 @@ class Untyped:
 
 class Planned:
     @classmethod
-    def plan(cls, spectrum, nbytes, seed, *, level: int = 1):
+    def allocate(cls, spectrum, nbytes, seed, *, level: int = 1):
         return {"level": level, "given": (spectrum, nbytes, seed)}
 
 

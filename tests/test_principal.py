@@ -188,7 +188,7 @@ def test_options_hold_in_a_run_whose_parts_may_be_left_without_rows(
     changes = {f"projection.options.{key}": value for key, value in options.items()}
     common = {"projection.name": projection, "projection.width": 5, "curvature.blocks": "joint"}
     run(tmp_path / "job.toml", str(tmp_path / "run"), common | changes | {"compute.batch_size": 4})
-    plan = load_state(OpenRun.open(str(tmp_path / "run")), "sketch/0/plan", 0)[1]
+    plan = load_state(OpenRun.open(str(tmp_path / "run")), "sketch/0/decision", 0)[1]
     facts = plan["projection"]
     assert {key: facts[key] for key in expected} == expected
     assert 0 < facts["kept"] < 1 and plan["directions"] == 5

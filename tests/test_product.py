@@ -62,7 +62,7 @@ def make_term(codec_name, seed, weight):
     flags = (torch.rand(N_EXAMPLES, generator=generator) < 0.05).to(torch.uint8)
     rows[flags > 0] = 0
     kind = member("codecs", codec_name)
-    codec = kind(kind.plan(energies, None, seed))
+    codec = kind(kind.allocate(energies, None, seed))
     queries = codec.query(torch.randn(N_QUERIES, FEATURES, generator=generator))
     source = MemoryRows(
         codec.encode(rows),
@@ -148,7 +148,7 @@ def test_every_checkpoint_is_read_by_its_own_codec():
         generator = torch.Generator().manual_seed(seed)
         spectrum = torch.linspace(1, 0, FEATURES, dtype=torch.float64) ** energies + 1e-3
         kind = member("codecs", "bands")
-        codec = kind(kind.plan(spectrum, 30, seed))
+        codec = kind(kind.allocate(spectrum, 30, seed))
         rows = torch.randn(N_EXAMPLES, FEATURES, generator=generator) * spectrum.sqrt().float()
         queries = codec.query(torch.randn(N_QUERIES, FEATURES, generator=generator))
         nothing = np.zeros(N_EXAMPLES, np.float32)

@@ -9,7 +9,7 @@ from streamfluence.errors import InputError
 from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import checkpoint_facts, expand, open_run
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 
 
 def globbed(folder, pattern):
@@ -49,7 +49,7 @@ def test_what_a_checkpoint_folder_links_to_is_part_of_it(tmp_path):
     state = torch.load(tmp_path / "kept" / "model.pt", weights_only=True)
     torch.save({name: 3 * weight for name, weight in state.items()}, tmp_path / "kept" / "model.pt")
     with pytest.raises(InputError, match="changed since"):
-        session(path, "cpu").model(0)
+        open_session(path, "cpu").model(0)
 
 
 def test_a_checkpoint_folder_that_lies_in_itself_is_refused(tmp_path):
@@ -68,7 +68,7 @@ def test_names_of_groups_are_pinned_with_the_data(tmp_path):
     open_run(load_job(write_job(tmp_path, job=job)), path)
     (tmp_path / "names.json").write_text('["dog", "cat", "eel"]')
     with pytest.raises(InputError, match="the data of 'train' changed since"):
-        session(path, "cpu").reader("train")
+        open_session(path, "cpu").reader("train")
 
 
 def test_a_vocabulary_is_pinned_with_the_tokens(tmp_path):
@@ -81,4 +81,4 @@ def test_a_vocabulary_is_pinned_with_the_tokens(tmp_path):
     assert OpenRun.open(path).train.identity["shown"]
     (tmp_path / "words.json").write_text('["e", "d", "c", "b", "a"]')
     with pytest.raises(InputError, match="the data of 'train' changed since"):
-        session(path, "cpu").reader("train")
+        open_session(path, "cpu").reader("train")

@@ -243,11 +243,11 @@ def test_scores_of_rows_that_were_replaced_are_refused(finished, sound, tmp_path
 def test_rows_of_another_sketch_are_refused(finished, tmp_path):
     path = copied(finished, tmp_path / "run")
     store = OpenRun.open(str(path))
-    receipt = store.receipt("sketch/0/plan", 0)
+    receipt = store.receipt("sketch/0/decision", 0)
     arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
     arrays["preconditioner/damping"] = arrays["preconditioner/damping"] * 2
-    store.discard("sketch/0/plan", 0)
-    store.commit("sketch/0/plan", 0, arrays, attributes, receipt.facts)
+    store.discard("sketch/0/decision", 0)
+    store.commit("sketch/0/decision", 0, arrays, attributes, receipt.facts)
     opened = streamfluence.open(str(path))
     for call in (
         lambda: opened.top("test/0"),
@@ -362,7 +362,7 @@ def test_a_sketch_is_not_finished_from_parts_of_another(tmp_path):
     arrays, attributes = store.read_all(receipt), store.read_attributes(receipt)
     name = next(name for name, array in arrays.items() if array.dtype.kind == "f" and array.size)
     arrays[name] = np.nextafter(arrays[name], np.inf)
-    for stage in (receipt.stage, "sketch/0/plan"):
+    for stage in (receipt.stage, "sketch/0/decision"):
         store.discard(stage, 0)
     store.commit(receipt.stage, 0, arrays, attributes)
     with pytest.raises(DamageError, match=r"sketch/0/gram .* made with other states of the sketch"):

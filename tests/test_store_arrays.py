@@ -16,7 +16,7 @@ from streamfluence.codecs._compressors import compressor_names
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import Span
 from streamfluence.store import RunStore, grid
-from streamfluence.store.grid import parse_grid, plan_grid
+from streamfluence.store.grid import cut_grid, parse_grid
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int64", "float16", "float32", "float64", "complex64"]
 
@@ -224,7 +224,7 @@ def test_a_grid_covers_every_row_once_and_keeps_its_limits(rows, row_items, inne
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "INNER_BYTES", inner)
         patch.setattr(grid, "SHARD_BYTES", shard)
-        made = plan_grid((rows, row_items), np.dtype("u2"))
+        made = cut_grid((rows, row_items), np.dtype("u2"))
         assert made.object_rows % made.inner_rows == 0
         assert made.inner_bytes <= max(inner, made.row_bytes)
         assert sum(
@@ -240,7 +240,7 @@ def test_a_grid_covers_every_row_once_and_keeps_its_limits(rows, row_items, inne
 @pytest.mark.parametrize("rows", [1024, 4096, 96 * 1024, 262_144])
 @pytest.mark.parametrize("row_bytes", [1, 4, 64, 256, 1024])
 def test_partitions_of_usual_lengths_are_cut_evenly_so_that_they_can_be_linked(rows, row_bytes):
-    made = plan_grid((rows, row_bytes), np.dtype("u1"))
+    made = cut_grid((rows, row_bytes), np.dtype("u1"))
     assert rows % made.object_rows == 0 and made.object_rows % made.inner_rows == 0
     assert made.inner_bytes >= min(256 << 10, rows * row_bytes)
 

@@ -17,7 +17,7 @@ from streamfluence.errors import InputError
 from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.registry import member
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 from streamfluence.stages.evaluate.sanity import evaluate_sanity
 from streamfluence.stages.run import run
 from streamfluence.task_file import load_task
@@ -187,7 +187,7 @@ def test_scores_are_the_textbook_influence(tmp_path, case):
     found = streamfluence.open(str(tmp_path / "run")).scores().compute()
     assert abs(found - wanted).max() < 2e-4 * abs(wanted).max()
     # What judges runs gives the same: unprojected Gauss-Newton, and the checks of a run.
-    pilot = choose_pilot(session(str(tmp_path / "run"), "cpu"), N, None, QUERIES)
+    pilot = choose_pilot(open_session(str(tmp_path / "run"), "cpu"), N, None, QUERIES)
     solver = member("solvers", "conjugate_gradients")(tolerance=1e-9)
     solved = reference_scores(pilot, {"joint": DAMPING}, by_layer=False, double=True, solver=solver)
     assert abs(solved.scores - wanted).max() < 1e-4 * abs(wanted).max()

@@ -16,7 +16,7 @@ from torch import nn
 
 from streamfluence.evaluation.retraining import Subset
 from streamfluence.evaluation.truth import scores as _truth_scores
-from streamfluence.evaluation.truth.scores import Scores
+from streamfluence.evaluation.truth.scores import JudgedScores
 from streamfluence.run.opened import OpenRun
 
 N, WEIGHTS, DAMPING = 75, (0.3, 1.1), 0.01
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def scores(folder, monkeypatch):
     monkeypatch.setattr(_truth_scores, "_BLOCK_ROWS", 10)
-    return Scores(OpenRun.open(str(folder / "run")), "test")
+    return JudgedScores(OpenRun.open(str(folder / "run")), "test")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_rows_without_a_score_count_as_nothing_and_are_named(folder, tmp_path, m
     np.savez(tmp_path / "train-1.npz", **shard)
     ok("run", tmp_path / "job.toml", "--set", "rows.max_non_finite=0.1")
     monkeypatch.setattr(_truth_scores, "_BLOCK_ROWS", 10)
-    scores = Scores(OpenRun.open(str(tmp_path / "run")), "test")
+    scores = JudgedScores(OpenRun.open(str(tmp_path / "run")), "test")
     rows = np.array([46, 45, 44])
     found = scores.of_rows(rows)
     assert scores.without_score == {45}

@@ -46,7 +46,7 @@ def contents(path) -> dict[str, dict[str, bytes]]:
     found = {
         f"{stage}/{number}/{name}": (path / one.path / name).read_bytes()
         for stage in store.stages()
-        if not stage.startswith("sketch/") or stage.endswith("/plan")
+        if not stage.startswith("sketch/") or stage.endswith("/decision")
         for number, one in store.receipts(stage).items()
         for name in one.objects
     }
@@ -89,7 +89,7 @@ def test_a_finished_run_is_sound(path):
 LOST = [
     (STAGE, 1),
     ("collect/test/0", 0),
-    ("sketch/0/plan", 0),
+    ("sketch/0/decision", 0),
     ("sketch/0/coverage", 0),
     ("score/test", 0),
 ]
@@ -296,21 +296,21 @@ def test_a_receipt_of_a_partition_that_the_run_cannot_have_is_set_aside(path):
 def test_a_plan_of_another_sketch_is_replaced_and_not_the_rows(path, with_facts):
     """The rows are many and agree; believing the one plan would throw all of them away."""
     store, before = OpenRun.open(str(path)), contents(path)
-    arrays = store.read_all(store.receipt("sketch/0/plan", 0))
-    attributes = store.read_attributes(store.receipt("sketch/0/plan", 0))
-    facts = store.receipt("sketch/0/plan", 0).facts if with_facts else {}
-    store.discard("sketch/0/plan", 0)
+    arrays = store.read_all(store.receipt("sketch/0/decision", 0))
+    attributes = store.read_attributes(store.receipt("sketch/0/decision", 0))
+    facts = store.receipt("sketch/0/decision", 0).facts if with_facts else {}
+    store.discard("sketch/0/decision", 0)
     changed = {
         name: array * 2 if array.dtype.kind == "f" else array for name, array in arrays.items()
     }
-    store.commit("sketch/0/plan", 0, changed, attributes, facts)
+    store.commit("sketch/0/decision", 0, changed, attributes, facts)
     shutil.rmtree(path / "receipts-damaged")
-    with pytest.raises(DamageError, match=r"sketch/0/plan partition 0"):
+    with pytest.raises(DamageError, match=r"sketch/0/decision partition 0"):
         verify(str(path))
     with pytest.raises(StreamfluenceError):
         top(str(path), "0")
     done = repair(str(path))
-    assert {"stage": "sketch/0/plan", "partition": 0} in done["repaired"]
+    assert {"stage": "sketch/0/decision", "partition": 0} in done["repaired"]
     assert not [one for one in done["set_aside"] if one["stage"].startswith("collect/")]
     assert contents(path) == before
 

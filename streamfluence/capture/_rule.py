@@ -53,7 +53,7 @@ class Rule:
         raise NotImplementedError
 
 
-def factor(tensor: Tensor) -> Tensor:
+def in_gradient_precision(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in the precision of gradients: float64 stays, all else is float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 

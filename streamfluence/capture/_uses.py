@@ -8,7 +8,7 @@ from streamfluence.capture._blocks import Filled
 from streamfluence.capture._dense import Dense
 from streamfluence.capture._layouts import Layout, Layouts, UnevenCall
 from streamfluence.capture._recorder import Call, Recorder
-from streamfluence.capture._rule import factor
+from streamfluence.capture._rule import in_gradient_precision
 from streamfluence.capture._sites import Weight
 from streamfluence.capture.base import Use
 from streamfluence.capture.functional import FallbackFailed
@@ -49,7 +49,9 @@ def dense_uses(
     for filled in blocks:
         some = [weight for weight in (filled.matrix, filled.bias) if weight in rows]
         uses[filled.block.name] = [
-            filled.dense(weight, factor(rows[weight])) for weight in some if weight is not None
+            filled.dense(weight, in_gradient_precision(rows[weight]))
+            for weight in some
+            if weight is not None
         ] or [_zero(filled, examples)]
     return uses
 
@@ -73,7 +75,7 @@ def _all(
     for shared in recorder.shared:
         gradient = next(arrived)
         if gradient is not None:
-            rows = shared.layout.collect(factor(gradient), shared.weight.shape)
+            rows = shared.layout.collect(in_gradient_precision(gradient), shared.weight.shape)
             filled = by_weight[shared.weight]
             yield filled, filled.dense(shared.weight, rows)
 
@@ -129,7 +131,7 @@ def _of_fallback(
             raise UnevenCall((call.site,), str(error)) from error
     for path, gradient in rows.items():
         weight = call.site.weights[path]
-        yield by_weight[weight], by_weight[weight].dense(weight, factor(gradient))
+        yield by_weight[weight], by_weight[weight].dense(weight, in_gradient_precision(gradient))
 
 
 def _single(
@@ -148,5 +150,5 @@ def _single(
 def _zero(filled: Filled, examples: int) -> Dense:
     """Return the gradient of a block that nothing depends on; it takes no memory."""
     block, tensor = filled.block, next(iter(filled.matrix.tensors.values()))
-    zero = factor(tensor.detach().new_zeros(()))
+    zero = in_gradient_precision(tensor.detach().new_zeros(()))
     return Dense(zero.expand(examples, block.groups, block.left, block.right))

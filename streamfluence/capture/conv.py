@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamfluence.capture._outer import Deferred
-from streamfluence.capture._rule import Layer, Rule, columns, factor, own_forward
+from streamfluence.capture._rule import Layer, Rule, columns, in_gradient_precision, own_forward
 from streamfluence.capture.base import Use
 
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -28,17 +28,17 @@ class Conv(Rule):
         whole, arrived = inputs, gradient
         inputs, gradient = _folded(module, inputs), _folded(module, gradient)
         return Deferred(
-            lambda: _left(module, factor(gradient)),
-            lambda: _right(module, factor(inputs), bias),
+            lambda: _left(module, in_gradient_precision(gradient)),
+            lambda: _right(module, in_gradient_precision(inputs), bias),
             # cuDNN's convolutions are TF32 by default, products of matrices are not.
             None
             if inputs.is_cuda
-            else lambda matrix: _right_times(module, factor(inputs), bias, matrix),
+            else lambda matrix: _right_times(module, in_gradient_precision(inputs), bias, matrix),
             of=lambda some: self.weight(module, whole[some], arrived[some], bias),
         )
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:
-        return columns([factor(_folded(module, gradient)).flatten(3).sum((1, 3))])
+        return columns([in_gradient_precision(_folded(module, gradient)).flatten(3).sum((1, 3))])
 
 
 def _left(module: Layer, gradient: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from streamfluence.capture._indexed import Indexed
-from streamfluence.capture._rule import Layer, Rule, factor, own_forward
+from streamfluence.capture._rule import Layer, Rule, in_gradient_precision, own_forward
 from streamfluence.capture.base import Use
 
 
@@ -31,7 +31,7 @@ class Embedding(Rule):
 
     def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
         index = inputs.reshape(inputs.shape[0], -1).long()
-        right = factor(gradient.reshape(*index.shape, gradient.shape[-1]))
+        right = in_gradient_precision(gradient.reshape(*index.shape, gradient.shape[-1]))
         if module.padding_idx is not None:
             right = right.masked_fill((index == module.padding_idx).unsqueeze(-1), 0.0)
         return Indexed(index, right)

@@ -10,7 +10,7 @@ from streamfluence.capture._rule import (
     Layer,
     Rule,
     columns,
-    factor,
+    in_gradient_precision,
     own_forward,
     with_ones,
 )
@@ -46,14 +46,14 @@ class Linear(Rule):
         half = is_half_on_gpu(gradient)
         inputs = inputs.bfloat16() if half else inputs
         return Deferred(
-            lambda: factor(_positions(gradient)),
-            lambda: with_ones(factor(_positions(inputs)), bias),
+            lambda: in_gradient_precision(_positions(gradient)),
+            lambda: with_ones(in_gradient_precision(_positions(inputs)), bias),
             lambda matrix: _right_times(_positions(inputs), bias, matrix),
             (lambda matrix: times_half(_positions(gradient), matrix)) if half else None,
         )
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:
-        return columns([factor(_positions(gradient)).sum((1, 2))])
+        return columns([in_gradient_precision(_positions(gradient)).sum((1, 2))])
 
 
 def _positions(tensor: Tensor) -> Tensor:
@@ -73,5 +73,5 @@ def _times(side: Tensor, matrix: Tensor) -> Tensor:
     """Return ``side @ matrix`` in the precision of gradients."""
     if is_half_on_gpu(side):
         return times_half(side, matrix)
-    side = factor(side)
+    side = in_gradient_precision(side)
     return side @ matrix.to(side)

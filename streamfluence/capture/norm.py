@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamfluence.capture._rule import Layer, Rule, columns, factor, own_forward
+from streamfluence.capture._rule import Layer, Rule, columns, in_gradient_precision, own_forward
 from streamfluence.capture.base import Use
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -36,13 +36,13 @@ class Norm(Rule):
         return 1, module.weight.numel(), 1
 
     def weight(self, module: Layer, inputs: Tensor, gradient: Tensor, bias: bool) -> Use:
-        gradient = _channels_last(module, factor(gradient))
-        normal = _channels_last(module, _normalised(module, factor(inputs)))
+        gradient = _channels_last(module, in_gradient_precision(gradient))
+        normal = _channels_last(module, _normalised(module, in_gradient_precision(inputs)))
         scale = _summed_product(gradient, normal)
         return columns([scale, gradient.sum(1)] if bias else [scale])
 
     def bias(self, module: Layer, gradient: Tensor) -> Use:
-        return columns([_channels_last(module, factor(gradient)).sum(1)])
+        return columns([_channels_last(module, in_gradient_precision(gradient)).sum(1)])
 
 
 def _summed_product(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +62,10 @@ def _normalised(module: Layer, inputs: Tensor) -> Tensor:
     if isinstance(module, nn.GroupNorm):
         flat = functional.group_norm(flat, module.num_groups, eps=module.eps)
     else:
-        mean, variance = factor(module.running_mean), factor(module.running_var)
+        mean, variance = (
+            in_gradient_precision(module.running_mean),
+            in_gradient_precision(module.running_var),
+        )
         flat = functional.batch_norm(flat, mean, variance, eps=module.eps)
     return flat.view_as(inputs)
 

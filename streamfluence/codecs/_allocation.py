@@ -8,7 +8,7 @@ bytes used) finds the best staircase that fits. The optimum over everything
 that fits never exceeds the budget and never gets worse when the budget grows.
 
 Source:
-    Cover and Thomas (2006), section 10.3.3, for the continuous form.
+    Cover and Thomas, Elements of Information Theory (2006), section 10.3.3, for the continuous form.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ from streamfluence.codecs._allocation import SCALE_BYTES, allocate
 from streamfluence.codecs._energies import by_energy, energy_lost
 from streamfluence.codecs._levels import MAX_BITS, distortions, lloyd_max
 from streamfluence.codecs._packing import GROUP
-from streamfluence.codecs._rotation import deal, draw
+from streamfluence.codecs._rotation import deal, draw_rotation
 from streamfluence.errors import BudgetError, InputError
 from streamfluence.linalg import State
 
@@ -70,7 +70,7 @@ def best_widths(energies: Tensor, row_bytes: int | None, max_bits: int) -> dict[
     return {b: width for b, width in counts.items() if width}
 
 
-def plan_arrays(energies: Tensor, widths: dict[int, int], seed: int) -> State:
+def allocation(energies: Tensor, widths: dict[int, int], seed: int) -> State:
     """Return the arrays of the codec that stores the best coordinates in bands of these widths.
 
     The levels are stored too, so that a row decodes to the same number on every machine.
@@ -83,7 +83,7 @@ def plan_arrays(energies: Tensor, widths: dict[int, int], seed: int) -> State:
         kept += energies[chosen].sum() * (1.0 - lloyd_max(bits)[1])
         chosen = pad(chosen, (0, -len(chosen) % GROUP), value=len(energies))
         index.append(torch.cat([chosen[piece] for piece in deal(len(chosen))]))
-        matrices.append(draw(len(chosen), seed, bits))
+        matrices.append(draw_rotation(len(chosen), seed, bits))
     return {
         "index": torch.cat(index),
         "features": torch.tensor([len(energies)]),

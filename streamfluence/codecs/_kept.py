@@ -31,7 +31,7 @@ class Kept(Codec):
     row_scale_bytes = 4
 
     @classmethod
-    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int) -> State:
+    def allocate(cls, energies: Tensor, row_bytes: int | None, seed: int) -> State:
         """Keep the coordinates of largest energy that fit in ``row_bytes``, in their original order."""
         energies = checked_energies(energies)
         fits = len(energies)

@@ -6,8 +6,10 @@ log-concave density that point is unique, so Newton steps, which reach it in a
 few rounds where Lloyd's own take thousands at 8 bits, find the same levels.
 
 Source:
-    Lloyd (1982), IEEE Trans. Inf. Theory 28(2); Max (1960), IRE Trans. 6(1);
-    uniqueness: Fleischer (1964); first guess: Panter and Dite (1951).
+    Lloyd, Least Squares Quantization in PCM, https://doi.org/10.1109/TIT.1982.1056489; Max, Quantizing
+    for Minimum Distortion, https://doi.org/10.1109/TIT.1960.1057548. Uniqueness: Fleischer, Sufficient
+    Conditions for Achieving Minimum Distortion in a Quantizer (1964). First guess: Panter and Dite,
+    Quantization Distortion in Pulse-Count Modulation with Nonuniform Spacing of Levels (1951).
 """
 
 from functools import cache

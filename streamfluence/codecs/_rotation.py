@@ -24,7 +24,7 @@ def deal(width: int) -> list[Tensor]:
     return [position[owner == piece] for piece in range(n_pieces)]
 
 
-def draw(width: int, seed: int, band: int) -> Tensor:
+def draw_rotation(width: int, seed: int, band: int) -> Tensor:
     """Return the matrices of a band's pieces, flattened one after another, float32."""
     seeds = [int(hash_counters(seed, band, piece)) for piece in range(-(-width // PIECE))]
     matrices = [random_orthogonal(len(p), s) for p, s in zip(deal(width), seeds, strict=True)]

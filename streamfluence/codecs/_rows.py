@@ -13,7 +13,7 @@ def checked(rows: Tensor, features: int) -> Tensor:
     if rows.ndim != 2 or rows.shape[1] != features:
         raise ValueError(
             f"rows have shape {tuple(rows.shape)}, but the codec was planned for "
-            f"(example, {features}); plan again from the energies of these rows"
+            f"(example, {features}); allocate again from the energies of these rows"
         )
     return rows.to(torch.float32)
 

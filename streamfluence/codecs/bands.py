@@ -12,8 +12,9 @@ a Gaussian. One bfloat16 scale per row and band is chosen so that <y, yhat> =
 and inner products with a query that is not quantised have no bias.
 
 Source:
-    Reverse water-filling: Cover and Thomas (2006), 10.3.3. The scale: EDEN,
-    Vargaftik et al. (2022), arXiv:2108.08842.
+    Reverse water-filling: Cover and Thomas, Elements of Information Theory (2006), 10.3.3. The scale:
+    Vargaftik et al., EDEN: Communication-Efficient and Robust Distributed Mean Estimation for
+    Federated Learning, https://arxiv.org/abs/2108.08842.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from streamfluence.codecs._allocation import SCALE_BYTES
-from streamfluence.codecs._bands_plan import best_widths, check_options, fixed_widths, plan_arrays
+from streamfluence.codecs._bands_allocation import (
+    allocation,
+    best_widths,
+    check_options,
+    fixed_widths,
+)
 from streamfluence.codecs._bfloat16 import from_bits, to_bits
 from streamfluence.codecs._energies import checked_energies
 from streamfluence.codecs._levels import lloyd_max
@@ -64,7 +70,7 @@ class Bands(Codec):
     """Bits by reverse water-filling; the bytes of a row are what the user gave, or a few fewer."""
 
     @classmethod
-    def plan(
+    def allocate(
         cls,
         energies: Tensor,
         row_bytes: int | None,
@@ -95,7 +101,7 @@ class Bands(Codec):
         else:
             descending = energies.sort(descending=True).values
             widths = best_widths(descending, row_bytes, max_bits)
-        return plan_arrays(energies, widths, seed)
+        return allocation(energies, widths, seed)
 
     def __init__(self, arrays: State) -> None:
         self._arrays = arrays
@@ -210,7 +216,7 @@ def _encode_band(band: _Band, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bands(arrays: State) -> tuple[_Band, ...]:
-    """Return the bands that ``plan_arrays`` decided."""
+    """Return the bands that ``allocation`` decided."""
     bits, widths = arrays["bits"].tolist(), arrays["width"].tolist()
     levels = arrays["levels"].split([2**b for b in bits])
     sizes = [sum(len(piece) ** 2 for piece in deal(width)) for width in widths]

@@ -1,6 +1,6 @@
 """Contract of a codec: how one whitened row is stored in a given number of bytes.
 
-``plan`` decides once, from the energies of the coordinates, what is kept and
+``allocate`` decides once, from the energies of the coordinates, what is kept and
 with how many bits; its arrays are saved with the sketch. Training rows go
 through ``encode``; queries stay float32 and go through ``query``, so that
 
@@ -33,7 +33,7 @@ class Encoded:
 
 
 class Codec:
-    """Base of every codec; built from the arrays that ``plan`` returned.
+    """Base of every codec; built from the arrays that ``allocate`` returned.
 
     Attributes:
         stored: Number of coordinates that are stored.
@@ -46,7 +46,7 @@ class Codec:
     tolerance: float
 
     @classmethod
-    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int) -> State:
+    def allocate(cls, energies: Tensor, row_bytes: int | None, seed: int) -> State:
         """Return the arrays that define the codec; a member's own options are further keywords.
 
         Args:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Codec, shares
-from streamfluence.collecting.directions import Directions, directions
+from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.collecting.inputs_before import refuse_other_input
 from streamfluence.columns import (
     EXAMPLE_ID,
@@ -32,7 +32,7 @@ from streamfluence.data._prefetch import prefetch
 from streamfluence.features.base import Feature
 from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.run.rows import row_bases
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 from streamfluence.store.text import TEXT, encode_ids
 
 CODED_AT_ONCE = 4096  # rows on a GPU
@@ -45,26 +45,26 @@ def collect(
     run_path: str, device: str, example_set: str, checkpoint: int, first: int, stop: int
 ) -> dict[str, int]:
     """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
-    opened = session(run_path, device)
-    made = directions(opened, checkpoint)
-    facts = opened.run.example_set(example_set)
+    session = open_session(run_path, device)
+    decision = decision_of(session, checkpoint)
+    facts = session.run.example_set(example_set)
     stage = collect_stage(example_set, checkpoint)
     size = facts.partition_examples
-    opened.refresh(example_set)
+    session.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
             span = Span(partition * size, min((partition + 1) * size, facts.count))
-            arrays, notes = partition_arrays(opened, made, example_set, checkpoint, span)
-            opened.refuse_touched(example_set)
+            arrays, notes = partition_arrays(session, decision, example_set, checkpoint, span)
+            session.refuse_touched(example_set)
             refuse_other_input(
-                opened.run, example_set, checkpoint, partition, notes["input_crc32c"]
+                session.run, example_set, checkpoint, partition, notes["input_crc32c"]
             )
-            notes |= row_bases(opened.run, example_set, checkpoint)
+            notes |= row_bases(session.run, example_set, checkpoint)
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
-            pending = committer.submit(commit, opened, stage, partition, span, arrays, notes)
+            pending = committer.submit(commit, session, stage, partition, span, arrays, notes)
             done["examples"] += len(span)
             done["non_finite"] += notes["non_finite"]
     if pending is not None:
@@ -120,29 +120,29 @@ class _Coded:
 
 
 def partition_arrays(
-    opened: Session, made: Directions, example_set: str, checkpoint: int, span: Span
+    session: Session, decision: Decision, example_set: str, checkpoint: int, span: Span
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of one partition and the facts for its receipt."""
     started, columns, digest = time.monotonic(), _Columns(), 0
-    coded = _Coded(made.codec)
-    feature = opened.feature(checkpoint)
+    coded = _Coded(decision.codec)
+    feature = session.feature(checkpoint)
     alone = feature.one_by_one
-    measurement = opened.run.example_set(example_set).measurement
-    for part, host_batch in _read(opened, example_set, span):
+    measurement = session.run.example_set(example_set).measurement
+    for part, host_batch in _read(session, example_set, span):
         digest = input_digest(host_batch, digest)
-        batch = opened.batch(host_batch)
+        batch = session.batch(host_batch)
         prove = proved(part, span)
-        whitened, facts = measured_rows(made, feature, batch, measurement, prove)
+        whitened, facts = measured_rows(decision, feature, batch, measurement, prove)
         if part.start == span.start and not feature.gradients:
             for place in prove[:READ_ALONE]:
-                one = opened.batch(opened.reader(example_set).take([part.start + place]))
+                one = session.batch(session.reader(example_set).take([part.start + place]))
                 feature.refuse_padded(batch, place, one, measurement)
         if example_set == "train":
-            coded.add(made.preconditioner.for_rows(whitened), columns)
+            coded.add(decision.preconditioner.for_rows(whitened), columns)
             columns.add(facts)
         else:
-            columns.add({ROWS: made.preconditioner.for_queries(whitened), **facts})
-        columns.add(_identities(opened, example_set, part))
+            columns.add({ROWS: decision.preconditioner.for_queries(whitened), **facts})
+        columns.add(_identities(session, example_set, part))
     coded.flush(columns)
     arrays = columns.finish()
     arrays[EXAMPLE_ID] = encode_ids(arrays[EXAMPLE_ID])
@@ -156,10 +156,10 @@ def partition_arrays(
     return arrays, notes
 
 
-def _read(opened: Session, example_set: str, span: Span) -> Iterator[tuple[Span, Any]]:
+def _read(session: Session, example_set: str, span: Span) -> Iterator[tuple[Span, Any]]:
     """Yield the batches of a partition, read one ahead of the computation."""
-    reader = opened.reader(example_set)
-    parts = list(cut(span, opened.run.method.batches.batch_size))
+    reader = session.reader(example_set)
+    parts = list(cut(span, session.run.method.batches.batch_size))
     return zip(parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True)
 
 
@@ -178,7 +178,7 @@ def proved(part: Span, span: Span) -> list[int]:
 
 
 def measured_rows(
-    made: Directions,
+    decision: Decision,
     feature: Feature,
     batch: Any,
     measurement: str,
@@ -186,10 +186,10 @@ def measured_rows(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the whitened rows of one batch and what is stored beside them, still on the device."""
     measured = feature.measure(batch, measurement, prove)
-    found = made.features(measured.uses).to(torch.float32)
+    found = decision.features(measured.uses).to(torch.float32)
     finite = torch.isfinite(found).all(1) & torch.isfinite(measured.value)
     rows = torch.where(finite[:, None], found, 0.0)
-    whitened = made.preconditioner.whiten(rows)
+    whitened = decision.preconditioner.whiten(rows)
     # Stored sums over queries and thresholds are taken in float32, so a square that overflows is no row.
     self_influence = whitened.square().sum(1)
     finite &= torch.isfinite(self_influence)
@@ -203,8 +203,8 @@ def measured_rows(
     return whitened, stored
 
 
-def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]:
-    reader = opened.reader(example_set)
+def _identities(session: Session, example_set: str, part: Span) -> dict[str, Any]:
+    reader = session.reader(example_set)
     ids = reader.example_ids(part.start, part.stop)
     return {
         EXAMPLE_ID: np.arange(part.start, part.stop) if ids is None else ids,
@@ -213,7 +213,7 @@ def _identities(opened: Session, example_set: str, part: Span) -> dict[str, Any]
 
 
 def commit(
-    opened: Session,
+    session: Session,
     stage: str,
     partition: int,
     span: Span,
@@ -221,10 +221,10 @@ def commit(
     notes: dict[str, Any],
 ) -> None:
     """Commit the rows of one partition."""
-    compressor = opened.run.method.rows.compressor
+    compressor = session.run.method.rows.compressor
     # For readers that know Zarr but not runs: bytes of text look like any other numbers.
     text = {EXAMPLE_ID: TEXT} if arrays[EXAMPLE_ID].ndim == 2 else {}
-    opened.run.commit(
+    session.run.commit(
         stage, partition, arrays, {"stage": stage, **text}, notes, {ROWS: compressor}, span=span
     )
 

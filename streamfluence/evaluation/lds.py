@@ -84,7 +84,8 @@ def per_query(scores: np.ndarray, masks: np.ndarray, losses: np.ndarray) -> np.n
         InputError: If shapes disagree, values are not finite or there are fewer than 3 subsets.
 
     Source:
-        Ilyas et al. (2022), arXiv:2202.00622; Park et al. (2023), arXiv:2303.14186.
+        Ilyas et al., Datamodels: Predicting Predictions from Training Data, https://arxiv.org/abs/2202.00622;
+        Park et al., TRAK: Attributing Model Behavior at Scale, https://arxiv.org/abs/2303.14186.
     """
     scores, masks, losses = np.asarray(scores), np.asarray(masks), np.asarray(losses)
     _check(scores, masks, losses)

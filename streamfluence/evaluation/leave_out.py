@@ -30,8 +30,8 @@ def judge(predicted: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
     mean = actual.mean(axis=0)
     found: dict[str, Any] = {
         "within_queries": _within(predicted, mean),
-        "across_queries": agreement(predicted.ravel(), mean.ravel()),
-        "centred": agreement(_centred(predicted).ravel(), _centred(mean).ravel()),
+        "across_queries": agreement_with_changes(predicted.ravel(), mean.ravel()),
+        "centred": agreement_with_changes(_centred(predicted).ravel(), _centred(mean).ravel()),
         "constant_queries": int(np.count_nonzero(np.ptp(mean, axis=0) == 0))
         if len(mean) > 1
         else 0,
@@ -46,7 +46,7 @@ def judge(predicted: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float] | None:
+def agreement_with_changes(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float] | None:
     """Return Pearson, Spearman and slope of two vectors; None for fewer than 3 or a constant."""
     if len(predicted) < 3 or np.ptp(predicted) == 0 or np.ptp(actual) == 0:
         return None
@@ -91,7 +91,7 @@ def leverage(
 
 def _within(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float] | None:
     """Return the means over queries of their agreements."""
-    found = [agreement(p, a) for p, a in zip(predicted.T, actual.T, strict=True)]
+    found = [agreement_with_changes(p, a) for p, a in zip(predicted.T, actual.T, strict=True)]
     defined = [each for each in found if each is not None]
     if not defined:
         return None

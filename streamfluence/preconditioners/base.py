@@ -15,7 +15,7 @@ from streamfluence.linalg import State
 
 
 class Preconditioner:
-    """Base of every preconditioner; a plan stores its ``state`` under its ``name``.
+    """Base of every preconditioner; a decision stores its ``state`` under its ``name``.
 
     Attributes:
         name: By which the registry finds the class.

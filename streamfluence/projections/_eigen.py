@@ -46,7 +46,8 @@ def of_sketch(sketch: Tensor, omega: Tensor) -> Side:
         ``rank`` pairs a group; the eigenvalues are never above the true ones, up to rounding.
 
     Source:
-        Stabilised Nystroem approximation: Tropp et al. (2017), arXiv:1706.05736, algorithm 3.
+        Stabilised Nystroem approximation: Tropp et al., Fixed-Rank Approximation of a
+        Positive-Semidefinite Matrix from Streaming Data, https://arxiv.org/abs/1706.05736, algorithm 3.
     """
     pairs = [_nystrom(one, omega.to(one)) for one in sketch]
     values, vectors = (torch.stack(each) for each in zip(*pairs, strict=True))

@@ -19,7 +19,9 @@ def squared_norms(block: Block, uses: Sequence[Use]) -> Tensor:
         Shape ``(example, group)``, float64.
 
     Source:
-        Goodfellow (2015), arXiv:1510.01799; Li et al. (2022), arXiv:2110.05679 (ghost norm).
+        Goodfellow, Efficient Per-Example Gradient Computations, https://arxiv.org/abs/1510.01799; Li et al.,
+        Large Language Models Can Be Strong Differentially Private Learners,
+        https://arxiv.org/abs/2110.05679 (ghost norm).
     """
     counts = [use.positions for use in uses]
     positions = sum(count or 0 for count in counts)

@@ -30,7 +30,7 @@ def slots(seed: int, counters: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return ((bits >> 1) & ((1 << 62) - 1)) % count, 1.0 - 2.0 * (bits & 1).float()
 
 
-def draw(seed: int, total: int, count: int) -> Tensor:
+def draw_coordinates(seed: int, total: int, count: int) -> Tensor:
     """Return ``count`` different integers below ``total``, sorted, every subset equally likely.
 
     Draws with replacement and keeps the first arrivals: the cost follows ``count``, not ``total``.

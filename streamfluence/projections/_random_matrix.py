@@ -22,7 +22,8 @@ class RandomMatrix(Projection):
             otherwise its tiles are generated again for every batch, which is slow.
 
     Source:
-        Johnson and Lindenstrauss (1984); Achlioptas (2003).
+        Achlioptas, Database-friendly random projections: Johnson-Lindenstrauss with binary coins,
+        https://doi.org/10.1016/S0022-0000(03)00025-4.
     """
 
     unbiased = True

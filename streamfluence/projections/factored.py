@@ -38,7 +38,8 @@ class Factored(Projection):
     features are a rectangle, so the row may be a little shorter than ``width``.
 
     Source:
-        Choe et al. (2024), arXiv:2405.13954 (LoGra); here with independent random factors.
+        Choe et al., What is Your Data Worth to GPT? LLM-Scale Data Valuation with Influence Functions,
+        https://arxiv.org/abs/2405.13954 (LoGra); here with independent random factors.
     """
 
     unbiased = True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture.base import Block, Uses
-from streamfluence.projections._random import draw
+from streamfluence.projections._random import draw_coordinates
 from streamfluence.projections._uses import batch
 from streamfluence.projections.base import Part, Projection
 
@@ -22,7 +22,7 @@ class Mask(Projection):
     def __init__(self, blocks: Sequence[Block], width: int, seed: int) -> None:
         super().__init__(blocks, width, seed)
         total = sum(block.size for block in self.blocks)
-        kept = draw(seed, total, min(width, total))
+        kept = draw_coordinates(seed, total, min(width, total))
         self._scale = (total / len(kept)) ** 0.5
         self._chosen: list[tuple[Block, tuple[Tensor, ...]]] = []
         start = 0

@@ -10,7 +10,9 @@ class Rademacher(RandomMatrix):
     """Independent entries of -1 or +1, as in TRAK; cheaper to generate than Gaussians.
 
     Source:
-        Achlioptas (2003); Park et al. (2023), arXiv:2303.14186.
+        Achlioptas, Database-friendly random projections: Johnson-Lindenstrauss with binary coins,
+        https://doi.org/10.1016/S0022-0000(03)00025-4; Park et al., TRAK: Attributing
+        Model Behavior at Scale, https://arxiv.org/abs/2303.14186.
     """
 
     def entries(self, coordinates: Tensor, width: int) -> Tensor:

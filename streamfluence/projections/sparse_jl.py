@@ -28,7 +28,7 @@ class SparseJl(Projection):
             they are not larger than this.
 
     Source:
-        Kane and Nelson (2014), arXiv:1012.1577.
+        Kane and Nelson, Sparser Johnson-Lindenstrauss Transforms, https://arxiv.org/abs/1012.1577.
     """
 
     unbiased = True

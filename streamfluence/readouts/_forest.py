@@ -88,7 +88,7 @@ def isolation(arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Return how unusual each row is, float64, shape ``(example,)``: above 0 to 1, usual ones below 0.5.
 
     Source:
-        Liu, Ting and Zhou (2008), Isolation Forest, equation 2.
+        Liu, Ting and Zhou, Isolation Forest, https://doi.org/10.1109/ICDM.2008.17, equation 2.
     """
     if arrays["feature"].max(initial=0) >= rows.shape[1]:
         raise DamageError("what the readout 'outliers' prepared is of longer rows; score again")

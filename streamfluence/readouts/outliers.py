@@ -42,7 +42,7 @@ class Outliers(Readout):
         InputError: If scikit-learn is missing, or the sample has fewer than two good rows.
 
     Source:
-        Liu, Ting and Zhou (2008), Isolation Forest, doi:10.1109/ICDM.2008.17.
+        Liu, Ting and Zhou, Isolation Forest, https://doi.org/10.1109/ICDM.2008.17.
     """
 
     needs = ("rows", "columns")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamfluence.codecs.base import Codec
-from streamfluence.layout import plan_stage
+from streamfluence.layout import decision_stage
 from streamfluence.linalg import State
 from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.registry import member
@@ -21,11 +21,11 @@ def preconditioner_of(arrays: State, facts: Mapping[str, Any]) -> Preconditioner
 
 def load_preconditioner(run: OpenRun, checkpoint: int) -> Preconditioner:
     """Return the preconditioner of one checkpoint, and read nothing else of the decision."""
-    return preconditioner_of(*load_state(run, plan_stage(checkpoint), 0, "preconditioner/"))
+    return preconditioner_of(*load_state(run, decision_stage(checkpoint), 0, "preconditioner/"))
 
 
 def load_codec(run: OpenRun, checkpoint: int) -> tuple[Codec, Preconditioner]:
     """Return codec and preconditioner of one checkpoint without opening the model, as scoring needs."""
-    arrays, facts = load_state(run, plan_stage(checkpoint), 0)
+    arrays, facts = load_state(run, decision_stage(checkpoint), 0)
     codec = member("codecs", run.method.rows.codec)(select(arrays, "codec"))
     return codec, preconditioner_of(arrays, facts)

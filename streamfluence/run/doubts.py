@@ -32,41 +32,41 @@ LEAST_LOSS = 1e-3  # of a query; a smaller one may well change by more than itse
 Facts = Mapping[str, Any]
 
 
-def energy_kept(plan: Facts, examples: int) -> float | None:
+def energy_kept(decision: Facts, examples: int) -> float | None:
     """Return the share of the training set's gradient energy in the directions; None if not known.
 
     Under the projection ``principal`` it is of whitened gradients, and where the directions were not
     made from all of the training set, an estimate for the others.
     """
-    found = plan["projection"]
+    found = decision["projection"]
     whole = found.get("components_of", 0) >= examples
     kept: float | None = found.get("kept")
     return kept if whole else found.get("kept_beyond", kept)
 
 
 def sketch_doubts(
-    method: Method, examples: int, plans: Sequence[Facts], coverages: Sequence[Facts]
+    method: Method, examples: int, decisions: Sequence[Facts], coverages: Sequence[Facts]
 ) -> list[str]:
     """Return the doubts that the sketch alone justifies; the worst checkpoint speaks.
 
     Args:
-        plans: What each checkpoint's sketch decided.
+        decisions: What each checkpoint's sketch decided.
         coverages: What each checkpoint's coverage check found.
     """
-    found: list[str | None] = [_damping(plans[0]), _fallback(plans[0])]
-    found += vector_doubts(examples, plans)
-    shares = [energy_kept(plan, examples) for plan in plans]
+    found: list[str | None] = [_damping(decisions[0]), _fallback(decisions[0])]
+    found += vector_doubts(examples, decisions)
+    shares = [energy_kept(decision, examples) for decision in decisions]
     kept = min(1.0 if share is None else share for share in shares)
     if method.projection.name == "principal":
         found.append(_whitened(kept))  # which says what is left out, as the width does for pairs
     else:
-        found += (_width(max(map(_used_width, plans, coverages))), _energy(kept))
+        found += (_width(max(map(_used_width, decisions, coverages))), _energy(kept))
     return [sentence for sentence in found if sentence]
 
 
-def vector_doubts(examples: int, plans: Sequence[Facts]) -> list[str]:
+def vector_doubts(examples: int, decisions: Sequence[Facts]) -> list[str]:
     """Return the doubt that a curvature of few vectors justifies; the worst checkpoint speaks."""
-    found = _vectors(examples, min(plans, key=_vectors_a_direction))
+    found = _vectors(examples, min(decisions, key=_vectors_a_direction))
     return [found] if found else []
 
 
@@ -167,17 +167,17 @@ def _worst(what: str, names: Sequence[str], facts: Sequence[Facts]) -> dict[str,
     return max(found, key=lambda one: one["share"], default=None)
 
 
-def _damping(plan: Facts) -> str | None:
-    if "mean eigenvalue" not in plan["damping_rule"]:
+def _damping(decision: Facts) -> str | None:
+    if "mean eigenvalue" not in decision["damping_rule"]:
         return None
     return (
-        f"the damping is a guess ({plan['damping_rule']}); give curvature.weight_decay, or "
+        f"the damping is a guess ({decision['damping_rule']}); give curvature.weight_decay, or "
         f"learning_rate and steps of training that stopped early, or compare `score --damping X`"
     )
 
 
-def _fallback(plan: Facts) -> str | None:
-    if not plan["without_outputs"]:
+def _fallback(decision: Facts) -> str | None:
+    if not decision["without_outputs"]:
         return None
     return (
         "the task gives only loss(), which has no output Hessian, so the curvature is the empirical "
@@ -185,34 +185,42 @@ def _fallback(plan: Facts) -> str | None:
     )
 
 
-def _vectors_a_direction(plan: Facts) -> float:
-    return float(plan["sample_examples"] * plan["vectors_an_example"] / max(plan["directions"], 1))
+def _vectors_a_direction(decision: Facts) -> float:
+    return float(
+        decision["sample_examples"]
+        * decision["vectors_an_example"]
+        / max(decision["directions"], 1)
+    )
 
 
-def _vectors(examples: int, plan: Facts) -> str | None:
+def _vectors(examples: int, decision: Facts) -> str | None:
     """Probes are noisy; exact columns and loss gradients of a sample must at least span the width.
 
     A curvature that joins no directions knows each from all vectors.
     """
-    probes = "probes" in plan["vectors"]
-    whole = plan["sample_examples"] >= examples
+    probes = "probes" in decision["vectors"]
+    whole = decision["sample_examples"] >= examples
     wanted = VECTORS_A_DIRECTION if probes else (0 if whole else 1)
-    if not plan["couples"] or not plan["blocks"] or _vectors_a_direction(plan) >= wanted:
+    if (
+        not decision["couples"]
+        or not decision["blocks"]
+        or _vectors_a_direction(decision) >= wanted
+    ):
         return None
-    made = plan["sample_examples"] * plan["vectors_an_example"]
+    made = decision["sample_examples"] * decision["vectors_an_example"]
     fix = "raise sketch.examples or sketch.probes" if probes else "raise sketch.examples"
     return (
-        f"the curvature of {plan['directions']:,} directions comes from {made:,} vectors "
-        f"({plan['sample_examples']:,} examples, {plan['vectors']}), fewer than {wanted} a "
+        f"the curvature of {decision['directions']:,} directions comes from {made:,} vectors "
+        f"({decision['sample_examples']:,} examples, {decision['vectors']}), fewer than {wanted} a "
         f"direction; {fix}, or lower projection.width"
     )
 
 
-def _used_width(plan: Facts, coverage: Facts) -> float:
+def _used_width(decision: Facts, coverage: Facts) -> float:
     """Return effective dimension over width of the blocks that were cut short; 0 if none was."""
     sizes = {block["name"]: block["size"] for block in coverage["blocks"]}
     everything = sum(sizes.values())  # a part that is no layer lies over all of them
-    cut = [b for b in plan["blocks"] if b["width"] < sizes.get(b["name"], everything)]
+    cut = [b for b in decision["blocks"] if b["width"] < sizes.get(b["name"], everything)]
     width = sum(block["width"] for block in cut)
     return sum(block["effective_dimension"] for block in cut) / width if width else 0.0
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.columns import LOSS
-from streamfluence.layout import TRAINING_LOSS, collect_stage, plan_stage, sketch_stage
+from streamfluence.layout import TRAINING_LOSS, collect_stage, decision_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.columns import column
 from streamfluence.run.decision import load_preconditioner
@@ -85,7 +85,7 @@ def predicts(run: OpenRun, scores: Finished) -> bool:
 def sketch_warnings(run: OpenRun) -> list[str]:
     """Return the doubts that are known once the sketch is there."""
     checkpoints = run.checkpoints
-    plans = [plan_facts(run, checkpoint) for checkpoint in checkpoints]
+    decisions = [decision_facts(run, checkpoint) for checkpoint in checkpoints]
     coverages = [coverage_facts(run, checkpoint) for checkpoint in checkpoints]
     names = [checkpoint.path for checkpoint in run.method.checkpoints]
     facts = [coverage.get("plausibility") or {} for coverage in coverages]
@@ -93,11 +93,11 @@ def sketch_warnings(run: OpenRun) -> list[str]:
         # Neither a damping nor the losses say anything of a similarity, but wrong inputs spoil it, too.
         return [
             *model_doubts(names, [{**fact, "losses": None} for fact in facts]),
-            *vector_doubts(run.train.count, plans),
+            *vector_doubts(run.train.count, decisions),
         ]
     return [
         *model_doubts(names, facts),
-        *sketch_doubts(run.method, run.train.count, plans, coverages),
+        *sketch_doubts(run.method, run.train.count, decisions, coverages),
     ]
 
 
@@ -118,7 +118,7 @@ def row_warnings(run: OpenRun, missing_partitions: list[int]) -> list[str]:
 
 def _method(run: OpenRun, damping: float | None) -> dict[str, Any]:
     """Return how a score comes about, by the first checkpoint where they differ."""
-    method, first = run.method, plan_facts(run, 0)
+    method, first = run.method, decision_facts(run, 0)
     return {
         "models": len(run.checkpoints),
         "projection": method.projection.name,
@@ -144,32 +144,32 @@ def _method(run: OpenRun, damping: float | None) -> dict[str, Any]:
     }
 
 
-def _energy(run: OpenRun, plan: dict[str, Any]) -> dict[str, float | None]:
+def _energy(run: OpenRun, decision: dict[str, Any]) -> dict[str, float | None]:
     """Return the share of gradients that the directions hold; nothing of what is no gradient."""
     if not feature_of(run.method).gradients:
         return {}
-    energy = energy_kept(plan, run.train.count)
+    energy = energy_kept(decision, run.train.count)
     return {"gradient_energy_kept": None if energy is None else round(energy, 4)}
 
 
-def _dampings(plan: dict[str, Any]) -> float | dict[str, float] | None:
+def _dampings(decision: dict[str, Any]) -> float | dict[str, float] | None:
     """Return the damping of all blocks, or of each where they differ."""
-    found = {block["name"]: block["damping"] for block in plan["blocks"]}
+    found = {block["name"]: block["damping"] for block in decision["blocks"]}
     if len(set(found.values())) > 1:
         return found
     return next(iter(found.values()), None)
 
 
-def _effective_dimension(run: OpenRun, plan: dict[str, Any], damping: float | None) -> float:
+def _effective_dimension(run: OpenRun, decision: dict[str, Any], damping: float | None) -> float:
     """Return the sum of value / (value + damping) over all directions."""
-    if damping is None or not plan["blocks"]:
-        return float(sum(block["effective_dimension"] for block in plan["blocks"]))
+    if damping is None or not decision["blocks"]:
+        return float(sum(block["effective_dimension"] for block in decision["blocks"]))
     return sum(load_preconditioner(run, 0).effective_dimension(damping))
 
 
 def _stored(run: OpenRun) -> dict[str, Any]:
     """Return how rows are stored, and the error that was measured."""
-    codec = plan_facts(run, 0)["codec"]
+    codec = decision_facts(run, 0)["codec"]
     measured = _measured(_train_receipts(run))
     return {"codec": {"name": run.method.rows.codec, **codec, **measured}}
 
@@ -217,9 +217,9 @@ def coverage_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
     return facts
 
 
-def plan_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
+def decision_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
     """Return what the sketch of one checkpoint decided."""
-    receipt = only_receipt(run, plan_stage(checkpoint))
+    receipt = only_receipt(run, decision_stage(checkpoint))
     facts: dict[str, Any] = run.read_attributes(receipt)["facts"]
     return facts
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamfluence.errors import DamageError, IncompleteError
-from streamfluence.layout import plan_stage, scales_stage
+from streamfluence.layout import decision_stage, scales_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
@@ -16,17 +16,17 @@ def sketch_digest(run: OpenRun, checkpoint: int) -> str:
     Raises:
         IncompleteError: If there are none.
     """
-    plan = only_receipt(run, plan_stage(checkpoint))
-    coordinates = [plan.facts.get("scales"), scales_digest(run, checkpoint)]
-    return document_digest([content_digest([plan]), *coordinates])
+    decision = only_receipt(run, decision_stage(checkpoint))
+    coordinates = [decision.facts.get("scales"), scales_digest(run, checkpoint)]
+    return document_digest([content_digest([decision]), *coordinates])
 
 
 def refuse_other_scales(run: OpenRun, checkpoint: int) -> None:
     """Raise DamageError if directions were decided in other coordinates than are there now."""
-    plan = only_receipt(run, plan_stage(checkpoint))
-    if plan.facts.get("scales") != scales_digest(run, checkpoint):
+    decision = only_receipt(run, decision_stage(checkpoint))
+    if decision.facts.get("scales") != scales_digest(run, checkpoint):
         raise DamageError(
-            f"{run.url}: the plan of checkpoint {checkpoint} was decided with another sketch of the scales "
+            f"{run.url}: the decision of checkpoint {checkpoint} was made with another sketch of the scales "
             f"than is there now; put back what was there, or use a new run folder"
         )
 

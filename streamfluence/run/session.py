@@ -235,7 +235,7 @@ def shuffled(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def session(run_path: str, device: str) -> Session:
+def open_session(run_path: str, device: str) -> Session:
     """Return this process's session of a run, opened on first use.
 
     The fingerprint is part of the key: a run made anew in the same place is another run.

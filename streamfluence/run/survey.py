@@ -15,8 +15,8 @@ from streamfluence.layout import (
     SCORES,
     SKETCH,
     collect_stage,
+    decision_stage,
     listing_path,
-    plan_stage,
     prepared_stage,
     queries_path,
     receipt_path,
@@ -180,9 +180,9 @@ def _agree(
     if count and base == "set":  # then the manifest is in doubt, which is refused before
         return
     if count:
-        plan = plan_stage(checkpoint)
+        decision = decision_stage(checkpoint)
         what = f"is not what {count:,} of {len(receipts):,} partitions of {example_set!r} were made from"
-        problem = Problem(plan, 0, receipt_path(plan, 0), what)
+        problem = Problem(decision, 0, receipt_path(decision, 0), what)
         if problem.object not in {p.object for p in found.problems}:
             found.problems.append(problem)
         return
@@ -193,14 +193,14 @@ def _agree(
 
 def _sketch(known: Known, found: Survey, checkpoint: int) -> None:
     """Find what is lost of a sketch: its decision once there are rows, and what is read beside it."""
-    plan = plan_stage(checkpoint)
+    decision = decision_stage(checkpoint)
     used = any(known.there(collect_stage(name, checkpoint)) for name in known.sets)
     begun = str(checkpoint) in known.below(SKETCH)
-    if not known.there(plan):
+    if not known.there(decision):
         if used:
-            found.lost(plan, 0, "rows were made from it")
+            found.lost(decision, 0, "rows were made from it")
         elif begun:
-            found.missing[plan] = [0]
+            found.missing[decision] = [0]
         if not used:
             return
     lasting = [sketch_stage(checkpoint, "coverage")]
@@ -213,7 +213,7 @@ def _sketch(known: Known, found: Survey, checkpoint: int) -> None:
         try:
             sketch_digest(known.run, checkpoint)
         except DamageError as error:
-            found.wrong(plan, 0, str(error))
+            found.wrong(decision, 0, str(error))
 
 
 def _chain(known: Known, found: Survey, label: str) -> None:

@@ -15,7 +15,8 @@ class Cosine(Scale):
     Of one number an example, such as the loss, every cosine is 1 or -1.
 
     Source:
-        Xia et al. (2024), arXiv:2402.04333 (LESS), there of gradients that are not whitened:
+        Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning,
+        https://arxiv.org/abs/2402.04333, there of gradients that are not whitened:
         curvature.name = ``identity``.
     """
 

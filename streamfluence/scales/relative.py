@@ -11,7 +11,8 @@ class Relative(Scale):
     """One over the root of the self-influence at each checkpoint, so that outliers do not win everywhere.
 
     Source:
-        Barshan, Brunet and Dziugaite (2020), arXiv:2003.11630 (RelatIF, there l-RelatIF).
+        Barshan, Brunet and Dziugaite, RelatIF: Identifying Explanatory Training Examples via Relative
+        Influence, https://arxiv.org/abs/2003.11630, there l-RelatIF.
     """
 
     columns = (SELF_INFLUENCE,)

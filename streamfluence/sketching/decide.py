@@ -5,14 +5,14 @@ from typing import Any
 from torch import Tensor
 
 from streamfluence.curvature.base import Curvature
-from streamfluence.layout import plan_stage, scales_stage, sketch_stage
+from streamfluence.layout import decision_stage, scales_stage, sketch_stage
 from streamfluence.linalg import State
 from streamfluence.options import make
 from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.run.rests_on import scales_digest
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 from streamfluence.run.states import load_state, save_state, select
 from streamfluence.sketching.damping import resolve
 from streamfluence.sketching.fitted import block_widths, projection_arrays, ready_projection
@@ -22,44 +22,44 @@ from streamfluence.sketching.sweep import merged
 
 def decide(run_path: str, device: str, checkpoint: int) -> None:
     """Settle damping, preconditioner and codec of a checkpoint, and commit what collect needs."""
-    opened = session(run_path, device)
-    projection = ready_projection(opened, checkpoint).to("cpu")
-    curvature = opened.curvature()
-    sums = Sums(curvature, projection, block_widths(opened, projection))
-    state, examples = merged(opened, checkpoint, "gram", sums.merge)
-    damping, damping_facts = _damping(opened, checkpoint, curvature, projection)
+    session = open_session(run_path, device)
+    projection = ready_projection(session, checkpoint).to("cpu")
+    curvature = session.curvature()
+    sums = Sums(curvature, projection, block_widths(session, projection))
+    state, examples = merged(session, checkpoint, "gram", sums.merge)
+    damping, damping_facts = _damping(session, checkpoint, curvature, projection)
     preconditioner, energies = _preconditioner(
-        sums, state, examples, damping, _sizes(opened, projection)
+        sums, state, examples, damping, _sizes(session, projection)
     )
-    codec, codec_facts = _codec(opened, energies)
+    codec, codec_facts = _codec(session, energies)
     arrays = {
         **_under("codec", codec),
-        **_under("projection", projection_arrays(opened, checkpoint)),
+        **_under("projection", projection_arrays(session, checkpoint)),
         **_under("preconditioner", preconditioner.state()),
         "energies": energies,
     }
     facts = {
         **damping_facts,
-        **_sample_facts(opened, checkpoint, examples),
-        **_curvature_facts(opened, projection, preconditioner),
+        **_sample_facts(session, checkpoint, examples),
+        **_curvature_facts(session, projection, preconditioner),
         "projection": projection.facts(),
         "codec": codec_facts,
     }
-    rests_on = {"scales": scales_digest(opened.run, checkpoint)}
-    save_state(opened.run, plan_stage(checkpoint), 0, arrays, facts, rests_on)
+    rests_on = {"scales": scales_digest(session.run, checkpoint)}
+    save_state(session.run, decision_stage(checkpoint), 0, arrays, facts, rests_on)
 
 
 def _damping(
-    opened: Session, checkpoint: int, curvature: Curvature, projection: Projection
+    session: Session, checkpoint: int, curvature: Curvature, projection: Projection
 ) -> tuple[float | None, dict[str, Any]]:
     """Return the damping of every block, None for that of each block's own spectrum, and its rule."""
-    told = opened.run.method.curvature
-    scales = load_state(opened.run, scales_stage(checkpoint), 0)[1] if told.by_weight else {}
+    told = session.run.method.curvature
+    scales = load_state(session.run, scales_stage(checkpoint), 0)[1] if told.by_weight else {}
     mean_square = scales.get("mean_square", 0.0)
-    damping, rule = resolve(told, opened.used_curvature.name, curvature, mean_square)
+    damping, rule = resolve(told, session.used_curvature.name, curvature, mean_square)
     energy = projection.facts().get("energy")
     n_weights = sum(block.size for block in projection.blocks)
-    if damping is None and energy and _sizes(opened, projection) == [n_weights]:
+    if damping is None and energy and _sizes(session, projection) == [n_weights]:
         # Of all the curvature there is: mixed directions hold a part of it that says little.
         damping = curvature.default_scale * energy / n_weights
     share = scales.get("share_by_weight", 0.0)
@@ -78,39 +78,39 @@ def _preconditioner(
     return factor, sums.curvature.energies(of_curvature, factor, examples)
 
 
-def _codec(opened: Session, energies: Tensor) -> tuple[State, dict[str, Any]]:
+def _codec(session: Session, energies: Tensor) -> tuple[State, dict[str, Any]]:
     """Return the arrays of the codec that is best for coordinates of these energies, and its facts."""
-    rows = opened.run.method.rows
+    rows = session.run.method.rows
     kind = member("codecs", rows.codec)
-    seed = opened.run.method.sketch.seed
+    seed = session.run.method.sketch.seed
     arrays = make("codecs", rows.codec, rows.options, energies, rows.bytes or None, seed)
     return arrays, kind(arrays).facts()
 
 
-def _sizes(opened: Session, projection: Projection) -> list[int]:
+def _sizes(session: Session, projection: Projection) -> list[int]:
     """Return how many weights each curvature block stands for."""
     sizes = {block.name: block.size for block in projection.blocks}
     everything = sum(sizes.values())  # a part that is no layer lies over all of them
-    if opened.run.method.joint:
+    if session.run.method.joint:
         return [everything]
     return [sizes.get(part.name, everything) for part in projection.parts]
 
 
-def _sample_facts(opened: Session, checkpoint: int, examples: int) -> dict[str, Any]:
+def _sample_facts(session: Session, checkpoint: int, examples: int) -> dict[str, Any]:
     """Return what the curvature was made from."""
-    sampled = load_state(opened.run, sketch_stage(checkpoint, "gram"), 0)[1]
+    sampled = load_state(session.run, sketch_stage(checkpoint, "gram"), 0)[1]
     made = {key: sampled[key] for key in ("vectors", "vectors_an_example")}
     return {"sample_examples": examples, **made}
 
 
 def _curvature_facts(
-    opened: Session, projection: Projection, preconditioner: Preconditioner
+    session: Session, projection: Projection, preconditioner: Preconditioner
 ) -> dict[str, Any]:
     """Return which curvature it is, and of every block width, damping and effective dimension."""
-    names = ["joint"] if opened.run.method.joint else [part.name for part in projection.parts]
+    names = ["joint"] if session.run.method.joint else [part.name for part in projection.parts]
     return {
-        "curvature": opened.used_curvature.name,
-        "without_outputs": opened.used_curvature.without_outputs,
+        "curvature": session.used_curvature.name,
+        "without_outputs": session.used_curvature.without_outputs,
         "preconditioner": preconditioner.name,
         "couples": preconditioner.couples,
         "directions": sum(part.width for part in projection.parts),

@@ -12,32 +12,32 @@ def fitted(number: int) -> str:
     return f"fitted-{number}"
 
 
-def ready_projection(opened: Session, checkpoint: int) -> Projection:
+def ready_projection(session: Session, checkpoint: int) -> Projection:
     """Return the projection of one checkpoint with everything its fit decided."""
-    projection = opened.projection(checkpoint)
+    projection = session.projection(checkpoint)
     if projection.fitted:
-        projection.load(projection_arrays(opened, checkpoint))
-    return projection.to(opened.device)
+        projection.load(projection_arrays(session, checkpoint))
+    return projection.to(session.device)
 
 
-def projection_arrays(opened: Session, checkpoint: int) -> State:
+def projection_arrays(session: Session, checkpoint: int) -> State:
     """Return what the last pass of the fit committed; nothing of a projection that is not fitted."""
-    projection = opened.projection(checkpoint)
+    projection = session.projection(checkpoint)
     if not projection.fitted:
         return {}
     last = fitted(len(projection.passes) - 1)
-    return load_state(opened.run, sketch_stage(checkpoint, last), 0)[0]
+    return load_state(session.run, sketch_stage(checkpoint, last), 0)[0]
 
 
-def projection_after(opened: Session, checkpoint: int, number: int) -> Projection:
+def projection_after(session: Session, checkpoint: int, number: int) -> Projection:
     """Return the projection as it is after pass ``number``."""
-    projection = opened.projection(checkpoint)
+    projection = session.projection(checkpoint)
     stage = sketch_stage(checkpoint, fitted(number))
-    projection.load(load_state(opened.run, stage, 0)[0])
-    return projection.to(opened.device)
+    projection.load(load_state(session.run, stage, 0)[0])
+    return projection.to(session.device)
 
 
-def block_widths(opened: Session, projection: Projection) -> list[int]:
+def block_widths(session: Session, projection: Projection) -> list[int]:
     """Return how many features each curvature block has."""
     widths = [part.width for part in projection.parts]
-    return [sum(widths)] if opened.run.method.joint else widths
+    return [sum(widths)] if session.run.method.joint else widths

@@ -27,7 +27,7 @@ VARIANCE_OFF = 4.0  # of a channel, either way
 _OUTPUTS = 1024  # of an example, whose targets are kept
 
 
-def plausibility(opened: Session, checkpoint: int) -> dict[str, Any]:
+def plausibility(session: Session, checkpoint: int) -> dict[str, Any]:
     """Return facts on a sample of the training set, JSON-able.
 
     Returns:
@@ -35,13 +35,13 @@ def plausibility(opened: Session, checkpoint: int) -> dict[str, Any]:
         ``mean`` loss and that of the ``guess``; None without a likelihood. ``batch_norm``: the ``layer``
         with the largest ``share`` of channels that are far from its statistics; None without one.
     """
-    rows, size = sample_of(opened, EXAMPLES), opened.run.method.batches.batch_size
-    model, reader = opened.model(checkpoint), opened.reader("train")
-    losses = _Losses(opened.task.likelihood)
+    rows, size = sample_of(session, EXAMPLES), session.run.method.batches.batch_size
+    model, reader = session.model(checkpoint), session.reader("train")
+    losses = _Losses(session.task.likelihood)
     with _watched(model) as watched:
         for part in np.split(rows, range(size, len(rows), size)):
-            batch = opened.batch(reader.take(part))
-            returned = in_company(partial(opened.forward, model), batch, len(part))
+            batch = session.batch(reader.take(part))
+            returned = in_company(partial(session.forward, model), batch, len(part))
             losses.add(returned, len(part))
             del returned
     return {"losses": losses.facts(), "batch_norm": _worst(watched)}

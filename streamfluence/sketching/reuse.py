@@ -7,7 +7,7 @@ weight to weight, how it does decides the coordinates of the sums.
 
 from typing import Any
 
-from streamfluence.layout import is_of_sketch, plan_stage
+from streamfluence.layout import decision_stage, is_of_sketch
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state, save_state
 
@@ -23,7 +23,7 @@ def reuse_sketch(source: OpenRun, target: OpenRun) -> bool:
     """Copy the states of a finished sketch, verified; False if the runs must sketch apart."""
     if _decides(source) != _decides(target):
         return False
-    plans = {plan_stage(number) for number in source.checkpoints}
+    plans = {decision_stage(number) for number in source.checkpoints}
     for stage in source.stages():
         if is_of_sketch(stage) and stage not in plans:
             for part, receipt in source.receipts(stage).items():

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.executors.base import Executor
-from streamfluence.layout import plan_stage, sketch_stage
+from streamfluence.layout import decision_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.manifest import Method
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 from streamfluence.sketching import units as work
 from streamfluence.sketching.coverage import coverage
 from streamfluence.sketching.decide import decide
@@ -48,13 +48,13 @@ def steps_of(method: Method) -> list[Step]:
                 Step(f"refine-{number}", work.refine, True, (number,), shown == "rows"),
                 Step(fitted(number), work.choose, False, (number,)),
             ]
-    return [*steps, Step("gram", work.gram, True), Step("plan", decide, False)]
+    return [*steps, Step("gram", work.gram, True), Step("decision", decide, False)]
 
 
-def steps_left(opened: Session, checkpoint: int) -> list[Step]:
+def steps_left(session: Session, checkpoint: int) -> list[Step]:
     """Return the steps that are not known to be done: all, or after the decision what it does not hold."""
-    steps, receipts = steps_of(opened.run.method), opened.run.receipts
-    if not receipts(plan_stage(checkpoint)):
+    steps, receipts = steps_of(session.run.method), session.run.receipts
+    if not receipts(decision_stage(checkpoint)):
         return steps
     lost = {s.stage for s in steps if s.stage in LASTING}
     lost = {stage for stage in lost if not receipts(sketch_stage(checkpoint, stage))}
@@ -65,27 +65,27 @@ def steps_left(opened: Session, checkpoint: int) -> list[Step]:
 
 def sketch_missing(run_path: str, execution: Execution, progress: Progress | None = None) -> None:
     """Do what is missing of the sketch of every checkpoint."""
-    opened, progress = session(run_path, execution.resolved_device()), progress or Silent()
+    session, progress = open_session(run_path, execution.resolved_device()), progress or Silent()
     left = [
         (checkpoint, step)
-        for checkpoint in opened.run.checkpoints
-        for step in steps_left(opened, checkpoint)
+        for checkpoint in session.run.checkpoints
+        for step in steps_left(session, checkpoint)
     ]
     if not left:
         return
-    parts = sample_tasks(opened)
-    with execution.open(parts, opened.run.method.batches.threads) as executor:
+    parts = sample_tasks(session)
+    with execution.open(parts, session.run.method.batches.threads) as executor:
         progress.start("sketch", len(left), "steps")
         for checkpoint, step in left:
-            do_step(executor, opened, checkpoint, step, parts)
+            do_step(executor, session, checkpoint, step, parts)
             progress.advance(1)
         progress.finish()
 
 
-def do_step(executor: Executor, opened: Session, checkpoint: int, step: Step, parts: int) -> None:
+def do_step(executor: Executor, session: Session, checkpoint: int, step: Step, parts: int) -> None:
     """Do the work units of one step that are missing; ``parts`` is how many the sample is cut into."""
-    run = opened.run
+    run = session.run
     missing = run.missing(sketch_stage(checkpoint, step.stage), parts if step.split else 1)
-    common = (opened.run.url, str(opened.device), checkpoint, *step.arguments)
+    common = (session.run.url, str(session.device), checkpoint, *step.arguments)
     tasks = [(*common, *([part] if step.split else [])) for part in missing]
     run_all(executor, step.function, tasks)

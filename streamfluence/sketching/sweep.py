@@ -24,7 +24,7 @@ MOST_PROBES = 16
 
 
 def accumulate(
-    opened: Session,
+    session: Session,
     checkpoint: int,
     task: int,
     stage: str,
@@ -40,21 +40,21 @@ def accumulate(
         loss: Of the loss gradients beside them.
         at_most: Examples of the whole sample that are looked at.
     """
-    source = opened.curvature().source or "loss"
-    scales = Scales() if stage == "squares" else opened.scales(checkpoint)
-    feature = opened.feature(checkpoint)
+    source = session.curvature().source or "loss"
+    scales = Scales() if stage == "squares" else session.scales(checkpoint)
+    feature = session.feature(checkpoint)
     examples = number = 0
     vectors = "loss gradients" if feature.gradients else "rows of training examples"
-    base = pass_base(opened, checkpoint, stage)
-    opened.refresh("train")
-    for ids, batch in sample_batches(opened, checkpoint, task, at_most):
+    base = pass_base(session, checkpoint, stage)
+    session.refresh("train")
+    for ids, batch in sample_batches(session, checkpoint, task, at_most):
         examples += len(ids)
         number = 0
         asked: list[int | None] = []
         if update is not None:
-            probes = partial(_probes, opened, asked)
+            probes = partial(_probes, session, asked)
             found = feature.curvature_vectors(
-                source, batch, ids, opened.run.method.sketch.seed, probes
+                source, batch, ids, session.run.method.sketch.seed, probes
             )
             for uses, weight in found:
                 state, number = update(state, scales.apply(uses), weight), number + 1
@@ -70,9 +70,9 @@ def accumulate(
                 f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
                 f"{task} of its sample, though the losses are finite; check the model's precision"
             )
-    opened.refuse_touched("train")
+    session.refuse_touched("train")
     save_state(
-        opened.run,
+        session.run,
         sketch_stage(checkpoint, stage),
         task,
         state,
@@ -81,59 +81,59 @@ def accumulate(
     )
 
 
-def _probes(opened: Session, asked: list[int | None], columns: int) -> int | None:
+def _probes(session: Session, asked: list[int | None], columns: int) -> int | None:
     """Return how many probes an example gets, None for all columns, and keep the answer in ``asked``."""
-    asked.append(probe_count(opened, columns))
+    asked.append(probe_count(session, columns))
     return asked[-1]
 
 
-def probe_count(opened: Session, columns: int) -> int | None:
+def probe_count(session: Session, columns: int) -> int | None:
     """Return how many probes an example gets; None for the exact columns."""
-    wanted = opened.run.method.sketch.probes
+    wanted = session.run.method.sketch.probes
     if wanted == "exact" or (wanted == "auto" and columns <= EXACT_COLUMNS):
         return None
     if wanted != "auto":
         return wanted
-    needed = PROBES_PER_DIRECTION * opened.run.method.projection.width / len(sample_rows(opened))
+    needed = PROBES_PER_DIRECTION * session.run.method.projection.width / len(sample_rows(session))
     return min(math.ceil(needed), MOST_PROBES)
 
 
 def merged(
-    opened: Session, checkpoint: int, stage: str, merge: Callable[..., Any]
+    session: Session, checkpoint: int, stage: str, merge: Callable[..., Any]
 ) -> tuple[State, int]:
     """Return the parts of one pass merged in their fixed order, and the examples they hold.
 
     The state is on the device, where eigenvectors are found faster.
     """
-    _refuse_other_base(opened, checkpoint, stage)
-    state, facts = load_state(opened.run, sketch_stage(checkpoint, stage), 0)
+    _refuse_other_base(session, checkpoint, stage)
+    state, facts = load_state(session.run, sketch_stage(checkpoint, stage), 0)
     examples = facts["examples"]
-    for task in range(1, sample_tasks(opened)):
-        part, facts = load_state(opened.run, sketch_stage(checkpoint, stage), task)
+    for task in range(1, sample_tasks(session)):
+        part, facts = load_state(session.run, sketch_stage(checkpoint, stage), task)
         state, examples = merge(state, part), examples + facts["examples"]
-    return {key: value.to(opened.device) for key, value in state.items()}, examples
+    return {key: value.to(session.device) for key, value in state.items()}, examples
 
 
-def pass_base(opened: Session, checkpoint: int, stage: str) -> str:
+def pass_base(session: Session, checkpoint: int, stage: str) -> str:
     """Return a digest of the states that a pass over the sample was given: coordinates and directions."""
-    kind = member("projections", opened.run.method.projection.name)
+    kind = member("projections", session.run.method.projection.name)
     given = []
-    if stage != "squares" and opened.run.method.curvature.by_weight:
+    if stage != "squares" and session.run.method.curvature.by_weight:
         given.append(scales_stage(checkpoint))
     fitted = sketch_stage(checkpoint, "fitted")
     if stage.startswith("refine-"):
         given.append(f"{fitted}-{int(stage.removeprefix('refine-')) - 1}")
     elif stage == "gram" and kind.fitted:
         given.append(f"{fitted}-{len(kind.passes) - 1}")
-    return content_digest(only_receipt(opened.run, each) for each in given)
+    return content_digest(only_receipt(session.run, each) for each in given)
 
 
-def _refuse_other_base(opened: Session, checkpoint: int, stage: str) -> None:
+def _refuse_other_base(session: Session, checkpoint: int, stage: str) -> None:
     """Raise DamageError unless every part of a pass was given the states that are there now."""
-    base = pass_base(opened, checkpoint, stage)
-    for task, receipt in opened.run.receipts(sketch_stage(checkpoint, stage)).items():
+    base = pass_base(session, checkpoint, stage)
+    for task, receipt in session.run.receipts(sketch_stage(checkpoint, stage)).items():
         if receipt.facts.get("states") != base:
             raise DamageError(
-                f"part {task} of stage {receipt.stage} of {opened.run.url} was made with other states of "
+                f"part {task} of stage {receipt.stage} of {session.run.url} was made with other states of "
                 f"the sketch than are there now; put back what was there, or use a new run folder"
             )

@@ -54,7 +54,8 @@ class System:
 
     def unsolved(self, residual: Tensor, tolerance: float) -> Tensor:
         """Return which right-hand sides are not solved to the tolerance yet, ``(query,)``."""
-        return residual.norm(dim=1) > tolerance * self._norms
+        unsolved: Tensor = residual.norm(dim=1) > tolerance * self._norms
+        return unsolved
 
     def solved(self, solution: Tensor, tolerance: float) -> Solved:
         """Return a solution with the residual that it has."""

@@ -6,10 +6,10 @@ from typing import Any
 from streamfluence.collecting import units as work
 from streamfluence.errors import IncompleteError, InputError, NonFiniteError
 from streamfluence.execution import Execution, Progress, Silent, run_all
-from streamfluence.layout import Span, collect_stage, plan_stage
+from streamfluence.layout import Span, collect_stage, decision_stage
 from streamfluence.run.rests_on import refuse_other_scales
 from streamfluence.run.rows import refuse_strangers
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 
 GROUP = 4  # partitions a task: the next is computed while the last is written
 
@@ -35,26 +35,26 @@ def collect(
     """
     execution, progress = execution or Execution(), progress or Silent()
     device = execution.resolved_device()
-    opened = session(run_path, device)
-    _require_sketch(opened)
-    chosen = example_sets or ["train", *opened.run.query_sets()]
-    last = max(opened.run.example_set(example_set).partitions for example_set in chosen) - 1
+    session = open_session(run_path, device)
+    _require_sketch(session)
+    chosen = example_sets or ["train", *session.run.query_sets()]
+    last = max(session.run.example_set(example_set).partitions for example_set in chosen) - 1
     if partition is not None and not 0 <= partition <= last:
         raise InputError(
             f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}"
         )
     for example_set in chosen:
-        for checkpoint in opened.run.checkpoints:
-            refuse_strangers(opened.run, example_set, checkpoint)
+        for checkpoint in session.run.checkpoints:
+            refuse_strangers(session.run, example_set, checkpoint)
     missing = [
         (example_set, checkpoint, number)
         for example_set in chosen
-        for checkpoint in opened.run.checkpoints
-        for number in _mine(opened, example_set, checkpoint, worker, partition)
+        for checkpoint in session.run.checkpoints
+        for number in _mine(session, example_set, checkpoint, worker, partition)
     ]
     if missing:
-        examples = sum(len(_span(opened, s, number)) for s, _, number in missing)
-        threads = opened.run.method.batches.threads
+        examples = sum(len(_span(session, s, number)) for s, _, number in missing)
+        threads = session.run.method.batches.threads
         workers = execution.worker_count(len(missing), threads)
         with execution.open(len(missing), threads) as executor:
             group = max(1, min(GROUP, len(missing) // (4 * workers)))
@@ -64,24 +64,24 @@ def collect(
                 executor, work.collect, tasks, lambda _, done: progress.advance(done["examples"])
             )
             progress.finish()
-    return {"collected": len(missing), "sets": {s: _check(opened, s) for s in chosen}}
+    return {"collected": len(missing), "sets": {s: _check(session, s) for s in chosen}}
 
 
-def _span(opened: Session, example_set: str, number: int) -> Span:
-    facts = opened.run.example_set(example_set)
+def _span(session: Session, example_set: str, number: int) -> Span:
+    facts = session.run.example_set(example_set)
     size = facts.partition_examples
     return Span(number * size, min((number + 1) * size, facts.count))
 
 
 def _mine(
-    opened: Session,
+    session: Session,
     example_set: str,
     checkpoint: int,
     worker: tuple[int, int] | None,
     partition: int | None,
 ) -> list[int]:
-    count = opened.run.example_set(example_set).partitions
-    missing = opened.run.missing(collect_stage(example_set, checkpoint), count)
+    count = session.run.example_set(example_set).partitions
+    missing = session.run.missing(collect_stage(example_set, checkpoint), count)
     if partition is not None:
         return [number for number in missing if number == partition]
     if worker is not None:
@@ -107,22 +107,25 @@ def _tasks(missing: list[tuple[str, int, int]], group: int) -> Iterator[tuple[st
         start = i
 
 
-def _require_sketch(opened: Session) -> None:
-    for checkpoint in opened.run.checkpoints:
-        if opened.run.receipt(plan_stage(checkpoint), 0) is None:
+def _require_sketch(session: Session) -> None:
+    for checkpoint in session.run.checkpoints:
+        if session.run.receipt(decision_stage(checkpoint), 0) is None:
             raise IncompleteError(
-                f"{opened.run.url}: checkpoint {checkpoint} has no sketch yet, and rows are stored in "
+                f"{session.run.url}: checkpoint {checkpoint} has no sketch yet, and rows are stored in "
                 f"the directions it chooses; run `streamfluence sketch` first"
             )
-        refuse_other_scales(opened.run, checkpoint)
+        refuse_other_scales(session.run, checkpoint)
 
 
-def _check(opened: Session, example_set: str) -> dict[str, Any]:
+def _check(session: Session, example_set: str) -> dict[str, Any]:
     """Return coverage and quarantine counts of one set, refusing too many non-finite rows."""
-    count, limit = opened.run.example_set(example_set).count, opened.run.method.rows.max_non_finite
+    count, limit = (
+        session.run.example_set(example_set).count,
+        session.run.method.rows.max_non_finite,
+    )
     total, bad, present, where = 0, 0, 0, []
-    for checkpoint in opened.run.checkpoints:
-        for number, receipt in opened.run.receipts(collect_stage(example_set, checkpoint)).items():
+    for checkpoint in session.run.checkpoints:
+        for number, receipt in session.run.receipts(collect_stage(example_set, checkpoint)).items():
             facts = receipt.facts
             present += 1
             total += len(receipt.span)
@@ -134,5 +137,5 @@ def _check(opened: Session, example_set: str) -> dict[str, Any]:
             f"rows.max_non_finite = {limit:g} (partitions {sorted(set(where))[:8]}); they are quarantined, "
             f"so repair the data or the model, or raise the limit"
         )
-    wanted = opened.run.example_set(example_set).partitions * len(opened.run.checkpoints)
+    wanted = session.run.example_set(example_set).partitions * len(session.run.checkpoints)
     return {"examples": count, "partitions": present, "of": wanted, "non_finite": bad}

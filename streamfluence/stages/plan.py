@@ -18,7 +18,7 @@ from typing import Any
 from streamfluence import budget
 from streamfluence.budget import Stored
 from streamfluence.collecting import units as _collect_tasks
-from streamfluence.collecting.directions import Directions, directions
+from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.data import open_reader
 from streamfluence.job import Job
 from streamfluence.job_parser import load_job
@@ -27,7 +27,7 @@ from streamfluence.readouts.base import Readout
 from streamfluence.run.manifest import ExampleSet, Method
 from streamfluence.run.readouts import open_readouts, pin_readouts
 from streamfluence.run.resolve import open_run
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 from streamfluence.scoring.spec import TASK_ROWS
 from streamfluence.short_forms import readout_options
 from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
@@ -102,31 +102,31 @@ def _probe(job: Job) -> dict[str, Any]:
         started = time.monotonic()
         sketch(path, execution)
         sketch_seconds = time.monotonic() - started
-        opened = session(path, device)
-        made = directions(opened, 0)
+        session = open_session(path, device)
+        decision = decision_of(session, 0)
         rows = min(train.count, size * PROBE_BATCHES)
-        rate = _time_collect(opened, made, rows)
+        rate = _time_collect(session, decision, rows)
         fixed = _fixed(sketch_seconds, rate, rows)
         queries = {
             name: open_reader(dict(table), job.root).count() for name, table in job.queries.items()
         }
-        most_rows = opened.projection(0).most_rows
+        most_rows = session.projection(0).most_rows
         sketched = _sketch_stored(Path(path), run.method, job, train.count, most_rows)
-        stored = _stored(Path(path), opened, made, job, queries, sketched)
+        stored = _stored(Path(path), session, decision, job, queries, sketched)
         return {
             "examples": train.count,
             "queries": queries,
-            "checkpoints": len(opened.run.checkpoints),
+            "checkpoints": len(session.run.checkpoints),
             "partition_examples": train.partition_examples,
-            "row_bytes": made.codec.stored_bytes,
-            "directions": opened_width(made),
+            "row_bytes": decision.codec.stored_bytes,
+            "directions": opened_width(decision),
             "stored_files": stored.files,
             "stored_bytes": stored.nbytes,
             "sketch_bytes": sketched.nbytes,
             "sketch_fixed_seconds": round(fixed, 3),
             "sketch_seconds_per_example": (sketch_seconds - fixed) / rows,
             "collect_seconds_per_example": rate,
-            "peak_bytes": _peak_bytes() + _partition_bytes(train, made.codec.stored_bytes),
+            "peak_bytes": _peak_bytes() + _partition_bytes(train, decision.codec.stored_bytes),
             "device": device,
             "probe_seconds": time.monotonic() - begun,
         }
@@ -156,26 +156,26 @@ def _sketch_stored(
 
 def _stored(
     path: Path,
-    opened: Session,
-    made: Directions,
+    session: Session,
+    decision: Decision,
     job: Job,
     queries: Mapping[str, int],
     sketched: Stored,
 ) -> Stored:
     """Return what the whole run takes, from one partition of rows that is committed for real."""
-    rows = min(opened.run.train.count, job.compute.batch_size)
-    arrays, notes = _collect_tasks.partition_arrays(opened, made, "train", 0, Span(0, rows))
-    _collect_tasks.commit(opened, collect_stage("train", 0), 0, Span(0, rows), arrays, notes)
+    rows = min(session.run.train.count, job.compute.batch_size)
+    arrays, notes = _collect_tasks.partition_arrays(session, decision, "train", 0, Span(0, rows))
+    _collect_tasks.commit(session, collect_stage("train", 0), 0, Span(0, rows), arrays, notes)
     own = Stored()
     for top in (PARTS, RECEIPTS):
         own += budget.stored_below(path / top / "collect")
-    row_bytes = made.codec.stored_bytes
+    row_bytes = decision.codec.stored_bytes
     partition = own + Stored(0, -budget.disk_bytes(rows, row_bytes, 1))
-    count, size = opened.run.train.count, opened.run.train.partition_examples
+    count, size = session.run.train.count, session.run.train.partition_examples
     total = sketched + budget.rows_stored(count, -(-count // size), row_bytes, partition)
     for n in queries.values():
-        total += budget.rows_stored(n, -(-n // size), 4 * opened_width(made), partition)
-    total = total * len(opened.run.checkpoints)
+        total += budget.rows_stored(n, -(-n // size), 4 * opened_width(decision), partition)
+    total = total * len(session.run.checkpoints)
     tasks = -(-count // TASK_ROWS)
     asked = pin_readouts(readout_options(job.score, job.readouts), job.root, count)
     readouts = open_readouts(asked, job.root)
@@ -201,12 +201,12 @@ def opened_width(made: Any) -> int:
     return sum(part.width for part in made.projection.parts)
 
 
-def _time_collect(opened: Any, made: Any, rows: int) -> float:
+def _time_collect(session: Any, decision: Any, rows: int) -> float:
     """Return seconds an example of the real collect code takes, after one warm-up."""
     times = []
     for _ in range(3):
         started = time.monotonic()
-        _collect_tasks.partition_arrays(opened, made, "train", 0, Span(0, rows))
+        _collect_tasks.partition_arrays(session, decision, "train", 0, Span(0, rows))
         times.append((time.monotonic() - started) / rows)
     return sorted(times)[1]
 

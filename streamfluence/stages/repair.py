@@ -18,7 +18,7 @@ from streamfluence.layout import (
     SCORE,
     SCORES,
     SKETCH,
-    plan_stage,
+    decision_stage,
     result_stage,
 )
 from streamfluence.run.finished import stale_scores, unmerged_scores
@@ -150,11 +150,11 @@ def _lacking(run: OpenRun, wanted: set[Place]) -> list[Place]:
 
 
 def _is_needed(run: OpenRun, place: Place) -> bool:
-    """Return whether a part of a sketch is: all of it before there is a plan, then what outlasts it."""
+    """Return whether a part of a sketch is: all of it before there is a decision, then what outlasts it."""
     top, checkpoint, *step = [*place[0].split("/"), ""]
     if top != SKETCH or not checkpoint.isdecimal():
         return False
-    return step[0] in LASTING or not run.receipt_there(plan_stage(int(checkpoint)), 0)
+    return step[0] in LASTING or not run.receipt_there(decision_stage(int(checkpoint)), 0)
 
 
 def _has_examples(run: OpenRun, place: Place) -> bool:

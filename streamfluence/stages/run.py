@@ -8,7 +8,7 @@ from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.job import Job
 from streamfluence.job_parser import load_job
-from streamfluence.layout import plan_stage
+from streamfluence.layout import decision_stage
 from streamfluence.registry import member
 from streamfluence.run.decision import load_codec
 from streamfluence.run.opened import OpenRun
@@ -96,7 +96,7 @@ def _refuse_full_disk(run: OpenRun, run_path: str) -> None:
 
 
 def _row_bytes(run: OpenRun, example_set: str, checkpoint: int) -> int:
-    if run.receipt(plan_stage(checkpoint), 0) is None:
+    if run.receipt(decision_stage(checkpoint), 0) is None:
         return run.method.rows.bytes if example_set == "train" else 0
     codec, preconditioner = load_codec(run, checkpoint)
     return codec.stored_bytes if example_set == "train" else 4 * preconditioner.width

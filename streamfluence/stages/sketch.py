@@ -3,8 +3,8 @@
 from typing import Any
 
 from streamfluence.execution import Execution, Progress
-from streamfluence.layout import plan_stage, sketch_stage
-from streamfluence.run.session import session
+from streamfluence.layout import decision_stage, sketch_stage
+from streamfluence.run.session import open_session
 from streamfluence.run.states import load_state
 from streamfluence.sketching.steps import sketch_missing
 
@@ -28,9 +28,11 @@ def sketch(
 
 def describe(run_path: str, execution: Execution | None = None) -> dict[str, Any]:
     """Return the facts of a finished sketch: directions, damping, effective dimension, bits, coverage."""
-    opened = session(run_path, (execution or Execution()).resolved_device())
+    session = open_session(run_path, (execution or Execution()).resolved_device())
     facts = []
-    for checkpoint in opened.run.checkpoints:
-        coverage = load_state(opened.run, sketch_stage(checkpoint, "coverage"), 0)[1]
-        facts.append({**load_state(opened.run, plan_stage(checkpoint), 0)[1], "coverage": coverage})
+    for checkpoint in session.run.checkpoints:
+        coverage = load_state(session.run, sketch_stage(checkpoint, "coverage"), 0)[1]
+        facts.append(
+            {**load_state(session.run, decision_stage(checkpoint), 0)[1], "coverage": coverage}
+        )
     return {"checkpoints": facts}

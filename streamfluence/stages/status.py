@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from streamfluence.layout import collect_stage, plan_stage, result_stage, score_path, score_stage
+from streamfluence.layout import (
+    collect_stage,
+    decision_stage,
+    result_stage,
+    score_path,
+    score_stage,
+)
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import score_names
 
@@ -16,7 +22,7 @@ def status(run_path: str) -> dict[str, Any]:
     """
     run = OpenRun.open(run_path)
     checkpoints = len(run.checkpoints)
-    sketched = sum(bool(run.receipts(plan_stage(c))) for c in range(checkpoints))
+    sketched = sum(bool(run.receipts(decision_stage(c))) for c in range(checkpoints))
     sets = [
         _set(run, example_set, checkpoint)
         for example_set in ["train", *run.query_sets()]

@@ -15,7 +15,7 @@ import zarr
 from streamfluence.codecs._compressors import zarr_compressors
 from streamfluence.columns import COLUMNS
 from streamfluence.store.documents import plain
-from streamfluence.store.grid import Grid, plan_grid
+from streamfluence.store.grid import Grid, cut_grid
 from streamfluence.store.receipts import StoredObject
 from streamfluence.store.storage import Storage
 from streamfluence.store.zarr_stores import RecordingStore
@@ -91,7 +91,7 @@ def _write_array(
             f"array {name!r} has dtype {array.dtype}; store numbers, or the bits as uint"
         )
     codecs = zarr_compressors(compressor, array.dtype)
-    grid = plan_grid(array.shape, array.dtype, plain=len(codecs) == 1)
+    grid = cut_grid(array.shape, array.dtype, plain=len(codecs) == 1)
     store.grids[array_key(name)] = grid
     stored = _create_array(group, array_key(name), grid, axes, codecs)
     if array.size:

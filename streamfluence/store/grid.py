@@ -101,7 +101,7 @@ class Grid:
         return self.inner_of(index) * self.stride + index_bytes
 
 
-def plan_grid(shape: tuple[int, ...], dtype: np.dtype, plain: bool = True) -> Grid:
+def cut_grid(shape: tuple[int, ...], dtype: np.dtype, plain: bool = True) -> Grid:
     """Return how to store an array of ``shape``.
 
     Args:

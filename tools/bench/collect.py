@@ -26,13 +26,13 @@ from _setup import setup
 
 from streamfluence.capture import _engine, _graph, _judge
 from streamfluence.collecting import units as _collect_tasks
-from streamfluence.collecting.directions import directions
+from streamfluence.collecting.decision import decision_of
 from streamfluence.collecting.units import PROVED, partition_arrays
 from streamfluence.data._prefetch import prefetch
 from streamfluence.job_parser import load_job
 from streamfluence.layout import Span, cut
 from streamfluence.run.resolve import open_run
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 from streamfluence.stages.run import execution_of
 from streamfluence.stages.sketch import sketch
 from streamfluence.task_file import load_task
@@ -173,9 +173,9 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         open_run(job, path)
         sketching = seconds(lambda: sketch(path, execution_of(job)), options.device)
         torch.set_num_threads(options.threads)
-        opened = session(path, options.device)
-        made = directions(opened, 0)
-        net = opened.task.model(folder / "model.pt").to(options.device)
+        session = open_session(path, options.device)
+        decision = decision_of(session, 0)
+        net = session.task.model(folder / "model.pt").to(options.device)
         half = options.precision == "bf16"
         pairs = []
         # One batch of a run is proved whole; how many of a long partition are is known.
@@ -184,13 +184,15 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         )
         # The first batches of a process are looked at closely.
         for _ in range(-(-_judge._FIRST_LOOKED // options.batches)):
-            partition_arrays(opened, made, "train", 0, span)
+            partition_arrays(session, decision, "train", 0, span)
         timed = watches(options.device)
         for _ in range(options.repeats + 1):
             spent = timed["proof"].seconds + timed["look"].seconds
-            ours = seconds(lambda: partition_arrays(opened, made, "train", 0, span), options.device)
+            ours = seconds(
+                lambda: partition_arrays(session, decision, "train", 0, span), options.device
+            )
             ours -= timed["proof"].seconds + timed["look"].seconds - spent
-            theirs = seconds(lambda: plain(opened, net, span, batch, half), options.device)
+            theirs = seconds(lambda: plain(session, net, span, batch, half), options.device)
             pairs.append((ours, theirs))
         pairs = pairs[1:]  # the first warms up
         taken = shares(timed, batch, statistics.median(p[0] for p in pairs) / options.batches)
@@ -199,8 +201,8 @@ def measure(model: str, options: argparse.Namespace) -> dict:
             "model": model,
             "weights": sum(p.numel() for p in net.parameters()),
             "batch": batch,
-            "row_bytes": made.codec.stored_bytes,
-            "directions": sum(part.width for part in made.projection.parts),
+            "row_bytes": decision.codec.stored_bytes,
+            "directions": sum(part.width for part in decision.projection.parts),
             "collect_examples_per_second": len(span) / statistics.median(p[0] for p in pairs),
             "plain_examples_per_second": len(span) / statistics.median(p[1] for p in pairs),
             "ratio": statistics.median(p[1] / p[0] for p in pairs),

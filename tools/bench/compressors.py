@@ -67,7 +67,7 @@ def stored_arrays(rows: Tensor, energies: Tensor) -> Iterator[tuple[str, np.ndar
     """Yield the array that every codec stores, and a block of scores."""
     for name, row_bytes in CODECS.items():
         kind = member("codecs", name)
-        codec = kind(kind.plan(energies, row_bytes, seed=0))
+        codec = kind(kind.allocate(energies, row_bytes, seed=0))
         encoded = codec.encode(rows)
         yield name, encoded.codes.numpy()
     yield "scores", codec.product(codec.query(rows[:N_QUERIES]), encoded).numpy()

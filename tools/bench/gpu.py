@@ -34,13 +34,13 @@ from score import score as score_run
 from torch import Tensor
 
 from streamfluence.capture import Outer
-from streamfluence.collecting.directions import directions
+from streamfluence.collecting.decision import decision_of
 from streamfluence.collecting.units import measured_rows, partition_arrays
 from streamfluence.job_parser import load_job
 from streamfluence.layout import Span
 from streamfluence.projections import _directions
 from streamfluence.run.resolve import open_run
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 from streamfluence.sketching import steps as sketching
 from streamfluence.stages.run import execution_of
 
@@ -72,16 +72,16 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
             sketching.sketch_missing(path, execution_of(job))
         sketch_peak = peak_gib(device)
         torch.set_num_threads(options.threads)
-        opened = session(path, device)
-        made = directions(opened, 0)
+        session = open_session(path, device)
+        decision = decision_of(session, 0)
         span = Span(0, batch * options.batches)
-        model = opened.model(0)
+        model = session.model(0)
 
         def ours() -> None:
-            partition_arrays(opened, made, "train", 0, span)
+            partition_arrays(session, decision, "train", 0, span)
 
         def theirs() -> None:
-            plain(opened, model, span, batch, half)
+            plain(session, model, span, batch, half)
 
         found = {
             "weights": weights,
@@ -91,7 +91,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
             "sketch_stored_mb": stored_mb(folder / "run"),
             "sketch_peak_gib": sketch_peak,
             **side_by_side(ours, theirs, options),
-            "rectangles": rectangles(made.projection),
+            "rectangles": rectangles(decision.projection),
         }
         if options.profile:
             found["profile"] = profile(ours, options.batches, device)
@@ -178,11 +178,11 @@ def same(options: argparse.Namespace) -> dict[str, Any]:
 
 def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
     """Return the rows of the first batch before they are coded, and what is stored beside them."""
-    opened = session(path, device)
-    made = directions(opened, 0)
-    batch = opened.batch(opened.reader("train").read(0, examples))
-    whitened, facts = measured_rows(made, opened.feature(0), batch, "loss")
-    found = {"rows": made.preconditioner.for_rows(whitened), **facts}
+    session = open_session(path, device)
+    decision = decision_of(session, 0)
+    batch = session.batch(session.reader("train").read(0, examples))
+    whitened, facts = measured_rows(decision, session.feature(0), batch, "loss")
+    found = {"rows": decision.preconditioner.for_rows(whitened), **facts}
     return {
         key: found[key].double().cpu() for key in ("rows", "loss", "grad_norm", "self_influence")
     }
@@ -190,15 +190,15 @@ def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
 
 def half_error(path: str, device: str, examples: int) -> float:
     """Return how far features of bfloat16 sides are from products of the same sides in float32."""
-    opened = session(path, device)
-    made = directions(opened, 0)
-    batch = opened.batch(opened.reader("train").read(0, examples))
-    uses = made.scales.apply(opened.feature(0).measure(batch).uses)
+    session = open_session(path, device)
+    decision = decision_of(session, 0)
+    batch = session.batch(session.reader("train").read(0, examples))
+    uses = decision.scales.apply(session.feature(0).measure(batch).uses)
     floats = {
         name: [Outer(use.left, use.right) if isinstance(use, Outer) else use for use in some]
         for name, some in uses.items()
     }
-    found, expected = (made.projection.apply(each).double().cpu() for each in (uses, floats))
+    found, expected = (decision.projection.apply(each).double().cpu() for each in (uses, floats))
     return float(relative(found, expected).max())
 
 

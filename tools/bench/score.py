@@ -44,7 +44,7 @@ def make_codec(name: str, row_bytes: int) -> Codec:
     """Return a codec for a spectrum that falls as those of trained networks do."""
     place = torch.arange(8 * row_bytes, dtype=torch.float64)
     kind = member("codecs", name)
-    return kind(kind.plan(1 / (1 + (place / (0.8 * row_bytes)) ** 1.5), row_bytes, 0))
+    return kind(kind.allocate(1 / (1 + (place / (0.8 * row_bytes)) ** 1.5), row_bytes, 0))
 
 
 def make_run(path: str, codec: Codec, rows: int, partition_rows: int, row_bytes: int) -> None:

@@ -14,7 +14,7 @@ _LEVELS = (
     *("receipts/collect/train/0/00000000.json", "parts/collect/train", "parts/collect/train/0"),
     *("sets", "sets/train.zarr", "sets/train.zarr/rows", "sets/train.zarr/zarr.json", "scores"),
     *("scores/asked", "scores/asked/score.json", "queries", "queries/asked.json", "identities"),
-    *("parts/scores/asked", "parts/sketch/0/plan"),
+    *("parts/scores/asked", "parts/sketch/0/decision"),
 )
 _VERBS = ("status", "top", *CHANGING, "results")
 

@@ -25,7 +25,7 @@ FIELDS = {
         ),
     ),
     "receipts/scores/asked/00000000.json": ("facts", "facts/examples", "objects", "start"),
-    "receipts/sketch/0/plan/00000000.json": ("facts", "attempt", "objects", "stop"),
+    "receipts/sketch/0/decision/00000000.json": ("facts", "attempt", "objects", "stop"),
     "queries/asked.json": (
         *("count", "partition_examples", "table", "measurement", "identity", "table/reader"),
         *("table/path", "identity/files"),

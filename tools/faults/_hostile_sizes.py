@@ -91,7 +91,7 @@ def _metadata() -> Iterator[Hostile]:
     for text in (b"", b"[]", b"{", b"null", b"[" * 200_000, b'{"attributes": 5}'):
         yield Hostile(
             f"the plan's zarr.json is {text[:20]!r}",
-            lambda p, t=text: p.objects({"zarr.json": t}, "sketch/0/plan"),
+            lambda p, t=text: p.objects({"zarr.json": t}, "sketch/0/decision"),
         )
 
 

@@ -26,7 +26,7 @@ _CLI_SHARE = 30  # one case in so many is asked through the command line, too
 # to the bit, and what is cheap is asked for.
 _ASKED_SHARE = 6
 _CHEAP = ("top",)
-_LASTING = ("plan", "coverage", "scales")  # of a sketch: the rest may go once the plan is there
+_LASTING = ("decision", "coverage", "scales")  # of a sketch: the rest may go once it decided
 
 
 @dataclass

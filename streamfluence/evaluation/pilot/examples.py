@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Encoded, shares
-from streamfluence.collecting.directions import Directions
+from streamfluence.collecting.decision import Decision
 from streamfluence.collecting.units import measured_rows
 from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.data import open_reader
@@ -27,7 +27,7 @@ from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.identity import identity
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 from streamfluence.run.sets import named_query_set, require_complete
 from streamfluence.scoring.stored import score_sides
 from streamfluence.sketching.reuse import reuse_sketch
@@ -46,7 +46,7 @@ class Pilot:
         measurement: Of the queries.
     """
 
-    opened: Session
+    session: Session
     example_set: str
     rows: np.ndarray
     queries: np.ndarray
@@ -56,11 +56,11 @@ class Pilot:
 
     @property
     def device(self) -> str:
-        return str(self.opened.device)
+        return str(self.session.device)
 
 
 @dataclass
-class Scored:
+class PilotScores:
     """Scores of a pilot.
 
     Attributes:
@@ -79,7 +79,7 @@ class Scored:
 
 
 def choose_pilot(
-    opened: Session, n_examples: int, example_set: str | None, n_queries: int
+    session: Session, n_examples: int, example_set: str | None, n_queries: int
 ) -> Pilot:
     """Return a pilot: the sketch sample of a run of ``n_examples``, and queries evenly spread.
 
@@ -87,25 +87,25 @@ def choose_pilot(
         InputError: If there is no such query set.
         IncompleteError: If rows are missing.
     """
-    name = named_query_set(opened.run, example_set)
+    name = named_query_set(session.run, example_set)
     for read in ("train", name):
-        opened.refresh(read)
+        session.refresh(read)
     good = []
-    for checkpoint in opened.run.checkpoints:
-        require_complete(opened.run, "train", checkpoint)
-        require_complete(opened.run, name, checkpoint)
-        rows = sample_of(opened, n_examples)
-        good.append(stored_values(opened.run, FLAGS, checkpoint, rows) == 0)
+    for checkpoint in session.run.checkpoints:
+        require_complete(session.run, "train", checkpoint)
+        require_complete(session.run, name, checkpoint)
+        rows = sample_of(session, n_examples)
+        good.append(stored_values(session.run, FLAGS, checkpoint, rows) == 0)
     rows = rows[np.all(good, axis=0)]
-    facts = opened.run.example_set(name)
+    facts = session.run.example_set(name)
     queries = np.unique(np.linspace(0, facts.count - 1, n_queries).astype(np.int64))
     return Pilot(
-        opened=opened,
+        session=session,
         example_set=name,
         rows=rows,
         queries=queries,
-        batches=_batches(opened, "train", rows),
-        query_batches=_batches(opened, name, queries),
+        batches=_batches(session, "train", rows),
+        query_batches=_batches(session, name, queries),
         measurement=facts.measurement,
     )
 
@@ -119,14 +119,14 @@ def pilot_run(
         changes: Keys of the manifest, such as ``rows.bytes``, and their other values.
         like: Another pilot run, whose sketch is taken over as far as it is the same.
     """
-    manifest = deepcopy(pilot.opened.run.manifest)
+    manifest = deepcopy(pilot.session.run.manifest)
     for key, value in changes.items():
         table, _, last = key.partition(".")
         manifest[table][last] = value
     path = str(folder)
     train = manifest["train"]
     # Pinned by sizes and times only: the session of the run itself has checked the bytes.
-    reader = open_reader(dict(train["table"]), pilot.opened.run.place.root)
+    reader = open_reader(dict(train["table"]), pilot.session.run.place.root)
     reader.expect_code(train["code"])
     train["identity"] = identity(open_storage(path), reader, train["table"], digest=False)
     run = OpenRun.create(path, manifest)
@@ -136,28 +136,28 @@ def pilot_run(
     return path
 
 
-def pilot_scores(pilot: Pilot, path: str) -> Scored:
+def pilot_scores(pilot: Pilot, path: str) -> PilotScores:
     """Return the scores that a sketched run gives the pilot, its rows made in memory."""
-    opened = session(path, pilot.device)
-    count = opened.run.train.count
-    total = Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
-    for checkpoint, factor in enumerate(checkpoint_factors(opened.run.method, count)):
-        made = Directions(opened, checkpoint)
-        queries = torch.cat(list(whitened(opened, checkpoint, made, pilot, of_queries=True)))
-        asked, pieces = made.codec.query(made.preconditioner.for_queries(queries)), []
-        for plain in whitened(opened, checkpoint, made, pilot):
-            rows = made.preconditioner.for_rows(plain)
-            encoded = made.codec.encode(rows)
-            total.add(torch.zeros(()), shares(made.codec, rows, encoded))
-            pieces.append(made.codec.product(asked, encoded))
+    session = open_session(path, pilot.device)
+    count = session.run.train.count
+    total = PilotScores(np.zeros((len(pilot.rows), len(pilot.queries))))
+    for checkpoint, factor in enumerate(checkpoint_factors(session.run.method, count)):
+        decision = Decision(session, checkpoint)
+        queries = torch.cat(list(whitened(session, checkpoint, decision, pilot, of_queries=True)))
+        asked, pieces = decision.codec.query(decision.preconditioner.for_queries(queries)), []
+        for plain in whitened(session, checkpoint, decision, pilot):
+            rows = decision.preconditioner.for_rows(plain)
+            encoded = decision.codec.encode(rows)
+            total.add(torch.zeros(()), shares(decision.codec, rows, encoded))
+            pieces.append(decision.codec.product(asked, encoded))
         total.add(torch.cat(pieces) * factor, {})
     return total
 
 
-def stored_scores(pilot: Pilot) -> Scored:
+def stored_scores(pilot: Pilot) -> PilotScores:
     """Return the scores of the pilot from the rows that the run itself has stored."""
-    run, total = pilot.opened.run, Scored(np.zeros((len(pilot.rows), len(pilot.queries))))
-    sides = score_sides(pilot.opened.run, pilot.device, pilot.example_set, None)
+    run, total = pilot.session.run, PilotScores(np.zeros((len(pilot.rows), len(pilot.queries))))
+    sides = score_sides(pilot.session.run, pilot.device, pilot.example_set, None)
     for checkpoint, (codec, queries, weight) in enumerate(sides):
         arrays = [stored_values(run, name, checkpoint, pilot.rows) for name in (ROWS, SCALE)]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
@@ -168,9 +168,9 @@ def stored_scores(pilot: Pilot) -> Scored:
 
 
 def whitened(
-    opened: Session,
+    session: Session,
     checkpoint: int,
-    made: Directions,
+    decision: Decision,
     pilot: Pilot,
     of_queries: bool = False,
     batches: list[Any] | None = None,
@@ -180,11 +180,11 @@ def whitened(
     Args:
         batches: Others, in place of the pilot's.
     """
-    feature = opened.feature(checkpoint)
+    feature = session.feature(checkpoint)
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
         measurement = pilot.measurement if of_queries else TRAINING_LOSS
-        yield measured_rows(made, feature, batch, measurement)[0]
+        yield measured_rows(decision, feature, batch, measurement)[0]
 
 
 def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
@@ -197,21 +197,21 @@ def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) ->
     return np.concatenate(pieces)
 
 
-def dampings(plan: Mapping[str, Any]) -> dict[str, float]:
+def dampings(decision: Mapping[str, Any]) -> dict[str, float]:
     """Return the damping of every block of the curvature, by name.
 
     Raises:
         InputError: If the run has no curvature.
     """
-    if not plan["blocks"]:
+    if not decision["blocks"]:
         raise InputError(
             "this run has no curvature, so there is no damping to compare at; evaluate a run with "
             "curvature.name = 'gauss_newton'"
         )
-    return {block["name"]: block["damping"] for block in plan["blocks"]}
+    return {block["name"]: block["damping"] for block in decision["blocks"]}
 
 
-def _batches(opened: Session, example_set: str, rows: np.ndarray) -> list[Any]:
-    size, reader = opened.run.method.batches.batch_size, opened.reader(example_set)
+def _batches(session: Session, example_set: str, rows: np.ndarray) -> list[Any]:
+    size, reader = session.run.method.batches.batch_size, session.reader(example_set)
     cuts: Sequence[np.ndarray] = np.split(rows, range(size, len(rows), size))
-    return [opened.batch(reader.take(cut)) for cut in cuts]
+    return [session.batch(reader.take(cut)) for cut in cuts]

@@ -66,20 +66,20 @@ def reference_scores(
     Raises:
         InputError: If the model has no forward-mode derivatives.
     """
-    opened, systems = pilot.opened, []
+    session, systems = pilot.session, []
     solver = solver or make("solvers", "conjugate_gradients", {})
     total = np.zeros((len(pilot.rows), len(pilot.queries)))
     precision = "float64"
-    for checkpoint, weight in enumerate(opened.run.method.weights):
+    for checkpoint, weight in enumerate(session.run.method.weights):
         net = _Net(pilot, checkpoint, double)
         precision = net.precision
-        capture = opened.capture(checkpoint)
+        capture = session.capture(checkpoint)
         blocks = {b.name: list(b.parameters) for b in capture.blocks}
         values = _of_weights(capture, damping, scales[checkpoint] if scales else Scales())
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
             part, solved = net.scores({name: blocks[name] for name in group}, values, solver)
-            total = total + part * (weight / opened.run.train.count)
+            total = total + part * (weight / session.run.train.count)
             systems += solved
     return Solution(
         scores=total,
@@ -94,7 +94,7 @@ class _Net:
     """One checkpoint's model, in float64 where it can be, and the pilot's batches to match."""
 
     def __init__(self, pilot: Pilot, checkpoint: int, double: bool) -> None:
-        self._task, self._pilot = pilot.opened.task, pilot
+        self._task, self._pilot = pilot.session.task, pilot
         self._model, self.dtype = _precise(self._task, pilot, checkpoint, double)
         self._batches, self._queries = (
             [_cast(batch, self.dtype) for batch in batches]
@@ -117,7 +117,7 @@ class _Net:
         wanted = [n for names in blocks.values() for n in names if n in first_names]
         linear = Linearised(self._model, self._task.forward, self._task.loss, wanted)
         shift = torch.cat([damping[name].flatten() for name in linear.sizes])
-        shift = shift.to(self._pilot.opened.device, self.dtype)
+        shift = shift.to(self._pilot.session.device, self.dtype)
         right = torch.cat([linear.gradients(b, self._measure) for b in self._queries])
         step = max(1, _GROUP_ENTRIES // len(shift))
         systems = [
@@ -144,7 +144,7 @@ def _precise(
     task: Task, pilot: Pilot, checkpoint: int, double: bool
 ) -> tuple[nn.Module, torch.dtype]:
     """Return a copy of the model in float64 if that is wanted and works, else in float32."""
-    model = deepcopy(pilot.opened.model(checkpoint))
+    model = deepcopy(pilot.session.model(checkpoint))
     if double:
         model = model.double()
         with torch.no_grad(), suppress(InputError):

@@ -7,7 +7,7 @@ import numpy as np
 
 from streamfluence.errors import InputError
 from streamfluence.evaluation.retraining import drawn_examples
-from streamfluence.evaluation.truth.scores import Scores
+from streamfluence.evaluation.truth.scores import JudgedScores
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Chosen:
                 f"groups of --leave {self.leave}"
             )
 
-    def rows(self, scores: Scores, queries: np.ndarray, draw_seed: int) -> np.ndarray:
+    def rows(self, scores: JudgedScores, queries: np.ndarray, draw_seed: int) -> np.ndarray:
         """Return the chosen rows, group after group; ``queries`` are those whose scores count."""
         if self.examples is not None:
             return np.array(self.examples, np.int64)

@@ -20,7 +20,7 @@ _REFUSALS = {
 
 def fill(
     truth: Truth,
-    opened: Session,
+    session: Session,
     choices: Sequence[Choice],
     execution: Execution,
     progress: Progress,
@@ -38,7 +38,7 @@ def fill(
     Raises:
         InputError: If the task cannot be trained again, or ignores its seed or its indices.
     """
-    opened.task.require_train()
+    session.task.require_train()
     everything = truth.all_seeds(choices)
     missing = truth.missing(everything if worker is None else everything[worker[0] :: worker[1]])
     first = _first(choices, truth.seeds)
@@ -47,19 +47,19 @@ def fill(
         [(each, True) for each in _repeats(truth, everything[0], worker)]
         + [(each, False) for each in missing if each not in first],
     ]
-    check(truth, opened, choices)
+    check(truth, session, choices)
     if total := sum(map(len, rounds)):
-        where = (opened.run.url, execution.resolved_device(), truth.example_set, truth.path)
-        with execution.open(total, opened.run.method.batches.threads) as executor:
+        where = (session.run.url, execution.resolved_device(), truth.example_set, truth.path)
+        with execution.open(total, session.run.method.batches.threads) as executor:
             progress.start("retrain", total, "retrainings")
             for tasks in rounds:
                 run_all(
                     *(executor, work.retrain, [(*where, *task) for task in tasks]),
                     lambda *_: progress.advance(1),
                 )
-                check(truth, opened, choices)
+                check(truth, session, choices)
             progress.finish()
-    for sentence in warnings(truth, opened):
+    for sentence in warnings(truth, session):
         progress.message(f"warning: {sentence}")
     return {
         "retrained": len(missing),
@@ -68,23 +68,23 @@ def fill(
     }
 
 
-def check(truth: Truth, opened: Session, choices: Sequence[Choice]) -> None:
+def check(truth: Truth, session: Session, choices: Sequence[Choice]) -> None:
     """Refuse a trainer whose first outcomes show that it ignores its seed or its indices."""
     first = _first(choices, truth.seeds)
     there = [each for each in first if truth.receipt(each) is not None]
     found = ignored({each: truth.outcome(each) for each in there})
     if found is not None:
-        raise InputError(f"{opened.task.name}: train() {_REFUSALS[found]}")
+        raise InputError(f"{session.task.name}: train() {_REFUSALS[found]}")
 
 
-def warnings(truth: Truth, opened: Session) -> list[str]:
+def warnings(truth: Truth, session: Session) -> list[str]:
     """Return what makes the ground truth doubtful: a retraining done twice came out differently."""
     receipt = truth.store.receipt(REPEAT, 0)
     difference = 0.0 if receipt is None else receipt.facts["largest_difference"]
     if not difference:
         return []
     return [
-        f"{opened.task.name}: train() on the same examples with the same seed gave outcomes up to "
+        f"{session.task.name}: train() on the same examples with the same seed gave outcomes up to "
         f"{difference:.2g} apart; seed everything it draws, or other numbers come out next time"
     ]
 

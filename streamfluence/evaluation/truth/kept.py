@@ -101,7 +101,7 @@ def place(retraining: Retraining) -> tuple[str, int]:
     return f"{kind}/seed-{retraining.seed}", choice.number
 
 
-def open_truth(opened: Session, example_set: str, trainings: Trainings) -> Truth:
+def open_truth(session: Session, example_set: str, trainings: Trainings) -> Truth:
     """Open the ground truth of a run's task, training set and query set, or start it.
 
     Args:
@@ -116,9 +116,9 @@ def open_truth(opened: Session, example_set: str, trainings: Trainings) -> Truth
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: everything is trained with at least one seed")
     for name in ("train", example_set):
-        opened.refresh(name)  # checks that the data is still what the run pinned
-    manifest = _manifest(opened, example_set)
-    path = trainings.truth or _beside(opened.run.url, example_set, manifest)
+        session.refresh(name)  # checks that the data is still what the run pinned
+    manifest = _manifest(session, example_set)
+    path = trainings.truth or _beside(session.run.url, example_set, manifest)
     if open_storage(path).exists(MANIFEST):
         _refuse_another(RunStore.open(path, HOLDS), manifest)
     elif not trainings.train:
@@ -130,13 +130,13 @@ def open_truth(opened: Session, example_set: str, trainings: Trainings) -> Truth
     return Truth(RunStore.create(path, manifest), path, example_set, count, seeds)
 
 
-def _manifest(opened: Session, example_set: str) -> dict[str, Any]:
+def _manifest(session: Session, example_set: str) -> dict[str, Any]:
     """Return what decides the outcomes; names and paths do not."""
-    train, queries = opened.run.example_set("train"), opened.run.example_set(example_set)
+    train, queries = session.run.example_set("train"), session.run.example_set(example_set)
     return {
         "format_version": FORMAT_VERSION,
         "holds": HOLDS,
-        "task_digest": opened.task.digest,
+        "task_digest": session.task.digest,
         "train": {"count": train.count, "identity": train.identity},
         "queries": {"count": queries.count, "identity": queries.identity},
         "measurement": queries.measurement,

@@ -73,7 +73,7 @@ def judged_scores(
     return scores
 
 
-class Scores:
+class JudgedScores:
     """Scores of a run, computed from its rows a partition at a time and never kept.
 
     Attributes:

@@ -12,7 +12,7 @@ from streamfluence.data._batches import map_batch
 from streamfluence.evaluation.retraining import Choice, Retraining, Subset
 from streamfluence.evaluation.truth.kept import HOLDS, REPEAT, place
 from streamfluence.layout import Span, cut
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 from streamfluence.store import RunStore
 
 _KEPT_BYTES = 256 << 20  # query batches up to this size stay on the device between retrainings
@@ -31,15 +31,15 @@ def retrain(
     Args:
         repeat: Train what is there already once more, and commit how far its outcome is off.
     """
-    opened, truth = session(run_path, device), RunStore.open(truth_path, HOLDS)
+    session, truth = open_session(run_path, device), RunStore.open(truth_path, HOLDS)
     stage, partition = (REPEAT, 0) if repeat else place(retraining)
     if truth.receipt(stage, partition) is not None:
         return {}  # another process was faster; training costs more than asking
     kept = retraining.choice.kept(truth.manifest["train"]["count"])
     started = time.monotonic()
-    weights = opened.task.retrain(kept, retraining.seed)
+    weights = session.task.retrain(kept, retraining.seed)
     trained = time.monotonic()
-    outcome = _measurer(opened, example_set).outcome(weights)
+    outcome = _measurer(session, example_set).outcome(weights)
     facts = {
         "examples": len(kept),
         "non_finite": int(np.count_nonzero(~np.isfinite(outcome))),
@@ -66,40 +66,40 @@ class Measurer:
     Measured in float32 or better whatever the run's precision: this is what scores are judged by.
     """
 
-    def __init__(self, opened: Session, example_set: str) -> None:
-        self.opened, self.example_set = opened, example_set
-        self.measurement = opened.run.example_set(example_set).measurement
+    def __init__(self, session: Session, example_set: str) -> None:
+        self.session, self.example_set = session, example_set
+        self.measurement = session.run.example_set(example_set).measurement
         self._batches: list[Any] = []
         self._model = self._new_model()
 
     def outcome(self, weights: dict[str, torch.Tensor]) -> np.ndarray:
         """Return the measurement of every query with these weights, float64, ``(query,)``."""
-        task, measurement = self.opened.task, self.measurement
+        task, measurement = self.session.task, self.measurement
         task.load(self._model, weights)
         pieces = []
         with torch.no_grad():
             for batch in self._batches or self._read():
-                found = self.opened.measured(
+                found = self.session.measured(
                     partial(task.measure, measurement), self._model, batch, half=False
                 )
                 pieces.append(found.to(torch.float64).cpu())
         return torch.cat(pieces).numpy()
 
     def _new_model(self) -> nn.Module:
-        opened = self.opened
-        path = opened.run.place.root / opened.run.method.checkpoints[0].path
-        return opened.task.model(path).to(opened.device)
+        session = self.session
+        path = session.run.place.root / session.run.method.checkpoints[0].path
+        return session.task.model(path).to(session.device)
 
     def _read(self) -> list[Any] | Any:
         """Yield the batches of the query set, and keep them if they are small."""
         facts, reader = (
-            self.opened.run.example_set(self.example_set),
-            self.opened.reader(self.example_set),
+            self.session.run.example_set(self.example_set),
+            self.session.reader(self.example_set),
         )
         kept: list[Any] | None = []
         size = 0
-        for part in cut(Span(0, facts.count), self.opened.run.method.batches.batch_size):
-            batch = self.opened.batch(reader.read(part.start, part.stop))
+        for part in cut(Span(0, facts.count), self.session.run.method.batches.batch_size):
+            batch = self.session.batch(reader.read(part.start, part.stop))
             size += _size(batch)
             kept = None if kept is None or size > _KEPT_BYTES else [*kept, batch]
             yield batch
@@ -107,8 +107,8 @@ class Measurer:
 
 
 @lru_cache(maxsize=2)
-def _measurer(opened: Session, example_set: str) -> Measurer:
-    return Measurer(opened, example_set)
+def _measurer(session: Session, example_set: str) -> Measurer:
+    return Measurer(session, example_set)
 
 
 def _size(batch: Any) -> int:

@@ -19,7 +19,7 @@ from streamfluence.evaluation.asked import Compared, Others
 from streamfluence.evaluation.fidelity import agreement
 from streamfluence.evaluation.pilot.examples import (
     Pilot,
-    Scored,
+    PilotScores,
     choose_pilot,
     dampings,
     pilot_run,
@@ -28,13 +28,13 @@ from streamfluence.evaluation.pilot.examples import (
 )
 from streamfluence.evaluation.pilot.reference import Solution, reference_scores
 from streamfluence.execution import Execution, Progress, Silent
-from streamfluence.layout import plan_stage
+from streamfluence.layout import decision_stage
 from streamfluence.options import make
 from streamfluence.registry import member
 from streamfluence.run.doubts import energy_kept
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.record import plan_facts, sketch_warnings
-from streamfluence.run.session import Session, session
+from streamfluence.run.record import decision_facts, sketch_warnings
+from streamfluence.run.session import Session, open_session
 from streamfluence.sketching.sample import sample_rows
 
 FEW_LAYERS = 8  # with more, a reference by layer costs more than all else together
@@ -71,33 +71,33 @@ def evaluate_fidelity(
     """
     execution, progress = execution or Execution(), progress or Silent()
     settings = _settings(others)
-    opened = session(run_path, execution.resolved_device())
-    _refuse(opened, compared.sample, compared.k)
-    pilot = choose_pilot(opened, compared.sample, compared.queries, compared.n_queries)
+    session = open_session(run_path, execution.resolved_device())
+    _refuse(session, compared.sample, compared.k)
+    pilot = choose_pilot(session, compared.sample, compared.queries, compared.n_queries)
     comparison = _Comparison(pilot, compared)
     rows: list[dict[str, Any]] = []
     progress.start("fidelity", 2 + len(settings), "settings")
-    rows += comparison.rows("the run as stored", pilot.opened, stored_scores(pilot))
+    rows += comparison.rows("the run as stored", pilot.session, stored_scores(pilot))
     progress.advance(1)
     with tempfile.TemporaryDirectory() as folder:
         first: OpenRun | None = None
         for number, setting in enumerate([Setting("the run's settings on the pilot"), *settings]):
             changes = {"sketch.examples": compared.sample, **setting.changes}
             path = pilot_run(pilot, Path(folder) / str(number), changes, first)
-            opened = session(path, pilot.device)
-            first = first or opened.run
-            rows += comparison.rows(setting.name, opened, pilot_scores(pilot, path))
+            session = open_session(path, pilot.device)
+            first = first or session.run
+            rows += comparison.rows(setting.name, session, pilot_scores(pilot, path))
             progress.advance(1)
     progress.finish()
     return {
         "examples": len(pilot.rows),
         "queries": len(pilot.queries),
         "query_set": pilot.example_set,
-        "checkpoints": len(pilot.opened.run.checkpoints),
+        "checkpoints": len(pilot.session.run.checkpoints),
         "reference_sample": _sample_note(pilot),
         "settings": rows,
         "reference": comparison.solves(),
-        "warnings": sketch_warnings(pilot.opened.run),
+        "warnings": sketch_warnings(pilot.session.run),
     }
 
 
@@ -107,28 +107,30 @@ class _Comparison:
     def __init__(self, pilot: Pilot, compared: Compared) -> None:
         self._pilot, self._k, self._double = pilot, compared.k, compared.double
         self._solver = make("solvers", compared.solver, {})
-        blocks = pilot.opened.feature(0).blocks
-        layered = pilot.opened.run.method.curvature.blocks == "layer"
+        blocks = pilot.session.feature(0).blocks
+        layered = pilot.session.run.method.curvature.blocks == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
         self._kinds = (
             [True, False] if (few if compared.by_layer is None else compared.by_layer) else [False]
         )
         self._solved: dict[tuple[Any, Any, bool], Solution] = {}
 
-    def rows(self, name: str, opened: Session, scored: Scored) -> list[dict[str, Any]]:
+    def rows(self, name: str, session: Session, scored: PilotScores) -> list[dict[str, Any]]:
         """Return one row a reference, at the damping of the run that made the scores."""
-        run, plan = opened.run, plan_facts(opened.run, 0)
-        damping = dampings(plan if plan["blocks"] else plan_facts(self._pilot.opened.run, 0))
-        facts, codec = scored.stored, plan["codec"]
+        run, decision = session.run, decision_facts(session.run, 0)
+        damping = dampings(
+            decision if decision["blocks"] else decision_facts(self._pilot.session.run, 0)
+        )
+        facts, codec = scored.stored, decision["codec"]
         shared = {
             "row_bytes": _row_bytes(run, codec),
-            "directions": plan["directions"],
-            "effective_dimension": sum(b["effective_dimension"] for b in plan["blocks"]),
-            "gradient_energy_kept": energy_kept(plan, run.train.count),
+            "directions": decision["directions"],
+            "effective_dimension": sum(b["effective_dimension"] for b in decision["blocks"]),
+            "gradient_energy_kept": energy_kept(decision, run.train.count),
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
-        found, scales = [], [opened.scales(n) for n in opened.run.checkpoints]
+        found, scales = [], [session.scales(n) for n in session.run.checkpoints]
         for by_layer in self._kinds:
             solution = self._solve(damping, scales, by_layer)
             measured = agreement(scored.scores, solution.scores, self._k)
@@ -206,25 +208,25 @@ def _settings(
     ]
 
 
-def _refuse(opened: Session, sample: int, k: int) -> None:
+def _refuse(session: Session, sample: int, k: int) -> None:
     """Refuse what cannot be compared, before any work."""
-    opened.capture(0)
-    if opened.task.likelihood is None:
+    session.capture(0)
+    if session.task.likelihood is None:
         raise InputError(
-            f"{opened.task.name} gives only loss(), which has no output Hessian, so there is no "
+            f"{session.task.name} gives only loss(), which has no output Hessian, so there is no "
             f"Gauss-Newton reference; define likelihood and forward()"
         )
     if sample < max(3, k):
         raise InputError(
             f"a sample of {sample} examples is too small to compare their order and their first {k}"
         )
-    if opened.run.receipts(plan_stage(0)):
-        dampings(plan_facts(opened.run, 0))
+    if session.run.receipts(decision_stage(0)):
+        dampings(decision_facts(session.run, 0))
 
 
 def _sample_note(pilot: Pilot) -> str:
     """Say which examples the reference's matrix is made of, and which the run's."""
-    own, taken = len(sample_rows(pilot.opened)), len(pilot.rows)
+    own, taken = len(sample_rows(pilot.session)), len(pilot.rows)
     if own <= taken:
         return f"the {taken:,} examples that the run's curvature comes from"
     return (

@@ -11,10 +11,10 @@ from streamfluence.evaluation.retraining import Retraining, Subset, subset_size
 from streamfluence.evaluation.truth.fill import fill, warnings
 from streamfluence.evaluation.truth.kept import Truth, open_truth
 from streamfluence.evaluation.truth.result import keep_result
-from streamfluence.evaluation.truth.scores import Scores, judged_query_set, judged_scores
+from streamfluence.evaluation.truth.scores import JudgedScores, judged_query_set, judged_scores
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.run.record import record
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 
 LEAST_SUBSETS = 3  # fewer have no rank correlation worth the name
 
@@ -50,25 +50,25 @@ def evaluate_lds(
         raise InputError(
             f"--subsets {subsets}: at least {LEAST_SUBSETS} are needed to rank, better 100"
         )
-    opened = session(run_path, execution.resolved_device())
+    session = open_session(run_path, execution.resolved_device())
     if trainings.train:
-        opened.task.require_train()
-    size = subset_size(fraction, opened.run.train.count)
-    example_set = judged_query_set(opened.run, judged)
+        session.task.require_train()
+    size = subset_size(fraction, session.run.train.count)
+    example_set = judged_query_set(session.run, judged)
     wanted = [Subset(size, trainings.draw_seed, number) for number in range(subsets)]
     if trainings.worker is None:
-        label = judged_scores(opened.run, example_set, judged, execution, progress)
-    opened_truth = open_truth(opened, example_set, trainings)
+        label = judged_scores(session.run, example_set, judged, execution, progress)
+    opened_truth = open_truth(session, example_set, trainings)
     done: dict[str, Any] = {"truth": opened_truth.path}
     if trainings.train:
-        done |= fill(opened_truth, opened, wanted, execution, progress, trainings.worker)
+        done |= fill(opened_truth, session, wanted, execution, progress, trainings.worker)
     if trainings.worker is not None:
         return done
     there = wanted if trainings.train else _finished(opened_truth, wanted)
-    agreement, arrays = _judged(opened_truth, Scores(opened.run, label), there)
+    agreement, arrays = _judged(opened_truth, JudgedScores(session.run, label), there)
     result = {**agreement, **done}
-    result["warnings"] = warnings(opened_truth, opened)
-    result["record"] = record(opened.run, label)
+    result["warnings"] = warnings(opened_truth, session)
+    result["record"] = record(session.run, label)
     return keep_result(opened_truth, "lds", result, arrays)
 
 
@@ -85,7 +85,7 @@ def _finished(truth: Truth, subsets: list[Subset]) -> list[Subset]:
 
 
 def _judged(
-    truth: Truth, scores: Scores, subsets: list[Subset]
+    truth: Truth, scores: JudgedScores, subsets: list[Subset]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the judgement, and the ``(subset, query)`` arrays it was made of."""
     outcomes = truth.outcomes(subsets)

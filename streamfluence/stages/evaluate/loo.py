@@ -14,11 +14,11 @@ from streamfluence.evaluation.truth.chosen import Chosen
 from streamfluence.evaluation.truth.fill import fill, warnings
 from streamfluence.evaluation.truth.kept import Truth, open_truth
 from streamfluence.evaluation.truth.result import keep_result
-from streamfluence.evaluation.truth.scores import Scores, judged_query_set, judged_scores
+from streamfluence.evaluation.truth.scores import JudgedScores, judged_query_set, judged_scores
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.run.finished import finished
 from streamfluence.run.record import predicts, record
-from streamfluence.run.session import Session, session
+from streamfluence.run.session import Session, open_session
 
 EVERYTHING = Without(())
 
@@ -49,25 +49,25 @@ def evaluate_loo(
         IncompleteError: If rows of the run are missing.
     """
     execution, progress = execution or Execution(), progress or Silent()
-    opened = session(run_path, execution.resolved_device())
+    session = open_session(run_path, execution.resolved_device())
     if trainings.train:
-        opened.task.require_train()
-    example_set = judged_query_set(opened.run, judged)
-    asked, leave = _judged_queries(opened, example_set, query), chosen.leave
-    chosen.check(opened.run.train.count)
-    label = judged_scores(opened.run, example_set, judged, execution, progress)
-    if not predicts(opened.run, finished(opened.run, label)):
+        session.task.require_train()
+    example_set = judged_query_set(session.run, judged)
+    asked, leave = _judged_queries(session, example_set, query), chosen.leave
+    chosen.check(session.run.train.count)
+    label = judged_scores(session.run, example_set, judged, execution, progress)
+    if not predicts(session.run, finished(session.run, label)):
         raise InputError(
             f"scores {label!r} are similarities or scaled, not predicted changes of the query, which is what "
             "leaving examples out is compared with; judge their order by `streamfluence evaluate lds`"
         )
-    of_run = Scores(opened.run, label)
+    of_run = JudgedScores(session.run, label)
     groups = groups_of(chosen.rows(of_run, asked, trainings.draw_seed), leave)
-    opened_truth = open_truth(opened, example_set, trainings)
+    opened_truth = open_truth(session, example_set, trainings)
     done: dict[str, Any] = {"truth": opened_truth.path}
     if trainings.train:
         wanted = [EVERYTHING, *groups]
-        done |= fill(opened_truth, opened, wanted, execution, progress, trainings.worker)
+        done |= fill(opened_truth, session, wanted, execution, progress, trainings.worker)
     if trainings.worker is not None:
         return done
     there = groups if trainings.train else _finished(opened_truth, groups)
@@ -76,7 +76,7 @@ def evaluate_loo(
     predicted = of_run.of_rows(rows)[:, asked].reshape(len(there), leave, -1).sum(axis=1)
     result = {
         **judge(predicted, changes),
-        "leverage_corrected": _corrected(opened, of_run, there, predicted, changes),
+        "leverage_corrected": _corrected(session, of_run, there, predicted, changes),
         "queries": example_set,
         "judged_queries": len(asked),
         "measurement": opened_truth.measurement,
@@ -86,15 +86,15 @@ def evaluate_loo(
         "examples_without_score": len(of_run.without_score.intersection(rows.tolist())),
         "seeds": trainings.seeds,
         **done,
-        "warnings": warnings(opened_truth, opened),
+        "warnings": warnings(opened_truth, session),
         "left_out": _table(there, predicted, changes),
-        "record": record(opened.run, label),
+        "record": record(session.run, label),
     }
     return keep_result(opened_truth, "loo", result, {"predicted": predicted, "actual": changes})
 
 
-def _judged_queries(opened: Session, example_set: str, query: int | None) -> np.ndarray:
-    count = opened.run.example_set(example_set).count
+def _judged_queries(session: Session, example_set: str, query: int | None) -> np.ndarray:
+    count = session.run.example_set(example_set).count
     if query is None:
         return np.arange(count)
     if not 0 <= query < count:
@@ -132,20 +132,20 @@ def _changes(truth: Truth, groups: list[Without], judged: np.ndarray) -> np.ndar
 
 
 def _corrected(
-    opened: Session,
-    scores: Scores,
+    session: Session,
+    scores: JudgedScores,
     groups: list[Without],
     predicted: np.ndarray,
     changes: np.ndarray,
 ) -> dict[str, Any] | None:
     """Return the judgement of scores over one minus leverage, None where leverage has no formula."""
-    outputs = _outputs(opened)
+    outputs = _outputs(session)
     if outputs is None or len(groups[0].rows) != 1:
         return None
     rows = np.array([group.rows[0] for group in groups])
     found = leverage(
         *(scores.column(SELF_INFLUENCE, rows), scores.column(LOSS, rows)),
-        *(type(opened.task.likelihood).__name__, outputs),
+        *(type(session.task.likelihood).__name__, outputs),
     )
     if found is None:
         return None
@@ -154,16 +154,16 @@ def _corrected(
     return {**{key: judged[key] for key in agreements}, "largest_leverage": float(found.max())}
 
 
-def _outputs(opened: Session) -> int | None:
+def _outputs(session: Session) -> int | None:
     """Return the numbers a model puts out for one example; None if it has several positions."""
-    if opened.task.likelihood is None:
+    if session.task.likelihood is None:
         return None
-    batch = opened.batch(opened.reader("train").read(0, 2))
+    batch = session.batch(session.reader("train").read(0, 2))
     with torch.no_grad():
-        outputs, targets, *more = opened.forward_at(False, opened.model(0), batch)
-    if more or opened.task.has_training_loss:  # then leverage is not a function of the loss
+        outputs, targets, *more = session.forward_at(False, session.model(0), batch)
+    if more or session.task.has_training_loss:  # then leverage is not a function of the loss
         return None
-    several = targets[0].numel() > 1 and type(opened.task.likelihood).__name__ == "Categorical"
+    several = targets[0].numel() > 1 and type(session.task.likelihood).__name__ == "Categorical"
     return None if several else outputs[0].numel()
 
 

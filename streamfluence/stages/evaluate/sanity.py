@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.codecs.base import Encoded
-from streamfluence.collecting.directions import Directions
+from streamfluence.collecting.decision import Decision
 from streamfluence.columns import ROWS, SCALE, SELF_INFLUENCE
 from streamfluence.data._batches import concatenate, select_batch, slice_batch
 from streamfluence.errors import InputError
@@ -31,7 +31,7 @@ from streamfluence.evaluation.pilot.examples import (
 )
 from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.run.columns import columns
-from streamfluence.run.session import session
+from streamfluence.run.session import open_session
 
 SAME_ROWS = {"float32": 1e-3, "bf16": 0.1}  # rounding of rows in other batches, relative
 OWN_SCORE = 0.05  # few bits move a row, but their scale keeps its product with itself
@@ -85,7 +85,9 @@ def evaluate_sanity(
     execution, progress = execution or Execution(), progress or Silent()
     if sample < 8:
         raise InputError(f"a sample of {sample} examples is too small to rank; take at least 8")
-    pilot = choose_pilot(session(run_path, execution.resolved_device()), sample, queries, n_queries)
+    pilot = choose_pilot(
+        open_session(run_path, execution.resolved_device()), sample, queries, n_queries
+    )
     steps: list[Callable[[Pilot], list[Check]]] = [
         _self_influence,
         _other_batches,
@@ -108,14 +110,14 @@ def evaluate_sanity(
 
 def _self_influence(pilot: Pilot) -> list[Check]:
     """Stored self-influence: never negative, and the score of an example as its own query."""
-    run = pilot.opened.run
+    run = pilot.session.run
     lowest = min(
         float(part.values[SELF_INFLUENCE].min()) for part in columns(run, [SELF_INFLUENCE])
     )
-    made = Directions(pilot.opened, 0)
-    rows = torch.cat(list(whitened(pilot.opened, 0, made, pilot)))
+    decision = Decision(pilot.session, 0)
+    rows = torch.cat(list(whitened(pilot.session, 0, decision, pilot)))
     stored = torch.from_numpy(stored_values(run, SELF_INFLUENCE, 0, pilot.rows)).to(rows)
-    own, energy = own_scores(pilot, made, rows)
+    own, energy = own_scores(pilot, decision, rows)
     return [
         Check(
             "self-influence is not negative",
@@ -132,13 +134,13 @@ def _self_influence(pilot: Pilot) -> list[Check]:
         Check(
             "an example's own score is its self-influence in the directions stored",
             _relative(own, energy),
-            min(made.codec.tolerance, OWN_SCORE) + _tolerance(pilot),
+            min(decision.codec.tolerance, OWN_SCORE) + _tolerance(pilot),
             "storing changes inner products by no more than the codec allows",
         ),
     ]
 
 
-def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Tensor]:
+def own_scores(pilot: Pilot, decision: Decision, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the score of each example of the pilot for itself, and what it should be.
 
     Args:
@@ -149,23 +151,23 @@ def own_scores(pilot: Pilot, made: Directions, rows: Tensor) -> tuple[Tensor, Te
         From the run's stored rows and from ``rows``, shape ``(example,)``; both over the
         directions that are stored.
     """
-    run = pilot.opened.run
+    run = pilot.session.run
     arrays = (stored_values(run, name, 0, pilot.rows) for name in (ROWS, SCALE))
-    kept = made.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
-    wanted = made.codec.query(made.preconditioner.for_rows(rows))
+    kept = decision.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
+    wanted = decision.codec.query(decision.preconditioner.for_rows(rows))
     return (wanted * kept).sum(1), wanted.square().sum(1)
 
 
 def _other_batches(pilot: Pilot) -> list[Check]:
     """Rows of the same examples in another order and next to copies of themselves."""
-    made = Directions(pilot.opened, 0)
-    queries = torch.cat(list(whitened(pilot.opened, 0, made, pilot, of_queries=True)))
-    scores = torch.cat(list(whitened(pilot.opened, 0, made, pilot))) @ queries.T
+    decision = Decision(pilot.session, 0)
+    queries = torch.cat(list(whitened(pilot.session, 0, decision, pilot, of_queries=True)))
+    scores = torch.cat(list(whitened(pilot.session, 0, decision, pilot))) @ queries.T
     order = np.random.default_rng(0).permutation(len(pilot.rows))
-    shuffled = _scores_of(pilot, made, queries, _reordered(pilot, order))
+    shuffled = _scores_of(pilot, decision, queries, _reordered(pilot, order))
     once = order[::2]
     twice = np.concatenate([once, once[::-1]])
-    doubled = _scores_of(pilot, made, queries, _reordered(pilot, twice))
+    doubled = _scores_of(pilot, decision, queries, _reordered(pilot, twice))
     return [
         Check(
             "the order of examples does not matter",
@@ -184,7 +186,7 @@ def _other_batches(pilot: Pilot) -> list[Check]:
 
 def _sums(pilot: Pilot) -> list[Check]:
     """Sums over examples, against autograd's gradient of the summed loss; only gradients add up so."""
-    opened, made = pilot.opened, Directions(pilot.opened, 0)
+    opened, decision = pilot.session, Decision(pilot.session, 0)
     if not opened.feature(0).gradients:
         return []
     model, capture = opened.model(0), opened.capture(0)
@@ -196,9 +198,9 @@ def _sums(pilot: Pilot) -> list[Check]:
         for name, part in zip(weights, found, strict=True):
             if part is not None:
                 total[name] += part
-    queries = torch.cat(list(whitened(opened, 0, made, pilot, of_queries=True)))
-    rows = torch.cat(list(whitened(opened, 0, made, pilot)))
-    summed = made.preconditioner.whiten(made.features(capture.whole(total)))
+    queries = torch.cat(list(whitened(opened, 0, decision, pilot, of_queries=True)))
+    rows = torch.cat(list(whitened(opened, 0, decision, pilot)))
+    summed = decision.preconditioner.whiten(decision.features(capture.whole(total)))
     # Sums cancel where training has converged, so rounding is measured against what cancels.
     scale = (rows.norm(dim=1).sum() * queries.norm(dim=1)).clamp_min(1e-30)
     error = ((rows.sum(0) @ queries.T - summed[0] @ queries.T).abs() / scale).max()
@@ -212,7 +214,9 @@ def _sums(pilot: Pilot) -> list[Check]:
     ]
     decay = opened.run.method.curvature.weight_decay
     if decay is not None:
-        pull = made.preconditioner.whiten(made.features(capture.whole(dict(weights)))).detach()
+        pull = decision.preconditioner.whiten(
+            decision.features(capture.whole(dict(weights)))
+        ).detach()
         mean = rows.mean(0) + decay * pull[0]
         noise = rows.square().sum(1).mean().sqrt()
         checks.append(
@@ -230,9 +234,10 @@ def _sums(pilot: Pilot) -> list[Check]:
 def _randomised(pilot: Pilot) -> list[Check]:
     """The same job with the weights of every layer shuffled.
 
-    Source: Adebayo et al. (2018), arXiv:1810.03292.
+    Source:
+        Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292.
     """
-    if not any(True for _ in pilot.opened.model(0).parameters()):
+    if not any(True for _ in pilot.session.model(0).parameters()):
         return []  # as where all weights are quantised
     scores = []
     with tempfile.TemporaryDirectory() as folder:
@@ -255,14 +260,14 @@ def _randomised(pilot: Pilot) -> list[Check]:
 def _reordered(pilot: Pilot, order: np.ndarray) -> list[Any]:
     """Return batches of the pilot's examples at these places."""
     whole = concatenate(pilot.batches)
-    places = torch.from_numpy(order).to(pilot.opened.device)
+    places = torch.from_numpy(order).to(pilot.session.device)
     moved = select_batch(whole, places)
-    size = pilot.opened.run.method.batches.batch_size
+    size = pilot.session.run.method.batches.batch_size
     return [slice_batch(moved, i, min(i + size, len(order))) for i in range(0, len(order), size)]
 
 
-def _scores_of(pilot: Pilot, made: Directions, queries: Tensor, batches: list[Any]) -> Tensor:
-    return torch.cat(list(whitened(pilot.opened, 0, made, pilot, batches=batches))) @ queries.T
+def _scores_of(pilot: Pilot, decision: Decision, queries: Tensor, batches: list[Any]) -> Tensor:
+    return torch.cat(list(whitened(pilot.session, 0, decision, pilot, batches=batches))) @ queries.T
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -271,4 +276,4 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _tolerance(pilot: Pilot) -> float:
-    return SAME_ROWS[pilot.opened.run.method.batches.precision]
+    return SAME_ROWS[pilot.session.run.method.batches.precision]

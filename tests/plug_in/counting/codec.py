@@ -18,11 +18,13 @@ class FewCoordinates(Kept):
     tolerance = 0.0
 
     @classmethod
-    def plan(cls, energies: Tensor, row_bytes: int | None, seed: int, *, most: int = 0) -> State:
+    def allocate(
+        cls, energies: Tensor, row_bytes: int | None, seed: int, *, most: int = 0
+    ) -> State:
         budget = row_bytes
         if most:
             budget = min(row_bytes or 4 * most, 4 * most)
-        return super().plan(energies, budget, seed)
+        return super().allocate(energies, budget, seed)
 
     def _quantise(self, rows: Tensor) -> Encoded:
         return Encoded(rows, rows.new_empty(len(rows), 0))
