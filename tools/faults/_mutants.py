@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "queries are stored in the coordinates of rows",
         "collecting/units.py",
-        "columns.add({ROWS: made.preconditioner.for_queries(whitened), **facts})",
-        "columns.add({ROWS: made.preconditioner.for_rows(whitened), **facts})",
+        "columns.add({ROWS: decision.preconditioner.for_queries(whitened), **facts})",
+        "columns.add({ROWS: decision.preconditioner.for_rows(whitened), **facts})",
         "test_end_to_end.py",
     ),
     Mutant(
@@ -211,8 +211,8 @@ MUTANTS = (
     Mutant(
         "sanity compares in the coordinates of whitened rows",
         "stages/evaluate/sanity.py",
-        "wanted = made.codec.query(made.preconditioner.for_rows(rows))",
-        "wanted = made.codec.query(rows)",
+        "wanted = decision.codec.query(decision.preconditioner.for_rows(rows))",
+        "wanted = decision.codec.query(rows)",
         "test_evaluate_sanity.py",
     ),
     Mutant(
@@ -240,8 +240,8 @@ MUTANTS = (
     Mutant(
         "rows of another sketch are taken",
         "run/rests_on.py",
-        'coordinates = [plan.facts.get("scales"), scales_digest(run, checkpoint)]\n'
-        "    return document_digest([content_digest([plan]), *coordinates])",
+        'coordinates = [decision.facts.get("scales"), scales_digest(run, checkpoint)]\n'
+        "    return document_digest([content_digest([decision]), *coordinates])",
         "return document_digest([checkpoint])",
         "test_results_chain.py",
     ),
