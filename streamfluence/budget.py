@@ -66,7 +66,7 @@ def stored_below(folder: Path) -> Stored:
     return Stored(len(sizes), sum(sizes))
 
 
-def refuse_what_does_not_fit(cost: Cost, run_path: str, memory: int | None) -> None:
+def refuse_what_does_not_fit(cost: Cost, where: str, memory: int | None) -> None:
     """Raise BudgetError when the cost exceeds the free disk space or the memory one worker may use."""
     if memory is not None and cost.peak_bytes > memory:
         needed, allowed = _told_apart(cost.peak_bytes, memory)
@@ -74,11 +74,11 @@ def refuse_what_does_not_fit(cost: Cost, run_path: str, memory: int | None) -> N
             f"one worker needs {needed}, but --memory allows {allowed}; raise --memory, or lower "
             f"compute.batch_size or projection.width"
         )
-    free = free_bytes(run_path)
+    free = free_bytes(where)
     if free is not None and cost.disk_bytes > free:
         needed, there = _told_apart(cost.disk_bytes, free)
         raise BudgetError(
-            f"the run needs {needed}, but {run_path} has {there} free; lower rows.bytes, or put the run "
+            f"the run needs {needed}, but {where} has {there} free; lower rows.bytes, or put the run "
             f"in another place"
         )
 
@@ -99,11 +99,11 @@ def _told_apart(needed: int, there: int) -> tuple[str, str]:
     return f"{needed:,} bytes", f"{there:,} bytes"
 
 
-def free_bytes(run_path: str) -> int | None:
+def free_bytes(where: str) -> int | None:
     """Return the free bytes where a run will lie; None for an object store."""
-    if "://" in run_path:
+    if "://" in where:
         return None
-    folder = Path(run_path).resolve()
+    folder = Path(where).resolve()
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -6,6 +6,7 @@ from small_job import load, loss_gradients, write_job
 
 from streamfluence.job import Curvature
 from streamfluence.registry import member
+from streamfluence.run.opened import OpenRun
 from streamfluence.sketching.damping import resolve
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import describe
@@ -86,7 +87,7 @@ def test_adams_damping_follows_from_the_gradients_of_single_examples(tmp_path, n
     module, x, y, _, _ = load(tmp_path)
     mean_square = float(loss_gradients(module, x, y).square().mean())
     expected = 0.61 * (mean_square / 150) ** 0.5 / 3
-    blocks = describe(str(tmp_path / "run"))["checkpoints"][0]["blocks"]
+    blocks = describe(OpenRun.open(str(tmp_path / "run")))["checkpoints"][0]["blocks"]
     assert [block["damping"] for block in blocks] == pytest.approx([expected] * 2, rel=1e-4)
 
 
@@ -99,7 +100,7 @@ def test_the_guess_is_the_mean_of_all_curvature_however_few_directions_are_kept(
         changes = {"curvature.damping": "auto", "curvature.blocks": "joint"}
         changes |= {"projection.name": projection, "projection.width": width}
         run(job, str(tmp_path / f"run-{width}"), changes)
-        found += describe(str(tmp_path / f"run-{width}"))["checkpoints"][0]["blocks"]
+        found += describe(OpenRun.open(str(tmp_path / f"run-{width}")))["checkpoints"][0]["blocks"]
     few, every = found
     assert (few["width"], every["width"]) == (4, 53)
     assert every["damping"] == pytest.approx(every["mean_eigenvalue"], rel=1e-5)

@@ -8,6 +8,7 @@ from small_job import load, loss_gradients, write_job
 import streamfluence
 from streamfluence.errors import InputError
 from streamfluence.registry import member
+from streamfluence.run.opened import OpenRun
 from streamfluence.stages.run import run
 from streamfluence.stages.sketch import describe
 
@@ -115,7 +116,7 @@ def test_a_bare_loss_has_the_diagonal_of_its_gradients_and_says_so(folder, tmp_p
     opened = streamfluence.open(str(tmp_path / "run"))
     expected = textbook_scores(tmp_path, "loss", True)
     assert np.abs(opened.scores().compute() - expected).max() < 2e-4 * np.abs(expected).max()
-    facts = describe(str(tmp_path / "run"))["checkpoints"][0]
+    facts = describe(OpenRun.open(str(tmp_path / "run")))["checkpoints"][0]
     assert (facts["curvature"], facts["vectors"]) == ("diagonal", "loss gradients")
     assert "empirical Fisher" in opened.top("0")["record"]["curvature_note"]
 

@@ -13,6 +13,7 @@ from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.registry import member
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.session import open_session
 from streamfluence.stages.repair import repair
 from streamfluence.stages.run import run
@@ -228,7 +229,9 @@ def test_scores_are_the_dense_solve_with_a_damping_for_every_weight(tmp_path, de
     assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
     even = dense(tmp_path, torch.full_like(damping, float(damping.mean())))
     assert np.abs(found - even).max() > 0.02 * np.abs(expected).max(), "as good as without"
-    plan = streamfluence.stages.sketch.describe(str(tmp_path / "run"))["checkpoints"][0]
+    plan = streamfluence.stages.sketch.describe(OpenRun.open(str(tmp_path / "run")))["checkpoints"][
+        0
+    ]
     assert plan["blocks"][0]["damping"] == pytest.approx(float(damping.mean()), rel=1e-4)
     assert 0.1 < plan["damping_share_by_weight"] < 0.8 + 1e-9
 
@@ -265,12 +268,12 @@ def test_the_unprojected_reference_has_the_same_damping(tmp_path):
 def test_what_is_read_after_the_plan_is_made_again_by_a_repair(tmp_path, stage):
     job, path = write_job(tmp_path), tmp_path / "run"
     run(job, str(path), EXACT | {f"curvature.{key}": value for key, value in ADAM.items()})
-    before = streamfluence.stages.sketch.describe(str(path))
+    before = streamfluence.stages.sketch.describe(OpenRun.open(str(path)))
     sides = open_session(str(path), "cpu").scales(0).sides
     for damaged in (path / "parts" / "sketch" / "0" / stage).rglob("zarr.json"):
         damaged.write_bytes(b"{}")
     assert {"stage": f"sketch/0/{stage}", "partition": 0} in repair(str(path))["repaired"]
-    assert streamfluence.stages.sketch.describe(str(path)) == before
+    assert streamfluence.stages.sketch.describe(OpenRun.open(str(path))) == before
     for name, again in open_session(str(path), "cpu").scales(0).sides.items():
         assert all(map(torch.equal, again, sides[name]))
     assert repair(str(path))["repaired"] == []

@@ -32,7 +32,7 @@ from streamfluence.data._prefetch import prefetch
 from streamfluence.features.base import Feature
 from streamfluence.layout import Span, collect_stage, cut
 from streamfluence.run.rows import row_bases
-from streamfluence.run.session import Session, open_session
+from streamfluence.run.session import Session, worker_unit
 from streamfluence.store.text import TEXT, encode_ids
 
 CODED_AT_ONCE = 4096  # rows on a GPU
@@ -41,11 +41,11 @@ READ_ALONE = 2  # examples of a partition that are read by themselves, too, wher
 QUARANTINED = 1  # flag of a row that was NaN or infinite: stored as zeros, never scored
 
 
+@worker_unit
 def collect(
-    run_path: str, device: str, example_set: str, checkpoint: int, first: int, stop: int
+    session: Session, example_set: str, checkpoint: int, first: int, stop: int
 ) -> dict[str, int]:
     """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
-    session = open_session(run_path, device)
     decision = decision_of(session, checkpoint)
     facts = session.run.example_set(example_set)
     stage = collect_stage(example_set, checkpoint)

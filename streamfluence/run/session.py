@@ -6,8 +6,8 @@ everything else is looked up here and kept for the next task.
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property, lru_cache, partial
-from typing import Any
+from functools import cached_property, lru_cache, partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from streamfluence.task import Task
 from streamfluence.task_file import load_task
 
 PLANNING = 16  # examples a feature learns shapes from: enough for routed experts to show
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Session:
@@ -241,6 +244,23 @@ def open_session(run_path: str, device: str) -> Session:
     The fingerprint is part of the key: a run made anew in the same place is another run.
     """
     return _session(run_path, device, OpenRun.open(run_path).fingerprint)
+
+
+def worker_unit(
+    unit: Callable[Concatenate[Session, Arguments], Result],
+) -> Callable[Concatenate[str, str, Arguments], Result]:
+    """Make of a unit of work on a session the function that a worker calls: a task carries no objects.
+
+    What is made takes the run's path and the device where the unit takes the session.
+    """
+
+    @wraps(unit)
+    def at_the_door(
+        run_path: str, device: str, /, *given: Arguments.args, **named: Arguments.kwargs
+    ) -> Result:
+        return unit(open_session(run_path, device), *given, **named)
+
+    return at_the_door
 
 
 @lru_cache(maxsize=2)

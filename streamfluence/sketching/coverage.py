@@ -3,15 +3,15 @@
 import torch
 
 from streamfluence.layout import TRAINING_LOSS, sketch_stage
-from streamfluence.run.session import open_session
+from streamfluence.run.session import Session, worker_unit
 from streamfluence.run.states import save_state
 from streamfluence.sketching.plausible import plausibility
 from streamfluence.sketching.sample import finite_examples
 
 
-def coverage(run_path: str, device: str, checkpoint: int) -> None:
+@worker_unit
+def coverage(session: Session, checkpoint: int) -> None:
     """Prove on the first batch that rows are those of their examples, and commit the facts."""
-    session = open_session(run_path, device)
     feature, reader = session.feature(checkpoint), session.reader("train")
     first = torch.arange(min(8, session.run.train.count))
     ids, batch = finite_examples(

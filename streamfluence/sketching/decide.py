@@ -12,7 +12,7 @@ from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
 from streamfluence.run.rests_on import scales_digest
-from streamfluence.run.session import Session, open_session
+from streamfluence.run.session import Session, worker_unit
 from streamfluence.run.states import load_state, save_state, select
 from streamfluence.sketching.damping import resolve
 from streamfluence.sketching.fitted import block_widths, projection_arrays, ready_projection
@@ -20,9 +20,9 @@ from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import merged
 
 
-def decide(run_path: str, device: str, checkpoint: int) -> None:
+@worker_unit
+def decide(session: Session, checkpoint: int) -> None:
     """Settle damping, preconditioner and codec of a checkpoint, and commit what collect needs."""
-    session = open_session(run_path, device)
     projection = ready_projection(session, checkpoint).to("cpu")
     curvature = session.curvature()
     sums = Sums(curvature, projection, block_widths(session, projection))

@@ -8,7 +8,7 @@ from streamfluence.executors.base import Executor
 from streamfluence.layout import decision_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.manifest import Method
-from streamfluence.run.session import Session, open_session
+from streamfluence.run.session import Session
 from streamfluence.sketching import units as work
 from streamfluence.sketching.coverage import coverage
 from streamfluence.sketching.decide import decide
@@ -63,9 +63,11 @@ def steps_left(session: Session, checkpoint: int) -> list[Step]:
     return [step for step in steps if step.stage in lost]
 
 
-def sketch_missing(run_path: str, execution: Execution, progress: Progress | None = None) -> None:
+def sketch_missing(
+    session: Session, execution: Execution, progress: Progress | None = None
+) -> None:
     """Do what is missing of the sketch of every checkpoint."""
-    session, progress = open_session(run_path, execution.resolved_device()), progress or Silent()
+    progress = progress or Silent()
     left = [
         (checkpoint, step)
         for checkpoint in session.run.checkpoints

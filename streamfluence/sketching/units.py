@@ -7,7 +7,7 @@
 from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.layout import scales_stage, sketch_stage
 from streamfluence.linalg import State
-from streamfluence.run.session import Session, open_session
+from streamfluence.run.session import Session, worker_unit
 from streamfluence.run.states import save_state
 from streamfluence.sketching.damping import share_by_weight
 from streamfluence.sketching.fitted import block_widths, fitted, projection_after, ready_projection
@@ -15,16 +15,16 @@ from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import accumulate, merged
 
 
-def squares(run_path: str, device: str, checkpoint: int, task: int) -> None:
+@worker_unit
+def squares(session: Session, checkpoint: int, task: int) -> None:
     """Sum the squares of loss gradients over one part of the sample."""
-    session = open_session(run_path, device)
     sums = MeanSquares(session.feature(checkpoint).blocks)
     accumulate(session, checkpoint, task, "squares", sums.empty(), None, sums.update)
 
 
-def scales(run_path: str, device: str, checkpoint: int) -> None:
+@worker_unit
+def scales(session: Session, checkpoint: int) -> None:
     """Merge the squares and commit the coordinates in which the damping is the same for every weight."""
-    session = open_session(run_path, device)
     sums = MeanSquares(session.feature(checkpoint).blocks)
     state, examples = merged(session, checkpoint, "squares", sums.merge)
     mean_square = sums.mean_square(state, examples)
@@ -33,24 +33,24 @@ def scales(run_path: str, device: str, checkpoint: int) -> None:
     save_state(session.run, scales_stage(checkpoint), 0, sums.scales(state, share), facts)
 
 
-def fit(run_path: str, device: str, checkpoint: int, task: int) -> None:
+@worker_unit
+def fit(session: Session, checkpoint: int, task: int) -> None:
     """Feed one part of the sample to the projection's fit."""
-    session = open_session(run_path, device)
     projection = session.projection(checkpoint)
     accumulate(session, checkpoint, task, "fit", projection.empty(), projection.update)
 
 
-def basis(run_path: str, device: str, checkpoint: int) -> None:
+@worker_unit
+def basis(session: Session, checkpoint: int) -> None:
     """Merge the parts of the first pass and commit the projection."""
-    session = open_session(run_path, device)
     projection = session.projection(checkpoint)
     state, examples = merged(session, checkpoint, "fit", projection.merge)
     _save_fitted(session, checkpoint, 0, projection.fit(state, examples))
 
 
-def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) -> None:
+@worker_unit
+def refine(session: Session, checkpoint: int, number: int, task: int) -> None:
     """Feed one part of the sample to a later pass of the projection's fit."""
-    session = open_session(run_path, device)
     projection = projection_after(session, checkpoint, number - 1)
     shown = projection.passes[number]
     probes = session.curvature().source == "probes"
@@ -62,9 +62,9 @@ def refine(run_path: str, device: str, checkpoint: int, number: int, task: int) 
     accumulate(session, checkpoint, task, stage, state, update, loss, at_most)
 
 
-def choose(run_path: str, device: str, checkpoint: int, number: int) -> None:
+@worker_unit
+def choose(session: Session, checkpoint: int, number: int) -> None:
     """Merge the parts of a later pass and commit the projection."""
-    session = open_session(run_path, device)
     projection = projection_after(session, checkpoint, number - 1)
     state, examples = merged(session, checkpoint, f"refine-{number}", projection.merge)
     _save_fitted(session, checkpoint, number, projection.refine(state, examples))
@@ -74,9 +74,9 @@ def _save_fitted(session: Session, checkpoint: int, number: int, arrays: State) 
     save_state(session.run, sketch_stage(checkpoint, fitted(number)), 0, arrays, {})
 
 
-def gram(run_path: str, device: str, checkpoint: int, task: int) -> None:
+@worker_unit
+def gram(session: Session, checkpoint: int, task: int) -> None:
     """Accumulate the curvature, and what rows are, in feature space over one part of the sample."""
-    session = open_session(run_path, device)
     projection = ready_projection(session, checkpoint)
     sums = Sums(session.curvature(), projection, block_widths(session, projection))
     loss = sums.update_rows if sums.moments else None

@@ -63,7 +63,7 @@ def repair(
     removed = _remove_shortcuts(run, problems)
     failed: list[str] = []
     if is_run:  # else whoever made it goes on where something is missing
-        for steps in _steps(run, run_path, wanted, execution, progress):
+        for steps in _steps(run, wanted, execution, progress):
             for step in steps():
                 _attempt(step, failed)
     sets = sorted({name for p in problems if (name := set_of(p.object)) is not None})
@@ -109,7 +109,6 @@ def _remove_shortcuts(run: OpenRun, problems: list[Problem]) -> list[str]:
 
 def _steps(
     run: OpenRun,
-    run_path: str,
     wanted: set[Place],
     execution: Execution | None,
     progress: Progress | None,
@@ -121,7 +120,7 @@ def _steps(
 
     def sketches() -> list[Callable[[], Any]]:
         needed = any(_is_needed(run, place) for place in _lacking(run, wanted))
-        return [partial(sketch, run_path, execution, progress)] if needed else []
+        return [partial(sketch, run.url, execution, progress)] if needed else []
 
     def rows() -> list[Callable[[], Any]]:
         lacking: dict[str, set[int]] = {}
@@ -131,7 +130,7 @@ def _steps(
 
     def rows_of(example_set: str, numbers: list[int]) -> None:
         for number in numbers:
-            collect(run_path, [example_set], execution, progress, partition=number)
+            collect(run.url, [example_set], execution, progress, partition=number)
 
     def scores() -> list[Callable[[], Any]]:
         lacking = {

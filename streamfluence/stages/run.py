@@ -41,9 +41,9 @@ def run(
     execution = execution_of(job)
     execution.check()
     run = open_run(job, run_path, device=execution.resolved_device())
-    _refuse_full_disk(run, run_path)
+    _refuse_full_disk(run)
     sketched = sketch(run_path, execution, progress)
-    _refuse_full_disk(run, run_path)
+    _refuse_full_disk(run)
     for facts in sketched["checkpoints"]:
         for announcement in facts["coverage"]["announcements"]:
             progress.message(announcement)
@@ -82,17 +82,17 @@ def _needs_no_queries(job: Job) -> bool:
     return bool(asked) and "scores" not in needs
 
 
-def _refuse_full_disk(run: OpenRun, run_path: str) -> None:
+def _refuse_full_disk(run: OpenRun) -> None:
     """Raise BudgetError when the rows still missing exceed the free disk space.
 
     Before the sketch a row is what was asked for, or as much as nothing; after it, what it is.
     """
     total = 0
-    for part in status(run_path)["sets"]:
+    for part in status(run.url)["sets"]:
         size = run.example_set(part["set"]).partition_examples
         rows = min(len(part["missing"]) * size, part["examples"])
         total += disk_bytes(rows, _row_bytes(run, part["set"], part["checkpoint"]), 1)
-    refuse_what_does_not_fit(Cost(total, 0, 0, 0, 0.0), run_path, None)
+    refuse_what_does_not_fit(Cost(total, 0, 0, 0, 0.0), run.url, None)
 
 
 def _row_bytes(run: OpenRun, example_set: str, checkpoint: int) -> int:

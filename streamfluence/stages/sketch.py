@@ -4,6 +4,7 @@ from typing import Any
 
 from streamfluence.execution import Execution, Progress
 from streamfluence.layout import decision_stage, sketch_stage
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.session import open_session
 from streamfluence.run.states import load_state
 from streamfluence.sketching.steps import sketch_missing
@@ -22,17 +23,15 @@ def sketch(
         NonFiniteError: If the sample's gradients are NaN or infinite.
     """
     execution = execution or Execution()
-    sketch_missing(run_path, execution, progress)
-    return describe(run_path, execution)
+    session = open_session(run_path, execution.resolved_device())
+    sketch_missing(session, execution, progress)
+    return describe(session.run)
 
 
-def describe(run_path: str, execution: Execution | None = None) -> dict[str, Any]:
+def describe(run: OpenRun) -> dict[str, Any]:
     """Return the facts of a finished sketch: directions, damping, effective dimension, bits, coverage."""
-    session = open_session(run_path, (execution or Execution()).resolved_device())
     facts = []
-    for checkpoint in session.run.checkpoints:
-        coverage = load_state(session.run, sketch_stage(checkpoint, "coverage"), 0)[1]
-        facts.append(
-            {**load_state(session.run, decision_stage(checkpoint), 0)[1], "coverage": coverage}
-        )
+    for checkpoint in run.checkpoints:
+        coverage = load_state(run, sketch_stage(checkpoint, "coverage"), 0)[1]
+        facts.append({**load_state(run, decision_stage(checkpoint), 0)[1], "coverage": coverage})
     return {"checkpoints": facts}

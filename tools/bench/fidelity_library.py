@@ -92,7 +92,7 @@ class Workspace:
             reuse_sketch(OpenRun.open(str(before)), made)
         run_job(job, str(run_path), options)
         scores = streamfluence.open(str(run_path)).scores("test", damping).compute()
-        facts = describe(str(run_path))["checkpoints"][0]
+        facts = describe(OpenRun.open(str(run_path)))["checkpoints"][0]
         assert np.isfinite(scores).all(), f"scores of {options} are not finite"
         return scores, facts
 

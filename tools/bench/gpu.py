@@ -36,6 +36,7 @@ from torch import Tensor
 from streamfluence.capture import Outer
 from streamfluence.collecting.decision import decision_of
 from streamfluence.collecting.units import measured_rows, partition_arrays
+from streamfluence.job import Job
 from streamfluence.job_parser import load_job
 from streamfluence.layout import Span
 from streamfluence.projections import _directions
@@ -45,6 +46,12 @@ from streamfluence.sketching import steps as sketching
 from streamfluence.stages.run import execution_of
 
 ROW_BYTES = 256
+
+
+def sketch_all(path: str, job: Job) -> None:
+    """Do what is missing of the sketch of a run."""
+    execution = execution_of(job)
+    sketching.sketch_missing(open_session(path, execution.resolved_device()), execution)
 
 
 def prepare(folder: Path, options: argparse.Namespace, device: str, precision: str) -> tuple:
@@ -69,7 +76,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         path, job, weights, batch = prepare(folder, options, device, options.precision)
         steps: dict[str, float] = {}
         with timed_steps(steps, device):
-            sketching.sketch_missing(path, execution_of(job))
+            sketch_all(path, job)
         sketch_peak = peak_gib(device)
         torch.set_num_threads(options.threads)
         session = open_session(path, device)
@@ -158,20 +165,20 @@ def same(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path, job, _, batch = prepare(folder / "a", options, "cpu", "float32")
-        sketching.sketch_missing(path, execution_of(job))
+        sketch_all(path, job)
         here, there = (rows_of(path, device, batch) for device in ("cpu", options.device))
         errors = {
             "row_error": float(relative(there.pop("rows"), expected := here.pop("rows")).max())
         }
         errors |= {f"{key}_error": float(relative(there[key], here[key]).max()) for key in here}
         path, job, _, batch = prepare(folder / "b", options, options.device, "float32")
-        sketching.sketch_missing(path, execution_of(job))
+        sketch_all(path, job)
         other, gram = rows_of(path, options.device, batch)["rows"], expected @ expected.T
         errors["score_error_of_a_sketch_made_on_the_device"] = float(
             (other @ other.T - gram).norm() / gram.norm()
         )
         path, job, _, batch = prepare(folder / "c", options, options.device, "bf16")
-        sketching.sketch_missing(path, execution_of(job))
+        sketch_all(path, job)
         errors["row_error_of_products_with_bf16_sides"] = half_error(path, options.device, batch)
     return {**errors, **same_lists(options)}
 

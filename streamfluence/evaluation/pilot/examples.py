@@ -132,7 +132,8 @@ def pilot_run(
     run = OpenRun.create(path, manifest)
     if like is not None:
         reuse_sketch(like, run)
-    sketch_missing(path, Execution(executor="serial", workers=1, device=pilot.device))
+    execution = Execution(executor="serial", workers=1, device=pilot.device)
+    sketch_missing(open_session(path, execution.resolved_device()), execution)
     return path
 
 

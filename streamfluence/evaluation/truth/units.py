@@ -12,15 +12,15 @@ from streamfluence.data._batches import map_batch
 from streamfluence.evaluation.retraining import Choice, Retraining, Subset
 from streamfluence.evaluation.truth.kept import HOLDS, REPEAT, place
 from streamfluence.layout import Span, cut
-from streamfluence.run.session import Session, open_session
+from streamfluence.run.session import Session, worker_unit
 from streamfluence.store import RunStore
 
 _KEPT_BYTES = 256 << 20  # query batches up to this size stay on the device between retrainings
 
 
+@worker_unit
 def retrain(
-    run_path: str,
-    device: str,
+    session: Session,
     example_set: str,
     truth_path: str,
     retraining: Retraining,
@@ -31,7 +31,7 @@ def retrain(
     Args:
         repeat: Train what is there already once more, and commit how far its outcome is off.
     """
-    session, truth = open_session(run_path, device), RunStore.open(truth_path, HOLDS)
+    truth = RunStore.open(truth_path, HOLDS)
     stage, partition = (REPEAT, 0) if repeat else place(retraining)
     if truth.receipt(stage, partition) is not None:
         return {}  # another process was faster; training costs more than asking
