@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -14,8 +15,13 @@ import torch
 from patience import HANG_SECONDS, wait_until
 
 from streamfluence import errors
+from streamfluence.collecting.units import collect
+from streamfluence.evaluation.truth.units import retrain
 from streamfluence.executors.base import WorkerDied
 from streamfluence.registry import member, names
+from streamfluence.sketching import units
+from streamfluence.sketching.coverage import coverage
+from streamfluence.sketching.decide import decide
 
 HERE = str(Path(__file__).parent)
 EXECUTORS = names("executors")
@@ -361,3 +367,14 @@ def test_our_own_dask_cluster_listens_on_loopback_only_and_never_times_out_a_wor
     assert all(
         worker.address.startswith("tcp://127.0.0.1:") for worker in scheduler.workers.values()
     )
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(units.squares, units.scales, units.fit, units.basis, units.refine, units.choose),
+        *(units.gram, coverage, decide, collect, retrain),
+    ],
+)
+def test_another_process_finds_a_unit_of_work_by_its_name(unit):
+    assert pickle.loads(pickle.dumps(unit)) is unit
