@@ -293,7 +293,7 @@ def test_a_receipt_of_a_partition_that_the_run_cannot_have_is_set_aside(path):
 
 
 @pytest.mark.parametrize("with_facts", [True, False])
-def test_a_plan_of_another_sketch_is_replaced_and_not_the_rows(path, with_facts):
+def test_a_decision_of_another_sketch_is_replaced_and_not_the_rows(path, with_facts):
     """The rows are many and agree; believing the one plan would throw all of them away."""
     store, before = OpenRun.open(str(path)), contents(path)
     arrays = store.read_all(store.receipt("sketch/0/decision", 0))
