@@ -268,6 +268,44 @@ def test_the_library_with_every_direction_equals_the_exact_reference(tmp_path):
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
+def test_queries_named_and_queries_asked_later_are_judged_apart():
+    judge = Judge(CASES["d"])
+    scores = [np.random.default_rng(number).normal(size=(342, 100)) for number in range(2)]
+    figures = judge.figures(scores)
+    for found, part in ((figures.named, slice(50)), (figures.later, slice(50, None))):
+        each = [lds.lds(s[:, part], judge.truth.masks, judge.truth.losses[:, part]) for s in scores]
+        assert found == pytest.approx(np.mean(each))
+    assert figures.one == pytest.approx(np.mean([judge.lds(one) for one in scores]))
+    assert figures.mean_of_models == pytest.approx(judge.lds(scores[0] + scores[1]))
+
+
+def test_a_truth_that_was_interrupted_goes_on_where_it_was(tmp_path):
+    recipe = replace(CASES["d"].recipe, epochs=1, n_subsets=5, seeds=(0, 1), model_seeds=(100, 101))
+    case = replace(CASES["d"], recipe=recipe, models_at_once=2)
+    whole = truth.generate(case, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    (folder / "seed1-from2.npz").unlink()
+    kept = dict(np.load(folder / "seed0-from4.npz"))
+    np.savez(folder / "seed0-from4.npz", **kept | {"losses": kept["losses"] + 1})  # not made again
+    again = truth.generate(case, tmp_path)
+    np.testing.assert_allclose(again.seed_losses[1], whole.seed_losses[1])
+    np.testing.assert_allclose(again.seed_losses[0, 4], whole.seed_losses[0, 4] + 1)
+    alone = truth.train_subsets(case, case.data(), whole.masks, seed=1)
+    expected = training.query_losses(case, alone, case.data())
+    np.testing.assert_allclose(whole.seed_losses[1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", [key for key in NAMES if CASES[key].reference_path.exists()])
+def test_stored_references_predict_every_subset_and_say_how_they_were_solved(key):
+    judge = Judge(CASES[key])
+    found, solved = fidelity_rows.stored_references(CASES[key])
+    assert set(found) == set(solved)
+    for name, effects in found.items():
+        assert len(effects) == len(solved[name])
+        assert {one.shape for one in effects} == {judge.truth.losses.shape}
+        assert all(one.get("residual", 0) <= 1e-2 for one in solved[name])
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(fidelity_rows, "RESULTS", tmp_path / "results")

@@ -5,11 +5,13 @@
     python tools/bench/fidelity.py --cases a d --groups default --no-references
     python tools/bench/fidelity.py --table                # what is in tools/bench/results/
     python tools/bench/fidelity.py --write-case b DIR     # task, data and nets of a case as files
-    python tools/bench/fidelity.py --judge b OUT          # scores of a peer, see tools/peers/
+    python tools/bench/fidelity.py --judge b OUT          # scores of a peer, see tools/peers/, or a
+                                                          # run of the jobs that --write-case wrote
 
 Every case has a file in ``tools/bench/results/``; a run replaces the groups it ran. The protocol:
 subsets of half the training set, several seeds each, the query's loss. LDS is the mean over
-queries of Spearman between summed scores and the mean loss after retraining.
+queries of Spearman between summed scores and the mean loss after retraining; of all queries, of the
+half that a job names before its rows are stored, and of the half asked of the same run later.
 """
 
 import argparse
@@ -24,9 +26,12 @@ import fidelity_table
 import numpy as np
 import torch
 from cases import NAMES, load_case
+from cases.base import Case
 from fidelity_judge import Judge
-from fidelity_library import write_case
+from fidelity_library import run_scores, write_case
 from fidelity_variants import GROUPS
+
+from streamfluence.layout import MANIFEST
 
 
 def main() -> None:
@@ -40,16 +45,20 @@ def main() -> None:
     elif options.judge:
         key, *paths = options.judge
         for path in map(Path, paths):
-            if path.is_dir():
-                fidelity_rows.judge_peer(load_case(key), path)
-            else:
-                figures = Judge(load_case(key)).figures([np.load(path)])
-                print(json.dumps({"scores": str(path)} | asdict(figures)))
+            _judge(load_case(key), path)
     elif not options.table:
         _run(options)
     if not (options.write_case or options.judge):
         print(fidelity_table.table(options.cases))
         _draw()
+
+
+def _judge(case: Case, path: Path) -> None:
+    """Print the figures of a run's first checkpoint, of a folder of a peer or of a file of scores."""
+    if path.is_dir() and not (path / MANIFEST).exists():
+        return fidelity_rows.judge_peer(case, path)
+    scores = run_scores(path) if path.is_dir() else np.load(path)
+    print(json.dumps({"scores": str(path)} | asdict(Judge(case).figures([scores]))))
 
 
 def _run(options: argparse.Namespace) -> None:

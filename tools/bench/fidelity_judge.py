@@ -23,12 +23,15 @@ class Figures:
         each: Of each net.
         mean_of_models: LDS of the mean of all nets' scores, None for one net.
         interval: Bootstrap interval of the first net's.
+        named, later: As ``one``, over the queries that the job names, and over those asked later.
     """
 
     one: float
     each: list[float]
     mean_of_models: float | None
     interval: tuple[float, float]
+    named: float
+    later: float
 
 
 class Judge:
@@ -62,10 +65,30 @@ class Judge:
 
     def figures(self, scores: Sequence[np.ndarray]) -> Figures:
         """Return the figures of the scores ``(example, query)`` of one or more nets."""
-        each = [self.lds(one) for one in scores]
-        first = lds.bootstrap(scores[0], self.truth.masks, self.truth.losses, draws=BOOTSTRAP_DRAWS)
-        mean = self.lds(np.mean(np.stack(scores), axis=0)) if len(scores) > 1 else None
-        return Figures(float(np.mean(each)), each, mean, (first.low, first.high))
+        return self.of_effects([self.effects(one) for one in scores])
+
+    def effects(self, scores: np.ndarray) -> np.ndarray:
+        """Return what scores predict of every subset, ``(subset, query)``: all that figures rest on."""
+        return lds.predicted_effects(scores, self.truth.masks)
+
+    def of_effects(self, effects: Sequence[np.ndarray]) -> Figures:
+        """Return the figures of the predictions ``(subset, query)`` of one or more nets."""
+        each = np.stack([self._of_each_query(one) for one in effects])
+        first = lds.interval(effects[0], self.truth.losses, draws=BOOTSTRAP_DRAWS)
+        several = len(effects) > 1
+        mean = float(self._of_each_query(np.mean(effects, axis=0)).mean()) if several else None
+        named, later = np.split(each, [self.split.n_named], axis=1)
+        return Figures(
+            one=float(each.mean()),
+            each=each.mean(axis=1).tolist(),
+            mean_of_models=mean,
+            interval=(first.low, first.high),
+            named=float(named.mean()),
+            later=float(later.mean()),
+        )
+
+    def _of_each_query(self, effects: np.ndarray) -> np.ndarray:
+        return lds.spearman(effects.T, self.truth.losses.T)
 
     def lds(self, scores: np.ndarray) -> float:
         """Return the LDS of one matrix of removal effects, ``(example, query)``."""

@@ -5,7 +5,7 @@ Nothing is shared with the references; a variant is a few lines of a job.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,7 @@ checkpoints = [{checkpoints}]
 reader = "arrays"
 path = "train.npz"
 
-[queries.test]
-reader = "arrays"
-path = "queries.npz"
+{queries}
 
 [curvature]
 {curvature}
@@ -42,21 +40,36 @@ path = "queries.npz"
 executor = "serial"
 device = "cpu"
 """
+QUERIES = """
+[queries.{name}]
+reader = "arrays"
+path = "{name}.npz"
+"""
+NAMED, LATER = "named", "later"
 
 
 def write_case(case: Case, split: Split, weights: Tensor, folder: Path) -> None:
-    """Write the task, the data, one checkpoint a net and a job into ``folder``.
+    """Write the task, the data, one checkpoint a net and two jobs into ``folder``.
+
+    ``job.toml`` names half of the queries; ``later.toml`` is the same job with the others added,
+    run on the same run once its rows are stored. ``queries.npz`` holds them all, for peers.
 
     Args:
         weights: Of the judged nets, ``(model, weight)``; net k becomes ``net<k>.pt``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(case.task_path, folder / "task.py")
-    for name, fields in (("train", split.train), ("queries", split.queries)):
+    for name, fields in (("train", split.train), ("queries", split.queries), *_halves(split)):
         np.savez(folder / f"{name}.npz", **fields)  # type: ignore[arg-type]
     for number, state in enumerate(unflatten(case, weights)):
         torch.save({name: w.clone() for name, w in state.items()}, folder / f"net{number}.pt")
-    _write_job(case, folder, range(len(weights)))
+    _write_jobs(case, folder, range(len(weights)))
+
+
+def run_scores(run_path: Path, damping: float | None = None) -> np.ndarray:
+    """Return scores ``(example, query)`` of a run of both jobs, queries in the order of the case."""
+    run = streamfluence.open(str(run_path))
+    return np.concatenate([run.scores(name, damping).compute() for name in (NAMED, LATER)], axis=1)
 
 
 class Workspace:
@@ -83,7 +96,7 @@ class Workspace:
         """
         options = dict(options)
         damping = options.pop("score.damping", None)
-        job, run_path = _write_job(self.case, self.folder, [model]), self.folder / "run"
+        (job, later), run_path = _write_jobs(self.case, self.folder, [model]), self.folder / "run"
         before = self.folder / "run-before"
         shutil.rmtree(before, ignore_errors=True)
         if run_path.exists():
@@ -91,19 +104,27 @@ class Workspace:
             made = open_run(load_job(job, options), str(run_path))
             reuse_sketch(OpenRun.open(str(before)), made)
         run_job(job, str(run_path), options)
-        scores = streamfluence.open(str(run_path)).scores("test", damping).compute()
+        run_job(later, str(run_path), options)
+        scores = run_scores(run_path, damping)
         facts = describe(OpenRun.open(str(run_path)))["checkpoints"][0]
         assert np.isfinite(scores).all(), f"scores of {options} are not finite"
         return scores, facts
 
 
-def _write_job(case: Case, folder: Path, models: Iterable[int]) -> Path:
-    path = folder / "job.toml"
+def _write_jobs(case: Case, folder: Path, models: Iterable[int]) -> tuple[Path, Path]:
+    """Write the job and the one that asks later; return their paths."""
     stated = {key.split(".")[1]: value for key, value in case.job().items()}
-    path.write_text(
-        JOB.format(
-            checkpoints=", ".join(f'"net{model}.pt"' for model in models),
-            curvature="\n".join(f"{key} = {json.dumps(value)}" for key, value in stated.items()),
-        )
-    )
-    return path
+    fields = {
+        "checkpoints": ", ".join(f'"net{model}.pt"' for model in models),
+        "curvature": "\n".join(f"{key} = {json.dumps(value)}" for key, value in stated.items()),
+    }
+    paths = folder / "job.toml", folder / "later.toml"
+    for path, names in zip(paths, ([NAMED], [NAMED, LATER]), strict=True):
+        queries = "".join(QUERIES.format(name=name) for name in names)
+        path.write_text(JOB.format(queries=queries, **fields))
+    return paths
+
+
+def _halves(split: Split) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    for name, part in ((NAMED, slice(split.n_named)), (LATER, slice(split.n_named, None))):
+        yield name, {field: values[part] for field, values in split.queries.items()}

@@ -21,6 +21,7 @@ from fidelity_variants import references, variants
 RESULTS = Path(__file__).parent / "results"
 JOINT_UP_TO = 6_000  # weights: one float64 matrix over all of them is 288 MB
 REFERENCES = "references"
+SOLVED = "solved"  # in a file of references, beside their predictions
 PEERS = "peers"
 
 
@@ -78,26 +79,35 @@ def _stored_rows(case: Case, group: str) -> list[dict[str, Any]]:
 
 
 def _row(judge: Judge, group: str, name: str, row_bytes: int, scores: Any) -> dict[str, Any]:
-    figures = asdict(judge.figures(list(scores)))
+    return _row_of_effects(judge, group, name, row_bytes, [judge.effects(one) for one in scores])
+
+
+def _row_of_effects(
+    judge: Judge, group: str, name: str, row_bytes: int, effects: list[np.ndarray]
+) -> dict[str, Any]:
+    figures = asdict(judge.of_effects(effects))
     return {"group": group, "method": name, "bytes": row_bytes} | {
         "lds_1": figures["one"],
         "lds_mean": figures["mean_of_models"],
         "lds_each": figures["each"],
         "interval_of_first": figures["interval"],
+        "lds_named": figures["named"],
+        "lds_later": figures["later"],
     }
 
 
 def _reference_rows(judge: Judge, n_models: int) -> Iterator[dict[str, Any]]:
     """Yield a row for every exact reference; a net's matrices are freed before the next net's."""
-    found = stored_references(judge.case)
+    found, facts = stored_references(judge.case)
     if not found:
         for weights in judge.weights[:n_models]:
             for name, one in reference_scores(judge, weights):
-                found.setdefault(name, []).append(one)
+                found.setdefault(name, []).append(judge.effects(one))
     n_weights = len(judge.weights[0])
     whole = n_weights * (8 if n_weights <= DOUBLE_UP_TO else 4)
-    for name, scores in found.items():
-        yield _row(judge, REFERENCES, name, whole, scores)
+    for name, effects in found.items():
+        row = _row_of_effects(judge, REFERENCES, name, whole, effects)
+        yield row | ({"solved": facts[name]} if name in facts else {})
 
 
 def reference_scores(judge: Judge, weights: torch.Tensor) -> Iterator[tuple[str, np.ndarray]]:
@@ -110,12 +120,16 @@ def reference_scores(judge: Judge, weights: torch.Tensor) -> Iterator[tuple[str,
     _say(f"case {judge.case.key}, references: {time.process_time() - started:.0f} s of processor")
 
 
-def stored_references(case: Case) -> dict[str, list[np.ndarray]]:
-    """Return the scores of references too slow for every run, by name; none where there is no file."""
+def stored_references(case: Case) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]]:
+    """Return what references too slow for every run predict, and how they were solved, by name.
+
+    Predictions are ``(subset, query)``, one array a net; none where there is no file.
+    """
     if not case.reference_path.exists():
-        return {}
+        return {}, {}
     with np.load(case.reference_path) as stored:
-        return {name: [one.astype(np.float32) for one in stored[name]] for name in stored.files}
+        names = [name for name in stored.files if name != SOLVED]
+        return {name: list(stored[name]) for name in names}, json.loads(str(stored[SOLVED]))
 
 
 def _library(judge: Judge, group: str, models: int, few: int) -> Iterator[dict[str, Any]]:

@@ -48,13 +48,14 @@ def table(keys: Iterable[str]) -> str:
             f"{setup['queries']} queries, {setup['subsets']} subsets x {setup['seeds']} seeds; noise "
             f"ceiling {setup['noise_ceiling']:.3f}, one retraining against the rest "
             f"{setup['one_retraining_against_the_rest']:.3f}",
-            f"{'method':<56} {'bytes':>9} {'1 model':>8} {'mean of':>8} {'models':>7}",
+            f"{'method':<56} {'bytes':>9} {'1 model':>8} {'named':>8} {'later':>8} {'mean of':>8} "
+            f"{'models':>7}",
         ]
         for row in result["rows"]:
-            mean = "-" if row["lds_mean"] is None else f"{row['lds_mean']:.3f}"
+            figures = (row.get(f"lds_{name}") for name in ("1", "named", "later", "mean"))
+            shown = " ".join("       -" if one is None else f"{one:>8.3f}" for one in figures)
             lines.append(
-                f"{row['method']:<56} {row['bytes']:>9,} {row['lds_1']:>8.3f} {mean:>8} "
-                f"{len(row['lds_each']):>7}"
+                f"{row['method']:<56} {row['bytes']:>9,} {shown} {len(row['lds_each']):>7}"
             )
         lines += [f"{name}: {text}" for name, text in checks(key, result["rows"])]
     return "\n".join(lines)
@@ -74,18 +75,26 @@ def checks(key: str, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
             name = "one model" if which == "lds_1" else "mean of models"
             found += [_check(f"{size} bytes, {name}", value, least)]
     default = figures.get("default, 256 bytes")
-    exact = [row["lds_each"] for row in rows if _is_exact(row)]
+    which = exact_kind(rows)
+    exact = [row["lds_each"] for row in rows if _is_exact(row, which)]
     if default and exact:
         same = min(
             len(each) for each in (default["lds_each"], *exact)
         )  # the nets all have in common
         share = sum(default["lds_each"][:same]) / max(sum(each[:same]) for each in exact)
-        found += [_check("256 bytes / exact by layer at its best damping", share, SHARE_OF_EXACT)]
+        found += [_check(f"256 bytes / {which} at its best damping", share, SHARE_OF_EXACT)]
     peers = [_on_the_same_nets(default, row) for row in rows if row["group"] == PEERS and default]
     if peers:
         own, best = min(peers, key=lambda pair: pair[0] - pair[1])
         found += [_check("256 bytes against the best peer", own, best)]
     return [check for check in found if check]
+
+
+def exact_kind(rows: list[dict[str, Any]]) -> str:
+    """Return how the method of the exact scores of these rows begins: by layer, joint if that is all."""
+    by_layer = "Gauss-Newton by layer"
+    found = any(_is_exact(row, by_layer) for row in rows)
+    return by_layer if found else "Gauss-Newton joint"
 
 
 def _on_the_same_nets(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
@@ -94,8 +103,8 @@ def _on_the_same_nets(one: dict[str, Any], other: dict[str, Any]) -> tuple[float
     return sum(one["lds_each"][:same]) / same, sum(other["lds_each"][:same]) / same
 
 
-def _is_exact(row: dict[str, Any]) -> bool:
-    return row["group"] == REFERENCES and row["method"].startswith("Gauss-Newton by layer")
+def _is_exact(row: dict[str, Any], which: str) -> bool:
+    return row["group"] == REFERENCES and row["method"].startswith(which)
 
 
 def _check(name: str, value: float | None, least: float) -> tuple[str, str] | None:

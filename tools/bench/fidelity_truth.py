@@ -2,16 +2,19 @@
 
     python tools/bench/fidelity_truth.py b d           # train the nets of these cases again
 
+Hours for the larger nets: what was trained is kept in ``--parts``, and a second call goes on there.
 Uses nothing of the library.
 """
 
 import argparse
 import ast
+import hashlib
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,8 @@ from cases import NAMES, load_case
 from cases.base import Case, Split
 from fidelity_training import fit, query_losses, train
 from torch import Tensor
+
+PARTS = Path(__file__).parents[2] / "build" / "truth"
 
 
 @dataclass(frozen=True)
@@ -48,36 +53,78 @@ def half_subsets(count: int, n_subsets: int, seed: int, share: float = 0.5) -> n
     return order < int(count * share)
 
 
-def train_subsets(case: Case, split: Split, masks: np.ndarray, seed: int) -> Tensor:
-    """Return one net per subset; net j of ground-truth seed s has seed ``1000 + 1000 s + j``."""
+def train_subsets(case: Case, split: Split, masks: np.ndarray, seed: int, first: int = 0) -> Tensor:
+    """Return one net per subset; net j of ground-truth seed s has seed ``1000 + 1000 s + j``.
+
+    Args:
+        first: Number j of the first mask.
+    """
     members = np.stack([np.flatnonzero(mask) for mask in masks])
-    seeds = [1000 + 1000 * seed + j for j in range(len(masks))]
+    seeds = [1000 + 1000 * seed + first + j for j in range(len(masks))]
     size = case.models_at_once
     pieces = [slice(i, i + size) for i in range(0, len(masks), size)]
     return torch.cat([train(case, split, members[p], seeds[p], case.recipe) for p in pieces])
 
 
-def generate(case: Case, progress=lambda line: None) -> Truth:
-    """Return the ground truth of a case, computed from nothing."""
+def generate(case: Case, parts: Path, progress: Callable[[str], None] = lambda line: None) -> Truth:
+    """Return the ground truth of a case; what ``parts`` holds of its recipe is not trained again."""
     split, recipe = case.data(), case.recipe
+    parts = parts / f"{case.name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     masks = half_subsets(split.count, recipe.n_subsets, recipe.subset_seed, recipe.subset_share)
-    everyone = np.tile(np.arange(split.count), (len(recipe.model_seeds), 1))
-    weights = train(case, split, everyone, list(recipe.model_seeds), recipe)
-    facts: dict[str, Any] = {
-        "model_fit": fit(case, weights, split.queries).tolist(),
-        "model_train_fit": fit(case, weights, split.train).tolist(),
-        "model_loss": query_losses(case, weights, split).mean(1).tolist(),
-    }
+    judged = _joined(
+        kept(parts / f"judged{seed}.npz", partial(_judged, case, split, seed))
+        for seed in recipe.model_seeds
+    )
+    facts = {name: values.tolist() for name, values in judged.items() if name != "weights"}
     progress(f"case {case.key}: judged nets {facts}")
     losses, subset_fit = [], []
     for seed in recipe.seeds:
-        nets = train_subsets(case, split, masks, seed)
-        losses.append(query_losses(case, nets, split).numpy())
-        subset_fit.append(fit(case, nets, split.queries).mean().item())
-        progress(f"case {case.key}, seed {seed}: {len(masks)} nets, fit {subset_fit[-1]:.3f}")
+        pieces = []
+        for first in range(0, len(masks), case.models_at_once):
+            make = partial(_piece, case, split, masks, seed, first)
+            pieces.append(kept(parts / f"seed{seed}-from{first}.npz", make))
+            progress(f"case {case.key}, seed {seed}, from {first}: {pieces[-1]['fit'].mean():.3f}")
+        trained = _joined(pieces)
+        losses.append(trained["losses"])
+        subset_fit.append(trained["fit"].mean())
     facts["subset_fit"] = float(np.mean(subset_fit))
-    seed_losses = np.stack(losses)
+    seed_losses, weights = np.stack(losses), torch.from_numpy(judged["weights"])
     return Truth(masks, seed_losses.mean(0), seed_losses, weights, asdict(recipe), facts)
+
+
+def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays in ``path``, made and put there first if it does not exist."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished.npz")
+        np.savez(unfinished, **make())  # type: ignore[arg-type]
+        unfinished.rename(path)
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _joined(pieces: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    each = list(pieces)
+    return {name: np.concatenate([piece[name] for piece in each]) for name in each[0]}
+
+
+def _judged(case: Case, split: Split, seed: int) -> dict[str, np.ndarray]:
+    """Return one net, not a stack, of all examples, and how well it does."""
+    weights = train(case, split, np.arange(split.count)[None], [seed], case.recipe)
+    return {
+        "weights": weights.numpy(),
+        "model_fit": fit(case, weights, split.queries).numpy(),
+        "model_train_fit": fit(case, weights, split.train).numpy(),
+        "model_loss": query_losses(case, weights, split).mean(1).numpy(),
+    }
+
+
+def _piece(
+    case: Case, split: Split, masks: np.ndarray, seed: int, first: int
+) -> dict[str, np.ndarray]:
+    nets = train_subsets(case, split, masks[first : first + case.models_at_once], seed, first)
+    losses = query_losses(case, nets, split)
+    return {"losses": losses.numpy(), "fit": fit(case, nets, split.queries).numpy()}
 
 
 def save(truth: Truth, path: Path) -> None:
@@ -112,10 +159,13 @@ def main() -> None:
     """Train the nets of the cases named on the command line and store their truth."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="+", choices=list(NAMES))
+    parser.add_argument("--parts", type=Path, default=PARTS, help="where unfinished truth is kept")
     torch.set_num_threads(1)
-    for key in parser.parse_args().cases:
+    options = parser.parse_args()
+    for key in options.cases:
         case, started = load_case(key), time.perf_counter()
-        save(generate(case, lambda line: print(line, file=sys.stderr)), case.truth_path)
+        truth = generate(case, options.parts, lambda line: print(line, file=sys.stderr))
+        save(truth, case.truth_path)
         print(f"{case.truth_path}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 

@@ -23,6 +23,7 @@ STYLES = {
     "projections": {"marker": "v", "linestyle": "", "color": "C2", "label": "random projections"},
     PEERS: {"marker": "x", "linestyle": "", "color": "black", "label": "peers"},
 }
+COLUMNS = 3  # of panels
 FEW = 2  # nets that every row of a case has, where it has more than one
 NOTHING_STORED = 16  # where a peer that keeps nothing of an example is drawn
 
@@ -31,7 +32,8 @@ def draw() -> None:
     """Write the figure."""
     plt.rcParams["svg.hashsalt"] = "fidelity"  # the same rows make the same file
     results = fidelity_table.stored()
-    figure, grid = plt.subplots(2, 3, figsize=(15, 8.5), squeeze=False)
+    n_rows = -(-len(results) // COLUMNS)
+    figure, grid = plt.subplots(n_rows, COLUMNS, figsize=(15, 4.25 * n_rows), squeeze=False)
     for axes, (key, result) in zip(grid.flat, results.items(), strict=False):
         _panel(axes, key, result)
     for axes in list(grid.flat)[len(results) :]:
@@ -53,7 +55,7 @@ def _panel(axes: Axes, key: str, result: dict[str, Any]) -> None:
         if rows:
             axes.plot(*zip(*rows, strict=True), **style)
     exact = [row for row in result["rows"] if row["group"] == REFERENCES]
-    for begin, color in (("Gauss-Newton by layer", "C4"), ("EK-FAC", "C5")):
+    for begin, color in ((fidelity_table.exact_kind(result["rows"]), "C4"), ("EK-FAC", "C5")):
         best = max((_lds(r) for r in exact if r["method"].startswith(begin)), default=None)
         if best is not None:
             axes.axhline(best, color=color, linestyle="--", label=f"{begin}, best damping")

@@ -46,7 +46,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Split:
-    """Fields of the training set and of the queries, arrays with an example axis first."""
+    """Fields of the training set and of the queries, arrays with an example axis first.
+
+    Queries are in an order that says nothing of them.
+    """
 
     train: Mapping[str, np.ndarray]
     queries: Mapping[str, np.ndarray]
@@ -54,6 +57,11 @@ class Split:
     @property
     def count(self) -> int:
         return len(next(iter(self.train.values())))
+
+    @property
+    def n_named(self) -> int:
+        """How many queries, the first, a job names; the others are asked once its rows are stored."""
+        return (len(next(iter(self.queries.values()))) + 1) // 2
 
 
 @dataclass(frozen=True)
