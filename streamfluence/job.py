@@ -149,17 +149,24 @@ class Score:
 
     Attributes:
         readouts: Members of the family ``readouts``; those that have a table ``[readouts.NAME]`` are
-            read out as well.
+            read out as well. ``auto`` is ``top_k``, and of stored rows ``self_influence``.
         top_k: Short for the option ``k`` of ``top_k`` and ``self_influence``.
         subsets: Short for the option ``subsets`` of ``subset_sum``: a boolean mask (subset, example) as
             .npy, or lists of rows as .npz or .json.
         scale: Member of the family ``scales``: what the scores of each example are multiplied by.
+        source: ``rows``, or ``streamed``: no row is stored, gradients are made again for every score and
+            multiplied whole. See ``streamfluence guide methods``.
+        solver: Member of the family ``solvers``, for a source that solves the curvature.
+        solver_options: Of the member, such as ``{ tolerance = 1e-4 }``.
     """
 
-    readouts: tuple[str, ...] = ("top_k", "self_influence")
+    readouts: Auto | tuple[str, ...] = "auto"
     top_k: int | None = None
     subsets: str | None = None
     scale: str = "none"
+    source: str = "rows"
+    solver: str = "conjugate_gradients"
+    solver_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

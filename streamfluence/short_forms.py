@@ -29,8 +29,15 @@ def readout_options(
     given = {"score.top_k": score.top_k, "score.subsets": score.subsets}
     return {
         name: _with_short(f"readouts.{name}", name, tables.get(name, {}), _READOUTS, given)
-        for name in dict.fromkeys((*score.readouts, *tables))
+        for name in dict.fromkeys((*chosen_readouts(score), *tables))
     }
+
+
+def chosen_readouts(score: Score) -> tuple[str, ...]:
+    """Return the readouts that ``score`` names, or those that are read out where it names none."""
+    if score.readouts != "auto":
+        return tuple(score.readouts)
+    return ("top_k", "self_influence") if score.source == "rows" else ("top_k",)
 
 
 def codec_options(rows: Rows) -> dict[str, Any]:

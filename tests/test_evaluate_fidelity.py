@@ -12,9 +12,9 @@ from torch import nn
 
 import streamfluence
 from streamfluence.evaluation.fidelity import agreement
-from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
+from streamfluence.linearised import Linearised
 from streamfluence.registry import member, names
 from streamfluence.run.session import open_session
 

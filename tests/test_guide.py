@@ -30,6 +30,7 @@ ON_PAGES = {
     "readouts": "methods",
     "scales": "methods",
     "solvers": "methods",
+    "scoring.sources": "methods",
     "executors": "methods",
 }
 

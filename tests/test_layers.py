@@ -18,7 +18,7 @@ PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
     {"layout", "columns", "given", "new_file"},
-    {"linalg", "registry", "options", "batches"},
+    {"linalg", "linearised", "registry", "options", "batches"},
     {"codecs", "curvature", "preconditioners", "readouts", "executors"}
     | {"scales", "solvers"}
     | {

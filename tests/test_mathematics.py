@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from streamfluence.capture import Capture, dense_gradient
-from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.job import Curvature
 from streamfluence.likelihoods.categorical import Categorical
 from streamfluence.likelihoods.gaussian import Gaussian
 from streamfluence.linalg import sign_block
+from streamfluence.linearised import Linearised
 from streamfluence.registry import member
 from streamfluence.sketching.damping import EARLY_STOPPING, resolve
 

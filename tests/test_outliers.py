@@ -142,7 +142,7 @@ def test_rows_that_were_replaced_spoil_what_was_prepared_of_them(folder, copied)
 
 def test_scores_without_what_they_prepared_are_not_begun_to_be_read(copied):
     shutil.rmtree(copied / "receipts" / "prepared")
-    with pytest.raises(IncompleteError, match="lack what their readouts prepare"):
+    with pytest.raises(IncompleteError, match="lack what they prepare"):
         streamfluence.open(str(copied)).top("test/0")
 
 

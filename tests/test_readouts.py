@@ -82,7 +82,7 @@ def rows_of(block, start, stop):
 def without_what_is_not_needed(block, needs):
     """Return what scoring gives a readout that is alone."""
     columns = ("self_influence", "loss", "group")
-    held = {"scores": ("scores",), "rows": ("rows",), "columns": columns}
+    held = {"scores": ("scores",), "rows": ("rows",), "columns": columns, "self_influence": ()}
     gone = {field for need in NEEDS if need not in needs for field in held[need]}
     return ScoreBlock(**{**vars(block), **dict.fromkeys(gone)})
 

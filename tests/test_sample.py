@@ -8,9 +8,10 @@ from small_job import load, write_job
 from streamfluence.errors import NonFiniteError
 from streamfluence.job_parser import load_job
 from streamfluence.run.resolve import open_run
+from streamfluence.run.sample import sample_rows
 from streamfluence.run.session import Session
 from streamfluence.sketching import sweep as work
-from streamfluence.sketching.sample import sample_batches, sample_rows, sample_tasks
+from streamfluence.sketching.sample import sample_batches, sample_tasks
 
 
 def opened(folder, name, **settings):

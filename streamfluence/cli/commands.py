@@ -107,6 +107,9 @@ def collect(
     show(result, as_json)
 
 
+_ASKED = ("readouts", "top_k", "subsets", "options", "scale", "source", "solver")
+
+
 @main.command()
 @options.run_path
 @click.option(
@@ -128,6 +131,10 @@ def collect(
 @click.option(
     "--scale", metavar="NAME", help="Multiply the scores of each example: cosine, relative or none."
 )
+@click.option(
+    "--source", metavar="NAME", help="rows, or streamed: whole gradients, of which none is stored."
+)
+@click.option("--solver", metavar="NAME", help="Solves the curvature for streamed scores.")
 @options.readout_options
 @click.option("--allow-incomplete", is_flag=True, help="Go on without missing rows, and say so.")
 @options.score_name
@@ -141,7 +148,7 @@ def score(
     **given: Any,
 ) -> None:
     """Score every training example of RUN against its queries."""
-    asked = made("scoring.asked.Asked", given, "readouts", "top_k", "subsets", "options", "scale")
+    asked = made("scoring.asked.Asked", given, *_ASKED)
     chosen = list(queries) or None
     result = call_watched("score", run_path, chosen, asked=asked, execution=execution(how), **given)
     warn(result)

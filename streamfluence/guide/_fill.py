@@ -6,7 +6,7 @@ from streamfluence.guide._keys import keys
 from streamfluence.guide._members import members
 
 _GENERATORS = {"keys": keys, "members": members}
-_PART = re.compile(r"(<!-- (\w+): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- (\w+): ([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
-NEEDS = ("scores", "rows", "columns")
+NEEDS = ("scores", "rows", "columns", "self_influence")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class ScoreBlock:
         start: Global row of the first example.
         scores: Shape ``(example, query)``, float32; 0 where not ``valid``.
         valid: Shape ``(example,)``, bool; False for rows that were not finite.
-        self_influence, loss: Columns, shape ``(example,)``, float32.
+        self_influence, loss: Columns, shape ``(example,)``, float32. Where scores are not made of rows
+            ``self_influence`` is NaN; a readout that cannot do without it names it in ``needs``.
         group: A column, shape ``(example,)``, int64; also None when the data set names no groups.
         rows: The decoded rows at each checkpoint, shape ``(example, coordinate)``, float32, in stored
             coordinates, whose number may differ from checkpoint to checkpoint; whitened, so of
@@ -87,8 +88,8 @@ class Readout:
     """Base of every readout; options arrive as keyword arguments of ``__init__``.
 
     Attributes:
-        needs: What of a block it reads, of ``scores``, ``rows`` and ``columns``. Nothing else is
-            there for sure, and what no readout needs is not even read.
+        needs: What of a block it reads, of ``scores``, ``rows``, ``columns`` and ``self_influence`` (one of
+            the columns). Nothing else is there for sure, and what no readout needs is not even read.
         query_axis: Of the arrays that have one, the axis that counts queries.
         sample_examples: How many rows ``prepare`` wants to see; 0 where nothing is prepared.
     """

@@ -36,7 +36,7 @@ class SelfInfluence(Readout):
     levels ``QUANTILES``, from a histogram, within 5 % of the value. Invalid rows count nowhere.
     """
 
-    needs = ("columns",)
+    needs = ("columns", "self_influence")
 
     def __init__(self, *, k: int = 100) -> None:
         self.k = checked_length(k)

@@ -53,7 +53,7 @@ def sketch_doubts(
         decisions: What each checkpoint's sketch decided.
         coverages: What each checkpoint's coverage check found.
     """
-    found: list[str | None] = [_damping(decisions[0]), _fallback(decisions[0])]
+    found: list[str | None] = [*curvature_doubts(decisions[0])]
     found += vector_doubts(examples, decisions)
     shares = [energy_kept(decision, examples) for decision in decisions]
     kept = min(1.0 if share is None else share for share in shares)
@@ -62,6 +62,11 @@ def sketch_doubts(
     else:
         found += (_width(max(map(_used_width, decisions, coverages))), _energy(kept))
     return [sentence for sentence in found if sentence]
+
+
+def curvature_doubts(decision: Facts) -> list[str]:
+    """Return the doubts about damping and kind of a curvature, whatever is made of it."""
+    return [sentence for sentence in (_damping(decision), _fallback(decision)) if sentence]
 
 
 def vector_doubts(examples: int, decisions: Sequence[Facts]) -> list[str]:

@@ -24,6 +24,7 @@ from streamfluence.run.prepared import (
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import NO_QUERIES, pinned_score_names, score_names
+from streamfluence.run.source import of_rows
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -32,7 +33,7 @@ _WORDS = {
     "sketch": "another sketch",
     "queries": "other query rows",
     "train": "other training rows",
-    PREPARED: "what readouts prepared otherwise",
+    PREPARED: "what was prepared otherwise",
 }
 
 
@@ -142,15 +143,13 @@ class Bases:
         self._common = {
             "score": document_digest(spec),
             "sketch": document_digest([sketch_digest(run, c) for c in checkpoints]),
-            "queries": content_digest(
-                receipt
-                for c in checkpoints
-                if spec["queries"] != NO_QUERIES
-                for receipt in row_receipts(run, spec["queries"], c)
-            ),
+            "queries": _queries_digest(run, spec),
         }
         if prepares(spec):
             self._common[PREPARED] = content_digest([prepared_receipt(run, label)])
+        if not of_rows(spec):
+            self._common["train"] = set_digest(run, "train")
+            return
         chosen = [partition for task in tasks for partition in self._tasks[task]]
         rows = [row_receipts(run, "train", c, chosen) for c in checkpoints]
         self._rows = {
@@ -160,8 +159,23 @@ class Bases:
 
     def of(self, task: int) -> dict[str, str]:
         """Return the digests that the receipt of one part carries."""
+        if "train" in self._common:
+            return self._common
         rows = [self._rows[partition] for partition in self._tasks[task]]
         return {**self._common, "train": document_digest(rows)}
+
+
+def _queries_digest(run: OpenRun, spec: Mapping[str, Any]) -> str:
+    """Return the digest of the query rows of every checkpoint, or where there are none of what pins them."""
+    queries = spec["queries"]
+    if not of_rows(spec):
+        return set_digest(run, queries)
+    return content_digest(
+        receipt
+        for checkpoint in run.checkpoints
+        if queries != NO_QUERIES
+        for receipt in row_receipts(run, queries, checkpoint)
+    )
 
 
 def refuse_changed(run: OpenRun, label: str, receipt: Receipt, bases: Bases) -> None:

@@ -13,6 +13,11 @@ SIGNS = ("positive", "negative")
 FIELDS = ("rows", "scores", "loss", "self_influence")
 
 
+def known(value: float) -> float | None:
+    """Return a number of a list; None for one that the source of the scores does not know."""
+    return None if np.isnan(value) else float(value)
+
+
 def lists(run: OpenRun, scores: Finished) -> dict[str, Arrays]:
     """Return rows, scores, losses and self-influence of both sides, ``(query, rank)``.
 

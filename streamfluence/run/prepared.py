@@ -1,4 +1,6 @@
-"""What readouts prepared of a score before they read any block: one stage, which all its parts rest on.
+"""What is prepared of a score before any block is read: one stage, which all its parts rest on.
+
+Readouts prepare from a sample of rows; a source that has no rows prepares what it multiplies with.
 
 The document of a score says whether there is one. Its receipt carries the digests of that
 document, of the sketches and of all rows that the sample may be of.
@@ -10,8 +12,9 @@ from typing import Any
 from streamfluence.errors import DamageError, IncompleteError
 from streamfluence.layout import prepared_stage
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rests_on import differing, sketch_digest
+from streamfluence.run.rests_on import differing, set_digest, sketch_digest
 from streamfluence.run.rows import row_receipts
+from streamfluence.run.source import of_rows
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -25,13 +28,17 @@ def prepares(spec: Mapping[str, Any]) -> bool:
 
 def prepared_bases(run: OpenRun, spec: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests that the receipt of the stage carries."""
-    chosen = sorted(partition for task in spec["tasks"] for partition in task)
-    rows = [row_receipts(run, "train", checkpoint, chosen) for checkpoint in run.checkpoints]
     return {
         "score": document_digest(spec),
         "sketch": document_digest([sketch_digest(run, c) for c in run.checkpoints]),
-        "train": document_digest([content_digest(receipts) for receipts in rows]),
+        "train": _train_digest(run, spec) if of_rows(spec) else set_digest(run, "train"),
     }
+
+
+def _train_digest(run: OpenRun, spec: Mapping[str, Any]) -> str:
+    chosen = sorted(partition for task in spec["tasks"] for partition in task)
+    rows = [row_receipts(run, "train", checkpoint, chosen) for checkpoint in run.checkpoints]
+    return document_digest([content_digest(receipts) for receipts in rows])
 
 
 def prepared_receipt(run: OpenRun, label: str) -> Receipt:
@@ -43,8 +50,8 @@ def prepared_receipt(run: OpenRun, label: str) -> Receipt:
     receipt = run.receipt(prepared_stage(label), 0)
     if receipt is None:
         raise IncompleteError(
-            f"scores {label!r} of {run.url} lack what their readouts prepare from a sample of rows; run "
-            "`streamfluence score`"
+            f"scores {label!r} of {run.url} lack what they prepare before any row or gradient is looked at; "
+            "run `streamfluence score`"
         )
     return receipt
 
@@ -59,7 +66,7 @@ def refuse_changed_preparation(run: OpenRun, label: str, spec: Mapping[str, Any]
     """Raise DamageError if what was prepared rests on something else than is there now."""
     if prepares(spec) and prepared_changed(run, label, spec):
         raise DamageError(
-            f"what readouts of scores {label!r} of {run.url} prepared was made from other rows or settings "
-            f"than are there now; put back what was there, or `streamfluence repair {run.url}` makes the "
+            f"what scores {label!r} of {run.url} prepared was made from other rows or settings than are "
+            f"there now; put back what was there, or `streamfluence repair {run.url}` makes the "
             "scores again"
         )

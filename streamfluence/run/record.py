@@ -1,6 +1,6 @@
 """What every result says of itself: method, damping, bytes, coverage, doubts, sign and unit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from streamfluence.registry import member
 from streamfluence.run.columns import column
 from streamfluence.run.decision import load_preconditioner
 from streamfluence.run.doubts import (
+    curvature_doubts,
     energy_kept,
     model_doubts,
     row_doubts,
@@ -23,7 +24,9 @@ from streamfluence.run.finished import Finished, finished
 from streamfluence.run.listed import lists
 from streamfluence.run.manifest import Method
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.rests_on import only_receipt
+from streamfluence.run.source import DIRECTIONS, SOURCE, of_rows, source_name
 from streamfluence.store import Receipt, array_names
 
 
@@ -42,8 +45,9 @@ def record(run: OpenRun, label: str, scores: Finished | None = None) -> dict[str
         "feature": run.method.feature.name,
         "feature_options": dict(run.method.feature.options),
         "scale": spec["scale"],
+        "source": source_name(spec),
         **_method(run, spec["damping"]),
-        **_stored(run),
+        **(_stored(run) if of_rows(spec) else _streamed(run, label, spec)),
         **_coverage(run),
         "examples": counts["examples"],
         "non_finite_examples": counts["invalid"],
@@ -57,9 +61,10 @@ def record(run: OpenRun, label: str, scores: Finished | None = None) -> dict[str
 def warnings(run: OpenRun, missing_partitions: list[int], results: Sequence[Finished]) -> list[str]:
     """Return what makes scores of a run doubtful, one sentence each with the fix."""
     of_scores = [doubt for scores in results for doubt in score_warnings(run, scores)]
+    with_rows = not results or any(of_rows(scores.spec) for scores in results)
     return [
-        *sketch_warnings(run),
-        *row_warnings(run, missing_partitions),
+        *sketch_warnings(run, with_rows),
+        *(row_warnings(run, missing_partitions) if with_rows else []),
         *dict.fromkeys(of_scores),
     ]
 
@@ -73,7 +78,13 @@ def score_warnings(run: OpenRun, scores: Finished) -> list[str]:
         return []
     sides = [np.abs(found["scores"][:, :1]) for found in lists(run, scores).values()]
     largest = np.nan_to_num(np.concatenate(sides, axis=1), posinf=0.0).max(axis=1, initial=0.0)
-    return score_doubts(largest.tolist(), column(run, scores.spec["queries"], LOSS).tolist())
+    return score_doubts(largest.tolist(), _query_losses(run, scores).tolist())
+
+
+def _query_losses(run: OpenRun, scores: Finished) -> np.ndarray:
+    if of_rows(scores.spec):
+        return column(run, scores.spec["queries"], LOSS)
+    return run.read(prepared_receipt(run, scores.label), f"{DIRECTIONS}.value")
 
 
 def predicts(run: OpenRun, scores: Finished) -> bool:
@@ -82,8 +93,12 @@ def predicts(run: OpenRun, scores: Finished) -> bool:
     return kept and feature_of(run.method).predicts
 
 
-def sketch_warnings(run: OpenRun) -> list[str]:
-    """Return the doubts that are known once the sketch is there."""
+def sketch_warnings(run: OpenRun, with_rows: bool = True) -> list[str]:
+    """Return the doubts that are known once the sketch is there.
+
+    Args:
+        with_rows: Whether rows are made in its directions; else it gives a damping and no more.
+    """
     checkpoints = run.checkpoints
     decisions = [decision_facts(run, checkpoint) for checkpoint in checkpoints]
     coverages = [coverage_facts(run, checkpoint) for checkpoint in checkpoints]
@@ -95,6 +110,8 @@ def sketch_warnings(run: OpenRun) -> list[str]:
             *model_doubts(names, [{**fact, "losses": None} for fact in facts]),
             *vector_doubts(run.train.count, decisions),
         ]
+    if not with_rows:
+        return [*model_doubts(names, facts), *curvature_doubts(decisions[0])]
     return [
         *model_doubts(names, facts),
         *sketch_doubts(run.method, run.train.count, decisions, coverages),
@@ -172,6 +189,26 @@ def _stored(run: OpenRun) -> dict[str, Any]:
     codec = decision_facts(run, 0)["codec"]
     measured = _measured(_train_receipts(run))
     return {"codec": {"name": run.method.rows.codec, **codec, **measured}}
+
+
+def _streamed(run: OpenRun, label: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what takes the place of a projection, where gradients are multiplied whole."""
+    facts, source = prepared_receipt(run, label).facts, spec[SOURCE]
+    first = decision_facts(run, 0)
+    solved = first["curvature"] != "identity"
+    return {
+        "projection": "none: gradients as they are",
+        "projection_facts": {},
+        "directions": coverage_facts(run, 0)["covered_parameters"],
+        "gradient_energy_kept": 1.0,
+        "curvature_from": "products with the curvature of the sample" if solved else None,
+        "precision": "float32",
+        "solver": source["solver"] if solved else None,
+        "solver_steps": max(facts["steps"]) if solved else None,
+        "solver_residual": max(facts["residual"]) if solved else None,
+        "one_by_one": any(facts["alone"]),
+        "codec": {"name": "none: no row is stored"},
+    }
 
 
 def _measured(receipts: Sequence[Receipt]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from streamfluence.run.prepared import prepares
 from streamfluence.run.rests_on import sketch_digest
 from streamfluence.run.rows import row_bases
 from streamfluence.run.sets import NO_QUERIES, score_names
+from streamfluence.run.source import of_rows
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
 
@@ -123,11 +124,13 @@ def _needed_rows(known: Known, found: Survey) -> dict[str, set[int]]:
             continue
         if prepares(spec) and not known.there(prepared_stage(label)):
             found.lost(prepared_stage(label), 0, f"scores {label!r} were made with it")
-        needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
         queries = spec["queries"]
+        if of_rows(spec):
+            needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)
         if queries == NO_QUERIES:
             continue
-        needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
+        if of_rows(spec):
+            needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
         if queries not in known.run.query_sets() and queries not in known.below(COLLECT):
             found.document(
                 queries_path(queries),

@@ -19,7 +19,9 @@ from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.columns import set_values
 from streamfluence.run.identity import pinned_reader
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.sets import query_count
+from streamfluence.run.source import DIRECTIONS, of_rows
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.text import decode_ids, encode_text
 
@@ -55,7 +57,8 @@ class Named:
 
 def name_examples(
     run: OpenRun,
-    example_set: str,
+    label: str,
+    spec: Mapping[str, Any],
     readouts: Mapping[str, Readout],
     results: Mapping[str, Arrays],
 ) -> tuple[Arrays, dict[str, Any]]:
@@ -65,14 +68,18 @@ def name_examples(
         Arrays by name, those of the training set and those of all queries; and
         ``{"previews": {set: None or a sentence}}``.
     """
+    example_set, stored = spec["queries"], of_rows(spec)
     listed = [readouts[name].named_rows(result) for name, result in results.items()]
     first = np.concatenate([rows for rows in listed] or [np.empty(0, np.int64)])
     queries = np.arange(query_count(run, example_set))
     arrays: Arrays = {}
     notes = {}
     for role, name, wanted in (("train", "train", first), ("queries", example_set, queries)):
-        found, notes[role] = _of_set(run, name, wanted)
+        found, notes[role] = _of_set(run, name, wanted, stored)
         arrays |= {f"{PREFIX}{role}.{key}": array for key, array in found.items()}
+    if not stored:
+        receipt = prepared_receipt(run, label)
+        arrays[f"{PREFIX}queries.loss"] = run.read(receipt, f"{DIRECTIONS}.value")
     return arrays, {"previews": notes}
 
 
@@ -102,14 +109,17 @@ def named(run: OpenRun, receipt: Receipt, role: str) -> Named:
     return Named(rows, found)
 
 
-def _of_set(run: OpenRun, example_set: str, wanted: np.ndarray) -> tuple[Arrays, str | None]:
-    """Return the columns of some rows, in any order and with repeats, and why there are no previews."""
+def _of_set(
+    run: OpenRun, example_set: str, wanted: np.ndarray, stored: bool
+) -> tuple[Arrays, str | None]:
+    """Return the columns of some rows, in any order and with repeats, and why there are no previews.
+
+    Args:
+        stored: Whether rows of the set are; where not, ids and groups are the reader's.
+    """
     rows = np.unique(wanted)
     found: Arrays = {"row": rows}
-    for key, column in (("id", EXAMPLE_ID), ("loss", LOSS), ("group", GROUP)):
-        values = set_values(run, example_set, column, rows)
-        if values is not None:
-            found[key] = values
+    found |= _stored(run, example_set, rows) if stored else _read(run, example_set, rows)
     shown = np.sort(_first_of(wanted))
     try:
         reader = pinned_reader(run, example_set)[0]
@@ -128,6 +138,25 @@ def _of_set(run: OpenRun, example_set: str, wanted: np.ndarray) -> tuple[Arrays,
     left = len(rows) - len(shown)
     note = f"of the {len(shown):,} examples listed first; {left:,} have none" if left else None
     return _as_text(found), note
+
+
+def _stored(run: OpenRun, example_set: str, rows: np.ndarray) -> Arrays:
+    columns = (("id", EXAMPLE_ID), ("loss", LOSS), ("group", GROUP))
+    values = {key: set_values(run, example_set, column, rows) for key, column in columns}
+    return {key: array for key, array in values.items() if array is not None}
+
+
+def _read(run: OpenRun, example_set: str, rows: np.ndarray) -> Arrays:
+    """Return ids and groups from the reader, as rows would have them."""
+    reader = pinned_reader(run, example_set)[0]
+    ids = [reader.example_ids(row, row + 1) for row in rows.tolist()]
+    groups = [reader.groups(row, row + 1) for row in rows.tolist()]
+    found = {
+        "id": [np.array([row]) if one is None else one for row, one in zip(rows, ids, strict=True)],
+        "group": [one for one in groups if one is not None],
+    }
+    none = {"id": np.empty(0, np.int64)}
+    return none | {key: np.concatenate(pieces) for key, pieces in found.items() if pieces}
 
 
 def _first_of(wanted: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Let readouts prepare: show each a seeded sample of rows, and commit what it returns."""
+"""Let readouts prepare: show each a seeded sample of rows, and commit what it returns.
+
+Where scores are not made of rows, their source prepares instead.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +12,7 @@ import torch
 from streamfluence.codecs.base import Encoded
 from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.errors import IncompleteError
+from streamfluence.execution import Progress
 from streamfluence.layout import prepared_stage
 from streamfluence.readouts.base import Arrays, Readout, Sample
 from streamfluence.run.decision import load_codec
@@ -16,15 +20,24 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_bases, prepared_receipt, prepares
 from streamfluence.run.readouts import open_readouts
 from streamfluence.run.rows import row_receipts
+from streamfluence.run.session import open_session
+from streamfluence.run.source import of_rows
+from streamfluence.scoring.sources._directions import make_directions
 
 _STREAM = 1  # beside the seed: not the sample that the curvature is sketched from
 
 
-def prepare(run: OpenRun, label: str, spec: Mapping[str, Any]) -> None:
-    """Commit what the readouts of a score prepare, unless there is nothing to or it is there."""
+def prepare(
+    run: OpenRun, label: str, spec: Mapping[str, Any], device: str, progress: Progress
+) -> None:
+    """Commit what readouts or the source of a score prepare, unless there is nothing to or it is there."""
     if not prepares(spec) or run.receipt(prepared_stage(label), 0) is not None:
         return
     bases = prepared_bases(run, spec)
+    if not of_rows(spec):
+        arrays, facts = make_directions(open_session(run.url, device), spec, progress)
+        run.commit(prepared_stage(label), 0, arrays, {"score": label}, {**facts, **bases})
+        return
     readouts = open_readouts(spec["readouts"], run.place.root)
     arrays = {
         f"{name}.{key}": array
@@ -39,7 +52,7 @@ def load_prepared(
     run: OpenRun, label: str, spec: Mapping[str, Any], readouts: Mapping[str, Readout]
 ) -> None:
     """Hand readouts what they prepared."""
-    if not prepares(spec):
+    if not prepares(spec) or not of_rows(spec):
         return
     found: dict[str, Arrays] = {name: {} for name in readouts}
     for key, array in run.read_all(prepared_receipt(run, label)).items():

@@ -47,12 +47,15 @@ def rows_per_block(
 
 
 def blocks_of(
-    terms: Sequence[Term], needs: Collection[str], scale: Scale | None = None
+    terms: Sequence[Term],
+    needs: Collection[str],
+    scale: Scale | None = None,
+    block_rows: int | None = None,
 ) -> Iterator[ScoreBlock]:
-    """Yield what readouts need of all rows, in blocks as large as memory has room for."""
+    """Yield what readouts need of all rows, in blocks as large as memory has room for by default."""
     queries, with_rows = terms[0].queries, "rows" in needs
     width = sum(term.codec.stored for term in terms) if with_rows else 0
-    block_rows = rows_per_block(len(queries) + width, queries.device)
+    block_rows = block_rows or rows_per_block(len(queries) + width, queries.device)
     if "scores" not in needs:
         return plain_blocks(terms, block_rows, with_rows)
     return score_blocks(terms, block_rows, with_rows, scale)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
-from streamfluence.job import Score
 from streamfluence.layout import prepared_stage, result_stage, score_path, score_stage
 from streamfluence.run.finished import (
     Bases,
@@ -16,11 +15,12 @@ from streamfluence.run.finished import (
 )
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import PREPARED, prepared_changed, refuse_changed_preparation
+from streamfluence.run.source import ROWS_SOURCE
 from streamfluence.scoring import units as work
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.prepare import prepare
+from streamfluence.scoring.source import pinned_source
 from streamfluence.scoring.spec import make_spec, pin, pinned_readouts
-from streamfluence.short_forms import readout_options
 
 
 def score_set(
@@ -43,28 +43,29 @@ def score_set(
         IncompleteError: If rows are missing.
         InputError: If the name was given to other settings before.
     """
-    tables, label = asked.tables(), name or _label(example_set, damping, asked.scale)
+    tables, label = asked.tables(), name or _label(example_set, damping, asked)
     before: Mapping[str, Any] = {}
     if tables is None and run.has(score_path(label)):
         before = run.read_document(score_path(label))
         pinned = {key: before[key] for key in ("readouts", PREPARED) if key in before}
     else:
-        default = readout_options(Score(), {})
-        pinned = pinned_readouts(run, default if tables is None else tables)
+        pinned = pinned_readouts(run, asked.defaults() if tables is None else tables)
     chosen = asked.scale or before.get("scale", "none")
+    pinned |= pinned_source(run, asked, before)
     spec = make_spec(run, example_set, pinned, damping, chosen, allow_incomplete)
     pin(run, label, spec)
     refuse_changed_preparation(run, label, spec)
-    prepare(run, label, spec)
+    prepare(run, label, spec, execution.resolved_device(), progress)
     _execute(run, label, spec, execution, progress)
     return _merge(run, label)
 
 
-def _label(example_set: str, damping: float | None, scale: str | None) -> str:
+def _label(example_set: str, damping: float | None, asked: Asked) -> str:
     """Return the name of scores that are given none."""
     by_damping = "" if damping is None else f"-damping-{damping:g}"
-    by_scale = "" if scale in (None, "none") else f"-{scale}"
-    return example_set + by_damping + by_scale
+    by_scale = "" if asked.scale in (None, "none") else f"-{asked.scale}"
+    by_source = "" if asked.source in (None, ROWS_SOURCE) else f"-{asked.source}"
+    return example_set + by_damping + by_scale + by_source
 
 
 def rescore(
@@ -77,9 +78,10 @@ def rescore(
     spec = read_spec(run, label)
     if prepared_changed(run, label, spec):
         run.discard(prepared_stage(label), 0)
-    prepare(run, label, spec)
+    execution, progress = execution or Execution(), progress or Silent()
+    prepare(run, label, spec, execution.resolved_device(), progress)
     _discard_stale(run, label, spec)
-    _execute(run, label, spec, execution or Execution(), progress or Silent())
+    _execute(run, label, spec, execution, progress)
     _discard_stale(run, label, spec)  # parts made on another machine may have other last bits
     _merge(run, label)
 

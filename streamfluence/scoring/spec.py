@@ -17,6 +17,8 @@ from streamfluence.run.prepared import PREPARED
 from streamfluence.run.readouts import needed, open_readouts, pin_readouts
 from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count, refuse_missing
+from streamfluence.run.source import of_rows
+from streamfluence.scoring.source import refuse_unfit
 from streamfluence.store.documents import differences
 
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
@@ -37,7 +39,7 @@ def make_spec(
 
     Args:
         example_set: Of the queries; ``NO_QUERIES`` where no readout needs scores.
-        pinned: What is read out, see ``pinned_readouts``.
+        pinned: What is read out, see ``pinned_readouts``, and by which source, see ``pinned_source``.
     """
     _check_damping(run, damping)
     by = member("scales", scale)()
@@ -46,20 +48,15 @@ def make_spec(
         _refuse_scores(run, pinned, damping)
     else:
         named_query_set(run, example_set)
-        for checkpoint in run.checkpoints:
-            row_receipts(run, example_set, checkpoint)
-    missing = sorted(
-        {
-            partition
-            for checkpoint in run.checkpoints
-            for partition in run.missing(collect_stage("train", checkpoint), run.train.partitions)
-        }
-    )
+    refuse_unfit(run, example_set, pinned, scale)
+    missing = _missing(run, example_set) if of_rows(pinned) else []
     if missing and not allow_incomplete:
         refuse_missing(run, "train", missing)
     measurement, queries = run.example_set(example_set).measurement, query_count(run, example_set)
     present = sorted(set(range(run.train.partitions)) - set(missing))
-    size = max(1, _task_rows(pinned["readouts"], queries) // run.train.partition_examples)
+    # Where every example is run again one partition is work enough.
+    rows = _task_rows(pinned["readouts"], queries) if of_rows(pinned) else 1
+    size = max(1, rows // run.train.partition_examples)
     meaning, unit = meaning_of(run.method, measurement)
     return {
         "queries": example_set,
@@ -73,6 +70,19 @@ def make_spec(
         "meaning": by.meaning(meaning),
         "unit": by.unit(unit),
     }
+
+
+def _missing(run: OpenRun, example_set: str) -> list[int]:
+    """Return the partitions without training rows; refuses missing query rows."""
+    for checkpoint in run.checkpoints if example_set != NO_QUERIES else ():
+        row_receipts(run, example_set, checkpoint)
+    return sorted(
+        {
+            partition
+            for checkpoint in run.checkpoints
+            for partition in run.missing(collect_stage("train", checkpoint), run.train.partitions)
+        }
+    )
 
 
 def _refuse_scores(run: OpenRun, pinned: Mapping[str, Any], damping: float | None) -> None:

@@ -46,7 +46,8 @@ class StoredRows:
         self.with_codes = "scores" in needs or "rows" in needs
         scale = (SCALE,) if self.with_codes else ()
         known = (SELF_INFLUENCE, LOSS, GROUP) if "columns" in needs else ()
-        self._small = dict.fromkeys((FLAGS, *scale, *known, *columns))
+        own = (SELF_INFLUENCE,) if "self_influence" in needs else ()
+        self._small = dict.fromkeys((FLAGS, *scale, *known, *own, *columns))
 
     def blocks(self, block_rows: int) -> Iterator[RowBlock]:
         for receipt in self.receipts:

@@ -5,21 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from streamfluence.errors import StorageError
+from streamfluence.errors import NonFiniteError, StorageError
 from streamfluence.layout import result_stage, score_stage
 from streamfluence.readouts.base import Arrays, Readout
 from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_receipts
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.readouts import needed, open_readouts
-from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import named_query_set
-from streamfluence.scoring import product as _product
+from streamfluence.run.source import of_rows
 from streamfluence.scoring import reading as _reading
 from streamfluence.scoring.named import compressed, name_examples
 from streamfluence.scoring.prepare import load_prepared
-from streamfluence.scoring.scaled import scale_of
-from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
-from streamfluence.scoring.terms import Term
+from streamfluence.scoring.source import open_source
+from streamfluence.scoring.sources.base import Source
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -31,10 +28,9 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
     bases = Bases(run, name, spec, [task]).of(task)
     readouts = open_readouts(spec["readouts"], run.place.root)
     load_prepared(run, name, spec, readouts)
-    tiles = [(0, 0)]
-    if "scores" in needed(readouts.values()):
-        tiles = query_tiles(run, named_query_set(run, spec["queries"]))
-    read = [_read_tile(run, device, spec, task, readouts, tile) for tile in tiles]
+    source = open_source(run, device, name, spec)
+    tiles = source.tiles() if "scores" in needed(readouts.values()) else [(0, 0)]
+    read = [_read_tile(source, spec, task, readouts, tile) for tile in tiles]
     counts = [stop - start for start, stop in tiles]
     states = _joined(readouts, [states for states, _, _ in read], counts)
     kept = _joined(readouts, [kept for _, kept, _ in read], counts)
@@ -59,29 +55,15 @@ def score(run_path: str, device: str, name: str, task: int) -> dict[str, int]:
 
 
 def _read_tile(
-    run: OpenRun,
-    device: str,
+    source: Source,
     spec: Mapping[str, Any],
     task: int,
     readouts: Mapping[str, Readout],
     tile: tuple[int, int],
 ) -> tuple[dict[str, Arrays], dict[str, Arrays], _reading.Reading]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    partitions, needs = spec["tasks"][task], needed(readouts.values())
-    scale = scale_of(spec["scale"]) if "scores" in needs else None
-    columns = scale.columns if scale else ()
-    terms = [
-        Term(
-            StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs, columns),
-            codec,
-            queries,
-            weight,
-        )
-        for checkpoint, (codec, queries, weight) in enumerate(
-            score_sides(run, device, spec["queries"], spec["damping"], tile, spec["scale"])
-        )
-    ]
-    blocks = _product.blocks_of(terms, needs, scale)
+    needs = needed(readouts.values())
+    blocks = source.blocks(spec["tasks"][task], needs, tile)
     kept: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def keep(readout: str, start: int, arrays: Arrays) -> None:
@@ -114,7 +96,9 @@ def merge(run: OpenRun, name: str) -> None:
     tasks = task_receipts(run, name, spec)
     merged = _reading.merge(readouts, (_read_states(run, receipt) for receipt in tasks))
     results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}
-    examples, notes = name_examples(run, spec["queries"], readouts, results)
+    if not of_rows(spec):
+        _refuse_many_invalid(run, merged)
+    examples, notes = name_examples(run, name, spec, readouts, results)
     facts = {
         "examples": merged.examples,
         "invalid": merged.invalid,
@@ -124,6 +108,17 @@ def merge(run: OpenRun, name: str) -> None:
     }
     arrays = _flat(results) | examples
     run.commit(result_stage(name), 0, arrays, {"score": name}, facts, compressed(arrays))
+
+
+def _refuse_many_invalid(run: OpenRun, merged: _reading.Reading) -> None:
+    """Refuse scores of which too many are not finite; of stored rows that was refused before."""
+    limit = run.method.rows.max_non_finite
+    if merged.invalid > limit * merged.examples:
+        raise NonFiniteError(
+            f"{merged.invalid:,} of {merged.examples:,} training examples of {run.url} have NaN or infinite "
+            f"scores, more than rows.max_non_finite = {limit:g}; repair the data or the model, or raise "
+            "the limit"
+        )
 
 
 def _read_states(run: OpenRun, receipt: Receipt) -> _reading.Reading:

@@ -3,10 +3,10 @@
 import torch
 
 from streamfluence.layout import TRAINING_LOSS, sketch_stage
+from streamfluence.run.sample import finite_examples
 from streamfluence.run.session import Session, worker_unit
 from streamfluence.run.states import save_state
 from streamfluence.sketching.plausible import plausibility
-from streamfluence.sketching.sample import finite_examples
 
 
 @worker_unit

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from streamfluence.batches import in_company
 from streamfluence.likelihoods.base import Likelihood
 from streamfluence.likelihoods.gaussian import Gaussian
+from streamfluence.run.sample import sample_of
 from streamfluence.run.session import Session
-from streamfluence.sketching.sample import sample_of
 
 EXAMPLES = 256
 MEAN_OFF = 1.0  # of a channel, in its running standard deviations

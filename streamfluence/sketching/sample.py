@@ -11,27 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamfluence.data._batches import batch_length, select_batch
+from streamfluence.data._batches import select_batch
 from streamfluence.data._prefetch import prefetch
-from streamfluence.errors import NonFiniteError
+from streamfluence.run.sample import finite_examples, sample_rows
 from streamfluence.run.session import Session
 
 TASKS = 8  # a task's state can be large (squares of layer widths), so there are few
 BATCHES_PER_TASK = 4  # and none so short that writing its state takes longer than making it
-
-
-def sample_rows(session: Session) -> np.ndarray:
-    """Return the sorted global rows of the sample, int64."""
-    return sample_of(session, session.run.method.sketch.examples)
-
-
-def sample_of(session: Session, wanted: int) -> np.ndarray:
-    """Return the rows of the sample that a sketch of ``wanted`` examples would take."""
-    count = session.run.train.count
-    if wanted >= count:
-        return np.arange(count)
-    generator = np.random.default_rng(session.run.method.sketch.seed)
-    return np.sort(generator.choice(count, wanted, replace=False, shuffle=False))
 
 
 def sample_tasks(session: Session) -> int:
@@ -66,24 +52,6 @@ def sample_batches(
             yield ids, batch
         elif bool(wanted.any()):
             yield ids[wanted], select_batch(batch, wanted.nonzero().squeeze(1))
-
-
-def finite_examples(
-    session: Session, checkpoint: int, ids: Tensor, batch: Any
-) -> tuple[Tensor, Any]:
-    """Leave out examples whose loss is not finite: one would spoil every sum."""
-    model, of = session.model(checkpoint), session.task.training_loss
-    loss = session.measured(of, model, batch).detach()
-    finite = torch.isfinite(loss)
-    if bool(finite.all()):
-        return ids, batch
-    if not bool(finite.any()):
-        raise NonFiniteError(
-            f"all {batch_length(batch)} examples of a sample batch (rows {int(ids[0])} to {int(ids[-1])}) "
-            f"have a NaN or infinite loss; check the data and the model's precision"
-        )
-    keep = finite.nonzero().squeeze(1)
-    return ids[keep.cpu()], select_batch(batch, keep)
 
 
 def _evenly(rows: np.ndarray, count: int) -> np.ndarray:

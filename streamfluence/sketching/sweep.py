@@ -13,9 +13,10 @@ from streamfluence.layout import scales_stage, sketch_stage
 from streamfluence.linalg import State
 from streamfluence.registry import member
 from streamfluence.run.rests_on import only_receipt
+from streamfluence.run.sample import sample_rows
 from streamfluence.run.session import Session
 from streamfluence.run.states import load_state, save_state
-from streamfluence.sketching.sample import sample_batches, sample_rows, sample_tasks
+from streamfluence.sketching.sample import sample_batches, sample_tasks
 from streamfluence.store.digests import content_digest
 
 EXACT_COLUMNS = 32  # with at most this many outputs, probes are replaced by their exact sum

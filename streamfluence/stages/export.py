@@ -13,7 +13,7 @@ import numpy as np
 from streamfluence.errors import InputError
 from streamfluence.new_file import new_file
 from streamfluence.run.finished import Finished, finished, parse_query
-from streamfluence.run.listed import lists
+from streamfluence.run.listed import known, lists
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import record
 from streamfluence.scoring.named import named
@@ -87,7 +87,7 @@ def _lines(run: OpenRun, scores: Finished) -> Iterator[dict[str, Any]]:
                 "group": examples.of(row, "group"),
                 "score": float(arrays["scores"][query, rank]),
                 "loss": float(arrays["loss"][query, rank]),
-                "self_influence": float(arrays["self_influence"][query, rank]),
+                "self_influence": known(arrays["self_influence"][query, rank]),
             }
 
 

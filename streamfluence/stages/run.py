@@ -1,6 +1,10 @@
-"""Do everything of a job that is missing: sketch, collect, score. Safe to repeat at any point."""
+"""Do everything of a job that is missing: sketch, collect, score. Safe to repeat at any point.
+
+Where scores are not made of rows nothing is collected.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ from streamfluence.run.readouts import needed
 from streamfluence.run.record import row_warnings, sketch_warnings
 from streamfluence.run.resolve import open_run
 from streamfluence.run.sets import NO_QUERIES
+from streamfluence.run.source import ROWS_SOURCE
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
-from streamfluence.short_forms import readout_options
+from streamfluence.scoring.source import check_source
+from streamfluence.short_forms import chosen_readouts, readout_options
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import scored
 from streamfluence.stages.sketch import sketch
@@ -40,23 +46,29 @@ def run(
     job = load_job(Path(job_path), overrides)
     execution = execution_of(job)
     execution.check()
+    check_source(job.score)
     run = open_run(job, run_path, device=execution.resolved_device())
-    _refuse_full_disk(run)
+    with_rows = job.score.source == ROWS_SOURCE
+    if with_rows:
+        _refuse_full_disk(run)
     sketched = sketch(run_path, execution, progress)
-    _refuse_full_disk(run)
+    if with_rows:
+        _refuse_full_disk(run)
     for facts in sketched["checkpoints"]:
         for announcement in facts["coverage"]["announcements"]:
             progress.message(announcement)
     # Before the long work: a doubt that the sketch alone justifies may change the job.
-    doubts = sketch_warnings(run)
+    doubts = sketch_warnings(run, with_rows)
     _say(progress, doubts)
-    collected = collect(run_path, None, execution, progress)
-    found = row_warnings(run, [])
-    _say(progress, found)
+    collected: dict[str, Any] = {"sets": {}}
+    found: list[str] = []
+    if with_rows:
+        collected = collect(run_path, None, execution, progress)
+        found = row_warnings(run, [])
+        _say(progress, found)
     scores: list[dict[str, Any]] = []
     if job.queries or _needs_no_queries(job):
-        told = job.score
-        asked = Asked(told.readouts, told.top_k, told.subsets, job.readouts, told.scale)
+        asked = _asked(job)
         results = [
             score_set(run, name, asked, None, name, execution, progress)
             for name in sorted(job.queries) or [NO_QUERIES]
@@ -73,6 +85,17 @@ def run(
         "scores": scores,
         "warnings": [*doubts, *found],
     }
+
+
+def _asked(job: Job) -> Asked:
+    """Return what scores a job asks for."""
+    told = job.score
+    asked = Asked(
+        chosen_readouts(told), told.top_k, told.subsets, job.readouts, told.scale, told.source
+    )
+    if told.source == ROWS_SOURCE:
+        return asked
+    return replace(asked, solver=told.solver, solver_options=told.solver_options)
 
 
 def _needs_no_queries(job: Job) -> bool:

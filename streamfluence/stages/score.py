@@ -15,6 +15,7 @@ from streamfluence.run.sets import (
     NO_QUERIES,
     pinned_query_sets,
 )
+from streamfluence.run.source import source_name
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
 
@@ -76,4 +77,5 @@ def scored(run: OpenRun, results: Sequence[Finished]) -> dict[str, Any]:
 def _facts(scores: Finished) -> dict[str, Any]:
     said = ("queries", "measurement", "damping", "scale", "missing_partitions", "unit")
     counts = {key: scores.receipt.facts[key] for key in ("examples", "invalid")}
-    return {"name": scores.label, **{key: scores.spec[key] for key in said}, **counts}
+    source = {"source": source_name(scores.spec)}
+    return {"name": scores.label, **source, **{key: scores.spec[key] for key in said}, **counts}

@@ -11,13 +11,15 @@ from streamfluence.layout import (
 )
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import score_names
+from streamfluence.run.source import ROWS_SOURCE, source_name
 
 
 def status(run_path: str) -> dict[str, Any]:
     """Return what is done and what is missing.
 
     Returns:
-        ``complete`` (rows of every set and all scores asked for so far are there), ``sketch``,
+        ``complete`` (rows of every set, unless scores of gradients that stream by need none and none
+        are there, and all scores asked for so far are there), ``sketch``,
         ``sets`` and ``scores`` with done / of and missing partitions.
     """
     run = OpenRun.open(run_path)
@@ -29,6 +31,8 @@ def status(run_path: str) -> dict[str, Any]:
         for checkpoint in range(checkpoints)
     ]
     scores = [_score(run, label) for label in score_names(run)]
+    streamed = any(score["source"] != ROWS_SOURCE for score in scores)
+    begun = any(part["done"] for part in sets) or not streamed
     return {
         "run": run_path,
         "fingerprint": run.fingerprint,
@@ -36,7 +40,7 @@ def status(run_path: str) -> dict[str, Any]:
         "sets": sets,
         "scores": scores,
         "complete": sketched == checkpoints
-        and all(part["done"] == part["of"] for part in [*sets, *scores]),
+        and all(part["done"] == part["of"] for part in [*(sets if begun else ()), *scores]),
     }
 
 
@@ -64,6 +68,7 @@ def _score(run: OpenRun, label: str) -> dict[str, Any]:
     return {
         "name": label,
         "queries": spec["queries"],
+        "source": source_name(spec),
         "done": tasks - len(missing) + merged,
         "of": tasks + 1,
         "missing_partitions": spec["missing_partitions"],

@@ -10,7 +10,7 @@ import numpy as np
 from streamfluence.errors import InputError
 from streamfluence.readouts.base import Arrays
 from streamfluence.run.finished import Finished, finished, parse_query
-from streamfluence.run.listed import lists
+from streamfluence.run.listed import known, lists
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import record
 from streamfluence.scoring.named import Named, named
@@ -90,7 +90,7 @@ def _side(found: Arrays, examples: Named, query: int, k: int) -> list[dict[str, 
             "id": examples.of(int(row), "id"),
             "group": examples.of(int(row), "group"),
             "score": float(fields["scores"][rank]),
-            **{name: float(fields[name][rank]) for name in ("loss", "self_influence")},
+            **{name: known(fields[name][rank]) for name in ("loss", "self_influence")},
             "preview": examples.of(int(row), "preview"),
         }
         for rank, row in enumerate(fields["rows"])

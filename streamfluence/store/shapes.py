@@ -192,7 +192,11 @@ _RUN: Mapping[str, Any] = {
     },
     "compute": {"batch_size": _positive, "precision": _text, "threads": _positive},
 }
-_OPTIONAL = {"prepared": _list_of(_text)}  # of a score, where a readout prepares something
+# Of a score, where something is prepared for it, and where it is not made of stored rows.
+_OPTIONAL = {
+    "prepared": _list_of(_text),
+    "source": {"name": _text, "solver": _text, "options": _table},
+}
 _OTHER = {"holds": _or_none(_text), "checkpoints": _list_of(lambda value: True, at_least=1)}
 _SCORES: Mapping[str, Any] = {
     "queries": _name,

@@ -20,18 +20,17 @@ from streamfluence.collecting.decision import Decision
 from streamfluence.collecting.units import measured_rows
 from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.data import open_reader
-from streamfluence.errors import InputError
 from streamfluence.execution import Execution
 from streamfluence.layout import TRAINING_LOSS
 from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.identity import identity
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rows import row_receipts
+from streamfluence.run.sample import sample_of
 from streamfluence.run.session import Session, open_session
 from streamfluence.run.sets import named_query_set, require_complete
 from streamfluence.scoring.stored import score_sides
 from streamfluence.sketching.reuse import reuse_sketch
-from streamfluence.sketching.sample import sample_of
 from streamfluence.sketching.steps import sketch_missing
 from streamfluence.store import open_storage
 
@@ -196,20 +195,6 @@ def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) ->
         part = run.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
         pieces.append(part[mine - mine[0]])
     return np.concatenate(pieces)
-
-
-def dampings(decision: Mapping[str, Any]) -> dict[str, float]:
-    """Return the damping of every block of the curvature, by name.
-
-    Raises:
-        InputError: If the run has no curvature.
-    """
-    if not decision["blocks"]:
-        raise InputError(
-            "this run has no curvature, so there is no damping to compare at; evaluate a run with "
-            "curvature.name = 'gauss_newton'"
-        )
-    return {block["name"]: block["damping"] for block in decision["blocks"]}
 
 
 def _batches(session: Session, example_set: str, rows: np.ndarray) -> list[Any]:

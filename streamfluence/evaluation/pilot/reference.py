@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streamfluence.capture import Capture, Scales
+from streamfluence.capture import Scales
 from streamfluence.data._batches import batch_length, map_batch
 from streamfluence.errors import InputError
-from streamfluence.evaluation.gauss_newton import Linearised
 from streamfluence.evaluation.pilot.examples import Pilot
+from streamfluence.linearised import Linearised
 from streamfluence.options import make
+from streamfluence.run.unprojected import by_weight
 from streamfluence.solvers.base import Solved, Solver
 from streamfluence.task import Task
 
@@ -75,7 +76,7 @@ def reference_scores(
         precision = net.precision
         capture = session.capture(checkpoint)
         blocks = {b.name: list(b.parameters) for b in capture.blocks}
-        values = _of_weights(capture, damping, scales[checkpoint] if scales else Scales())
+        values = by_weight(capture, damping, scales[checkpoint] if scales else Scales())
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
             part, solved = net.scores({name: blocks[name] for name in group}, values, solver)
@@ -162,15 +163,3 @@ def _cast(batch: Any, dtype: torch.dtype) -> Any:
         ),
         batch,
     )
-
-
-def _of_weights(
-    capture: Capture, damping: Mapping[str, float], scales: Scales
-) -> dict[str, Tensor]:
-    """Return the damping of every weight, by parameter name, in the parameter's shape."""
-    rest = float(np.mean(list(damping.values())))
-    entries = {
-        block.name: damping.get(block.name, rest) / scales.of_block(block).double().square()
-        for block in capture.blocks
-    }
-    return capture.by_parameter(entries)

@@ -18,7 +18,7 @@ from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import pinned_query_sets, pinned_score_names
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
-from streamfluence.scoring.stored import partition_scores
+from streamfluence.scoring.source import label_scores
 
 _BLOCK_ROWS = 8192
 
@@ -83,7 +83,7 @@ class JudgedScores:
 
     def __init__(self, run: OpenRun, label: str) -> None:
         self.run = run
-        self.spec = finished(self.run, label).spec
+        self.label, self.spec = label, finished(self.run, label).spec
         self.count = self.run.train.count
         self.without_score: set[int] = set()
 
@@ -98,13 +98,7 @@ class JudgedScores:
         if rows is not None:
             wanted = np.unique(np.asarray(rows) // size).tolist()
         for partition in wanted:
-            found = partition_scores(
-                self.run.url,
-                self.spec["queries"],
-                self.spec["damping"],
-                partition,
-                scale=self.spec["scale"],
-            )
+            found = label_scores(self.run, self.label, self.spec, partition)
             for part in cut(Span(0, len(found)), _BLOCK_ROWS):
                 block = found[part.start : part.stop].astype(np.float64)
                 missing = np.isnan(block).any(axis=1)

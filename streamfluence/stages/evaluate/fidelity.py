@@ -21,7 +21,6 @@ from streamfluence.evaluation.pilot.examples import (
     Pilot,
     PilotScores,
     choose_pilot,
-    dampings,
     pilot_run,
     pilot_scores,
     stored_scores,
@@ -34,8 +33,9 @@ from streamfluence.registry import member
 from streamfluence.run.doubts import energy_kept
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import decision_facts, sketch_warnings
+from streamfluence.run.sample import sample_rows
 from streamfluence.run.session import Session, open_session
-from streamfluence.sketching.sample import sample_rows
+from streamfluence.run.unprojected import dampings
 
 FEW_LAYERS = 8  # with more, a reference by layer costs more than all else together
 

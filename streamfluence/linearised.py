@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix of a whole model over a sample, as a product with vectors.
+"""A whole model and its derivatives along vectors: gradients, and Gauss-Newton as a product with vectors.
 
 H v = (1/n) sum_i J_i^T S_i J_i v: forward mode gives J v, one derivative of the
 loss gradient in the outputs gives S J v, a backward pass gives the rest. Nothing
@@ -6,7 +6,7 @@ is projected and nothing of the size of H exists.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -44,7 +44,8 @@ class Linearised:
     def __init__(
         self, model: torch.nn.Module, forward: Forward, loss: Loss, names: Sequence[str]
     ) -> None:
-        self._run, self._loss, self._at_once = _Run(model, forward), loss, True
+        self._run, self._loss = _Run(model, forward), loss
+        self._at_once, self._forward_mode = True, True
         own = dict(model.named_parameters())
         self._weights = {f"model.{name}": own[name].detach() for name in names}
         self._fixed = {
@@ -54,13 +55,7 @@ class Linearised:
 
     def gradients(self, batch: Any, measure: Loss) -> Tensor:
         """Return the gradient of each example's measurement, ``(example, parameter)``."""
-        weights, (batch, count) = self._moving(), self._company(batch)
-        values = measure(self._returned(weights, batch))[:count]
-        rows = [
-            torch.autograd.grad(value, list(weights.values()), retain_graph=True, allow_unused=True)
-            for value in values
-        ]
-        return torch.stack([self._flat(row) for row in rows])
+        return torch.stack(list(self._gradients(batch, measure)))
 
     def slopes(self, batch: Any, vectors: Tensor, measure: Loss | None = None) -> Tensor:
         """Return the gradient of each example's loss, or other measure, times each row of ``vectors``.
@@ -68,18 +63,37 @@ class Linearised:
         Returns:
             Shape ``(vector, example)``.
         """
-        batch, count = self._company(batch)
+        given, (batch, count) = batch, self._company(batch)
 
         def losses(weights: dict[str, Tensor]) -> Tensor:
             return (measure or self._loss)(self._returned(weights, batch))[:count]
 
-        return self._each(lambda vector: self._push(losses, vector), vectors)
+        if self._forward_mode:
+            try:
+                return self._each(lambda vector: self._push(losses, vector), vectors)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # no forward mode; a real failure comes again below
+                self._forward_mode = False
+        rows = self._gradients(given, measure or self._loss)
+        return torch.stack([vectors @ row for row in rows], dim=1)
+
+    def outer_products(self, batch: Any, vectors: Tensor, measure: Loss) -> Tensor:
+        """Return ``sum_i g_i <g_i, v>`` over the batch for each row v of ``vectors``."""
+        slopes = self.slopes(batch, vectors, measure)
+        weights, (batch, count) = self._moving(), self._company(batch)
+        values = measure(self._returned(weights, batch))[:count]
+        return self._each(lambda slope: self._pulled(values, weights, slope), slopes)
+
+    def measured(self, batch: Any, measure: Loss) -> Tensor:
+        """Return the measurement of each example, ``(example,)``."""
+        batch, count = self._company(batch)
+        return measure(self._returned(self._weights, batch))[:count].detach()
 
     def products(self, batch: Any, vectors: Tensor) -> Tensor:
         """Return ``sum_i J_i^T S_i J_i v`` over the batch for each row v of ``vectors``."""
         weights, (batch, count) = self._moving(), self._company(batch)
         outputs, *rest = self._returned(weights, batch)
-        leaves = list(weights.values())
 
         def slope(at: Tensor) -> Tensor:
             found: Tensor = grad(lambda o: self._loss((o, *rest))[:count].sum())(at)
@@ -90,13 +104,20 @@ class Linearised:
             found: Tensor = jvp(slope, (outputs.detach(),), (moved,))[1]
             return found
 
-        def pulled(cotangent: Tensor) -> Tensor:
-            found = torch.autograd.grad(
-                outputs, leaves, cotangent, retain_graph=True, allow_unused=True
-            )
-            return self._flat(found)
+        moved = self._each(curved, vectors)
+        return self._each(lambda cotangent: self._pulled(outputs, weights, cotangent), moved)
 
-        return self._each(pulled, self._each(curved, vectors))
+    def _gradients(self, batch: Any, measure: Loss) -> Iterator[Tensor]:
+        """Yield the gradient of each example's measurement, ``(parameter,)``."""
+        weights, (batch, count) = self._moving(), self._company(batch)
+        for value in measure(self._returned(weights, batch))[:count]:
+            yield self._pulled(value, weights, torch.ones_like(value))
+
+    def _pulled(self, of: Tensor, weights: dict[str, Tensor], cotangent: Tensor) -> Tensor:
+        """Return the derivative of ``of`` in the weights, times a cotangent; what was not used has zero."""
+        leaves = list(weights.values())
+        found = torch.autograd.grad(of, leaves, cotangent, retain_graph=True, allow_unused=True)
+        return self._flat(found)
 
     def _company(self, batch: Any) -> tuple[Any, int]:
         """Return the batch, or two copies of one example that forward squeezes, and how many count."""
@@ -104,7 +125,8 @@ class Linearised:
 
         def run(given: Any) -> Any:
             returned = self._returned(self._weights, given)
-            if returned[0].shape[:1] != (example_count(given),):
+            leading = returned if isinstance(returned, Tensor) else returned[0]
+            if leading.shape[:1] != (example_count(given),):
                 raise InputError("forward returns no example axis")
             self._loss(returned)
             return given

@@ -1,0 +1,139 @@
+"""The directions that training gradients are multiplied with: queries' gradients, solved by the curvature."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamfluence.errors import InputError, NonFiniteError
+from streamfluence.execution import Progress
+from streamfluence.layout import decision_stage
+from streamfluence.options import make
+from streamfluence.readouts.base import Arrays
+from streamfluence.run.session import PLANNING, Session
+from streamfluence.run.source import DIRECTIONS, SOURCE
+from streamfluence.run.states import load_state
+from streamfluence.run.unprojected import Unprojected, dampings
+from streamfluence.solvers.base import Operator, Solved
+
+_GROUP_ENTRIES = 1 << 26  # of the vectors solved at once; a solver holds a few times as many
+
+
+@dataclass
+class _Solves:
+    """How well the systems of one checkpoint were solved, the worst of all."""
+
+    residual: float = 0.0
+    steps: int = 0
+
+    def add(self, solved: Solved) -> None:
+        self.residual = max(self.residual, solved.residual)
+        self.steps = max(self.steps, solved.steps)
+
+
+def make_directions(
+    session: Session, spec: Mapping[str, Any], progress: Progress
+) -> tuple[Arrays, dict[str, Any]]:
+    """Return what the queries' scores are products with, and the facts of its making.
+
+    Returns:
+        Arrays ``directions.C`` of every checkpoint, shape ``(query, weight)``, and
+        ``directions.value``: the measurement of each query at the first. Facts, a list over
+        checkpoints each: ``residual``, ``steps`` and ``alone``, whether examples are run one at a time.
+
+    Raises:
+        NonFiniteError: If a query's gradient is not finite.
+        InputError: If a system is not solved within the solver's steps.
+    """
+    queries, arrays = spec["queries"], {}
+    facts: dict[str, Any] = {"residual": [], "steps": [], "alone": []}
+    for read in ("train", queries):
+        session.refresh(read)
+    progress.start("directions", len(session.run.checkpoints), "checkpoints")
+    for checkpoint in session.run.checkpoints:
+        net, solves = Unprojected(session, checkpoint), _Solves()
+        gradients, values = net.gradients(queries)
+        _refuse_non_finite(queries, checkpoint, gradients, values)
+        found = _solved(session, checkpoint, net, gradients, spec, solves)
+        arrays[f"{DIRECTIONS}.{checkpoint}"] = found.cpu().numpy()
+        arrays.setdefault(f"{DIRECTIONS}.value", values.detach().float().cpu().numpy())
+        facts["residual"].append(solves.residual)
+        facts["steps"].append(solves.steps)
+        facts["alone"].append(_one_by_one(session, net, found))
+        progress.advance(1)
+    progress.finish()
+    for read in ("train", queries):
+        session.refuse_touched(read)
+    return arrays, facts
+
+
+def _solved(
+    session: Session,
+    checkpoint: int,
+    net: Unprojected,
+    gradients: Tensor,
+    spec: Mapping[str, Any],
+    solves: _Solves,
+) -> Tensor:
+    """Return the gradients times the inverse of the damped curvature, by layer where the run's is."""
+    name = session.used_curvature.name
+    if name == "identity":
+        return gradients
+    decision = load_state(session.run, decision_stage(checkpoint), 0)[1]
+    given = spec["damping"]
+    values = {"all": given} if given is not None else dampings(decision)
+    damping = net.damping(values, session.scales(checkpoint))
+    solver = make("solvers", spec[SOURCE]["solver"], spec[SOURCE]["options"])
+    parts = [slice(0, net.width)] if session.run.method.joint else list(net.parts.values())
+    found = torch.zeros_like(gradients)
+    at_once = max(1, _GROUP_ENTRIES // net.width)
+    for part in parts:
+        for rows, solution in zip(
+            gradients[:, part].split(at_once), found[:, part].split(at_once), strict=True
+        ):
+            done = solver.solve(_inside(net, name, part), rows, damping[part])
+            _refuse_unsolved(done)
+            solves.add(done)
+            solution.copy_(done.solution)
+    return found
+
+
+def _inside(net: Unprojected, curvature: str, part: slice) -> Operator:
+    """Return the product with the part of a curvature that couples the weights of one part."""
+
+    def product(vectors: Tensor) -> Tensor:
+        whole = vectors.new_zeros(len(vectors), net.width)
+        whole[:, part] = vectors
+        return net.product(curvature, whole)[:, part]
+
+    return product
+
+
+def _one_by_one(session: Session, net: Unprojected, directions: Tensor) -> bool:
+    """Return whether examples have to be run one at a time, as a look at the first of them says."""
+    if session.run.method.model.one_by_one:
+        return True
+    count = min(PLANNING, session.run.train.count)
+    batch = session.batch(session.reader("train").read(0, count))
+    return net.differs(batch, directions, net.slopes(batch, directions), range(count))
+
+
+def _refuse_unsolved(done: Solved) -> None:
+    if not done.converged:
+        raise InputError(
+            f"the direction of a query was solved to a residual of {done.residual:.2g} only, in "
+            f"{done.steps:,} steps; raise steps or tolerance in score.solver_options (weights of float32 "
+            "may allow no less), take another score.solver, or raise the damping"
+        )
+
+
+def _refuse_non_finite(queries: str, checkpoint: int, gradients: Tensor, values: Tensor) -> None:
+    bad = ~(torch.isfinite(gradients).all(1) & torch.isfinite(values))
+    if bool(bad.any()):
+        rows = bad.nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"queries {rows[:8]} of {queries!r} gave NaN or infinite gradients at checkpoint {checkpoint}; "
+            "remove them from the query set"
+        )

@@ -1,0 +1,125 @@
+"""Scores of gradients that stream by: every training example is run again, and no row is stored."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamfluence.data._prefetch import prefetch
+from streamfluence.errors import CoverageError
+from streamfluence.layout import Span, cut
+from streamfluence.readouts.base import ScoreBlock
+from streamfluence.run.feature import checkpoint_factors
+from streamfluence.run.prepared import prepared_receipt
+from streamfluence.run.session import Session, open_session
+from streamfluence.run.source import DIRECTIONS
+from streamfluence.run.unprojected import Unprojected
+from streamfluence.scoring.sources.base import Source, Tile
+
+QUERY_BYTES = 256 << 20  # of directions held at once
+MOST_QUERIES = 64  # of the scores of a partition held at once: 64 MiB of the largest there is
+BLOCK_ROWS = 8192
+PROVED = 256  # one example in so many of a partition, and its first two, are run alone as well
+
+
+class Streamed(Source):
+    """Unprojected gradients of training examples times a direction a query, by forward mode.
+
+    A direction is the query's gradient times the inverse of the damped curvature, solved by a
+    member of `solvers` before any example is scored; of curvature.name = `identity` it is the
+    gradient itself. One forward pass an example and query, over all of the training set: for few
+    queries, and as a check of what projection and rows of few bytes cost. Where the model has no
+    forward-mode derivatives, gradients of each example are formed and forgotten, which is as exact.
+
+    Source:
+        Ko et al. (2024), arXiv:2402.08922 (mirrored influence, there by finite differences); Koh and
+        Liang (2017), arXiv:1703.04730.
+    """
+
+    gives = ("scores", "columns")
+
+    def tiles(self) -> list[Tile]:
+        count = self.run.example_set(self.spec["queries"]).count
+        with self.run.reader(prepared_receipt(self.run, self.label), f"{DIRECTIONS}.0") as reader:
+            width = reader.shape[1]
+        size = min(MOST_QUERIES, max(1, QUERY_BYTES // (4 * width)))
+        return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def blocks(
+        self,
+        partitions: Sequence[int],
+        needs: Collection[str],
+        tile: Tile,
+        block_rows: int | None = None,
+    ) -> Iterator[ScoreBlock]:
+        session = open_session(self.run.url, self.device)
+        session.refresh("train")
+        for partition in partitions:
+            span = self.run.train.spans[partition]
+            scores, losses = self._scored(session, span, tile, "columns" in needs)
+            session.refuse_touched("train")
+            for part in cut(span, block_rows or BLOCK_ROWS):
+                own = slice(part.start - span.start, part.stop - span.start)
+                yield _block(session, part, scores[own], losses[own])
+
+    def _scored(
+        self, session: Session, span: Span, tile: Tile, with_losses: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores ``(example, query)`` and the mean loss over checkpoints ``(example,)``."""
+        scores = np.zeros((len(span), tile[1] - tile[0]), np.float32)
+        losses = np.zeros(len(span), np.float32)
+        receipt = prepared_receipt(self.run, self.label)
+        factors = checkpoint_factors(self.run.method, self.run.train.count)
+        for checkpoint, factor in enumerate(factors):
+            net, alone = Unprojected(session, checkpoint), receipt.facts["alone"][checkpoint]
+            kept = self.run.read(receipt, f"{DIRECTIONS}.{checkpoint}", rows=slice(*tile))
+            directions = torch.from_numpy(kept).to(session.device) * factor
+            for part, batch in _batches(session, span):
+                own = slice(part.start - span.start, part.stop - span.start)
+                found = (net.slopes_alone if alone else net.slopes)(batch, directions)
+                if part.start == span.start and not alone:
+                    _prove(net, batch, directions, found, span)
+                scores[own] += found.T.cpu().numpy()
+                if with_losses:
+                    losses[own] += net.losses(batch).cpu().numpy() / np.float32(len(factors))
+        return scores, losses
+
+
+def _batches(session: Session, span: Span) -> Iterator[tuple[Span, Any]]:
+    """Yield the batches of a partition on the device, cut where those of any partition are."""
+    reader = session.reader("train")
+    parts = list(cut(span, session.run.method.batches.batch_size))
+    for part, host in zip(
+        parts, prefetch(reader.read(p.start, p.stop) for p in parts), strict=True
+    ):
+        yield part, session.batch(host)
+
+
+def _prove(net: Unprojected, batch: Any, directions: Tensor, found: Tensor, span: Span) -> None:
+    """Raise CoverageError unless products of some examples of a partition are what they are alone."""
+    random = np.random.default_rng([span.start, len(span)])
+    few = max(2, -(-len(span) // PROVED))
+    places = random.permutation(found.shape[1])[:few].tolist()
+    if net.differs(batch, directions, found, places):
+        raise CoverageError(
+            f"scores of the training examples {span.start:,} and on are others when an example is run "
+            "alone: the model mixes the examples of a batch; set model.one_by_one = true in the job, and "
+            "make a new run"
+        )
+
+
+def _block(session: Session, part: Span, scores: np.ndarray, losses: np.ndarray) -> ScoreBlock:
+    """Return a block; self-influence is not known, since no row is."""
+    valid = np.isfinite(scores).all(axis=1) & np.isfinite(losses)
+    scores = np.where(valid[:, None], scores, np.float32(0))
+    return ScoreBlock(
+        start=part.start,
+        scores=scores,
+        valid=valid,
+        self_influence=np.full(len(part), np.nan, np.float32),
+        loss=losses,
+        group=session.reader("train").groups(part.start, part.stop),
+        weights=tuple(checkpoint_factors(session.run.method, session.run.train.count)),
+    )
