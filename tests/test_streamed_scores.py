@@ -1,6 +1,10 @@
 """Scores without rows: whole gradients times directions, against plain autograd in float64."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from streamfluence.scoring.source import label_scores, open_source
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 
+DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 # Few and large: forward mode costs as much for one example as for all.
 JOB = SMALL.replace("batch_size = 16", "batch_size = 64").replace("= 32", "= 64")
 TIGHT = {"tolerance": 1e-5}
@@ -193,6 +198,32 @@ def test_another_damping_is_another_score_beside_it(folder):
     close(found, dense_scores(folder, 0.3, joint=True), 1e-2)
 
 
+@pytest.mark.parametrize("curvature", ["identity", "gauss_newton"])
+def test_a_planted_copy_of_each_of_50_queries_is_found_first(tmp_path, curvature):
+    """A linear net, and queries along an axis each, which nothing but its copy has much of."""
+    net = TASK.replace(
+        "nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))", "nn.Linear(60, 3)"
+    )
+    write_job(tmp_path, job=JOB)
+    (tmp_path / "task.py").write_text(net)
+    torch.manual_seed(0)
+    torch.save(torch.nn.Linear(60, 3).state_dict(), tmp_path / "model.pt")
+    random = np.random.default_rng(0)
+    x, y = 0.1 * random.normal(size=(100, 60)).astype(np.float32), random.integers(0, 3, 150)
+    queries = {"x": 5 * np.eye(60, dtype=np.float32)[:50], "y": y[:50].copy()}
+    places = np.sort(random.choice(150, 50, replace=False))
+    whole = np.empty((150, 60), np.float32)
+    whole[places], whole[np.setdiff1d(np.arange(150), places)] = queries["x"], x
+    y[places] = queries["y"]
+    np.savez(tmp_path / "test.npz", **queries)
+    for shard, part in enumerate((slice(0, 70), slice(70, 150))):
+        np.savez(tmp_path / f"train-{shard}.npz", x=whole[part], y=y[part])
+    changes = {"score.readouts": "auto", "curvature.name": curvature}
+    run(tmp_path / "job.toml", str(tmp_path / "run"), STREAMED | changes)
+    found = streamfluence.open(str(tmp_path / "run")).results("test")["top_k.positive_rows"]
+    assert found[:, 0].tolist() == places.tolist()
+
+
 # --- the law --------------------------------------------------------------------------------
 
 
@@ -340,6 +371,11 @@ def test_a_job_that_cannot_be_streamed_is_refused(tmp_path, changes, words):
     assert words in str(caught.value)
 
 
+def test_the_cost_of_streamed_scores_is_not_told_as_that_of_rows(folder):
+    found = refused("plan", folder / "job.toml", folder / "none", "--set", "score.source=streamed")
+    assert "plan knows the cost of rows only" in found
+
+
 def test_rows_are_still_scored_where_they_are(tmp_path):
     """A run that has rows may be streamed as well: the scores lie beside each other."""
     exact = {"rows.codec": "float32", "rows.bytes": 0, "projection.name": "identity"}
@@ -352,3 +388,31 @@ def test_rows_are_still_scored_where_they_are(tmp_path):
     found = OpenRun.open(str(tmp_path / "run"))
     rows = streamfluence.open(found.url).scores("test").compute()
     close(dense(found, "test-streamed"), rows, 1e-2)
+
+
+# --- the digits example ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_copies_of_50_images_are_nearest_to_their_queries_by_the_command_line(tmp_path):
+    """A longer gradient may score more than a copy does, so nearness is judged: scores over lengths."""
+    folder = Path(shutil.copytree(DIGITS, tmp_path / "digits"))
+    subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
+    queries = {name: array[:50] for name, array in np.load(folder / "data" / "test.npz").items()}
+    queries["label"] = (queries["label"] + 1 + np.arange(50) % 9) % 10
+    np.savez(folder / "data" / "test.npz", **queries)
+    np.savez(folder / "data" / "train-4.npz", **queries)
+    changes = (
+        "score.source=streamed",
+        "score.solver_options={tolerance=0.03}",
+        'score.readouts=["top_k","dense"]',
+        "sketch.examples=256",
+    )
+    ok("run", folder / "job.toml", folder / "run", *(a for c in changes for a in ("--set", c)))
+    copies = dense(OpenRun.open(str(folder / "run")))[1437:].astype(np.float64)
+    assert copies.shape == (50, 50)
+    np.testing.assert_allclose(copies, copies.T, atol=0.05 * np.abs(copies).max())
+    lengths = np.sqrt(np.diag(copies))
+    assert np.argmax(copies / lengths[:, None] / lengths, axis=0).tolist() == list(range(50))
+    first = json.loads(ok("top", folder / "run", "test/7", "--json"))
+    assert first["query"]["id"] == int(queries["id"][7]) and first["helps"][0]["id"] is not None

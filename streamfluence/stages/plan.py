@@ -20,6 +20,7 @@ from streamfluence.budget import Stored
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.data import open_reader
+from streamfluence.errors import InputError
 from streamfluence.job import Job
 from streamfluence.job_parser import load_job
 from streamfluence.layout import PARTS, RECEIPTS, Span, collect_stage, sketch_stage
@@ -28,6 +29,7 @@ from streamfluence.run.manifest import ExampleSet, Method
 from streamfluence.run.readouts import open_readouts, pin_readouts
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import Session, open_session
+from streamfluence.run.source import ROWS_SOURCE
 from streamfluence.scoring.spec import TASK_ROWS
 from streamfluence.short_forms import readout_options
 from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
@@ -51,10 +53,16 @@ def plan(
         they were computed from: ``examples``, ``checkpoints``, ``row_bytes``, ``workers``, ...
 
     Raises:
+        InputError: If the job stores no rows.
         BudgetError: If that exceeds the free disk space or ``compute.memory``.
         StreamfluenceError: Whatever the first batches of the job itself would raise.
     """
     job = load_job(Path(job_path), overrides)
+    if job.score.source != ROWS_SOURCE:
+        raise InputError(
+            f"score.source = {job.score.source!r} stores no rows, and plan knows the cost of rows only; plan "
+            "the job with score.source = 'rows', or run it: its first messages say how far it is"
+        )
     execution = execution_of(job)
     execution.check()
     started = time.monotonic()
