@@ -30,7 +30,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Everything that decides a number of this run."""
+        """The method: everything that decides a number of this run but its data."""
         return self._run.manifest
 
     def status(self) -> dict[str, Any]:

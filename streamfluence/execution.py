@@ -4,8 +4,12 @@ None of this decides a number, except the threads of one worker, which the manif
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial, update_wrapper
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +17,26 @@ import torch
 from streamfluence.errors import InputError, StreamfluenceError
 from streamfluence.executors.base import Executor, Task
 from streamfluence.registry import member, names
+
+_root: ContextVar[Path | None] = ContextVar("root", default=None)
+
+
+@contextmanager
+def mounted(root: str | Path | None) -> Iterator[None]:
+    """Have relative paths of runs resolve against this folder, here and in every task.
+
+    Not against the one that their place names; None leaves it at what is so already.
+    """
+    token = _root.set(Path(root).resolve() if root is not None else _root.get())
+    try:
+        yield
+    finally:
+        _root.reset(token)
+
+
+def mounted_root() -> Path | None:
+    """Return the folder that runs are seen from instead of that of their place, if there is one."""
+    return _root.get()
 
 
 class Progress(Protocol):
@@ -117,7 +141,8 @@ def run_all(
     What succeeded is committed by then, so a repeated command goes on from there.
     """
     tasks = list(tasks)
-    outcome = executor.run(function, tasks, done)
+    everywhere = update_wrapper(partial(_mounted, mounted_root(), function), function)
+    outcome = executor.run(everywhere, tasks, done)
     if outcome.failures:
         error = min(outcome.failures.items(), key=lambda item: tasks.index(item[0]))[1]
         rest = (
@@ -129,3 +154,9 @@ def run_all(
             raise type(error)(f"{error}{rest}") from error
         raise error
     return [outcome.results[task] for task in tasks]
+
+
+def _mounted(root: Path | None, function: Callable[..., Any], *task: Any) -> Any:
+    """Run one task, in whatever process, as if it were done where it was asked for."""
+    with mounted(root):
+        return function(*task)

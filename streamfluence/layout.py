@@ -1,16 +1,17 @@
 """Where everything of a run lies, and how examples are cut into batches and partitions.
 
-Pure arithmetic and names. Batches are cut at fixed global rows and a partition
-is a whole number of batches, so no product changes shape with the partitioning.
+Pure arithmetic and names. Batches and partitions are cut from the start of a generation and a
+partition is a whole number of batches, so no product changes shape with the partitioning.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-FORMAT_VERSION = 5
-MANIFEST = "manifest.json"
+FORMAT_VERSION = 6
+MANIFEST = "manifest.json"  # the method
+PLACE = "place.json"
 TURN = "verify.json"  # whose turn it is when only a share of the bytes is verified
-RECEIPTS, PARTS, QUERIES = "receipts", "parts", "queries"
+RECEIPTS, PARTS, DATA = "receipts", "parts", "data"
 SKETCH, COLLECT, SCORE, PREPARED = "sketch", "collect", "score", "prepared"
 SCORES, SETS, IDENTITIES = "scores", "sets", "identities"
 PUBLISHED, LISTING = (
@@ -33,17 +34,9 @@ class Span:
 
 
 def cut(span: Span, length: int) -> Iterator[Span]:
-    """Yield ``span`` cut at the multiples of ``length`` (global multiples, not relative to its start)."""
-    start = span.start
-    while start < span.stop:
-        stop = min(span.stop, (start // length + 1) * length)
-        yield Span(start, stop)
-        start = stop
-
-
-def partitions(count: int, partition_examples: int) -> list[Span]:
-    """Return the partitions of ``count`` examples, each ``partition_examples`` long but the last."""
-    return list(cut(Span(0, count), partition_examples))
+    """Yield the pieces of ``span``, each ``length`` long but the last."""
+    for start in range(span.start, span.stop, length):
+        yield Span(start, min(span.stop, start + length))
 
 
 def default_partition_examples(count: int, batch_size: int) -> int:
@@ -102,9 +95,9 @@ def score_path(label: str) -> str:
     return f"{SCORES}/{label}/{SPEC}"
 
 
-def queries_path(name: str) -> str:
-    """Return the path of the document that pins a query set."""
-    return f"{QUERIES}/{name}.json"
+def generation_path(example_set: str, generation: int) -> str:
+    """Return the path of the document that pins one generation of an example set."""
+    return f"{DATA}/{example_set}/{generation:06d}.json"
 
 
 def is_document(name: str) -> bool:

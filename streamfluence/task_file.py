@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from streamfluence.layout import TRAINING_LOSS
 from streamfluence.likelihoods.base import Likelihood
 from streamfluence.registry import member, names
 from streamfluence.task import Task
-from streamfluence.user_code import Files, load_file, load_module
+from streamfluence.user_code import Files, compare, load_file, load_module
 
 
 def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) -> Task:
@@ -64,6 +65,30 @@ def load_task(spec: str, root: Path, promised: Mapping[str, str] | None = None) 
     )
 
 
+def refuse_other_task(spec: str, root: Path, promised: Mapping[str, str]) -> None:
+    """Raise InputError unless the files of a task are as promised; runs none.
+
+    Files of modules that are installed are only found once they are loaded.
+    """
+    folder, path = code_folder(spec, root), (root / spec).resolve()
+    compare(promised, folder)
+    name = Path(os.path.relpath(path, folder.resolve())).as_posix()
+    if spec.endswith(".py") and name not in promised:
+        raise InputError(
+            f"task file {path} is none of those of the run, which are {', '.join(promised)} in {folder}"
+        )
+
+
+def code_folder(spec: str, root: Path) -> Path:
+    """Return the folder that the names of a task's files are relative to.
+
+    It is the job's, or for a file that lies elsewhere its own: so names are the same wherever the job is.
+    """
+    path = (root / spec).resolve()
+    beside = spec.endswith(".py") and not path.is_relative_to(root.resolve())
+    return path.parent if beside else root
+
+
 def _likelihood(spec: str, named: Any, namespace: Any) -> Likelihood:
     if isinstance(named, Likelihood):
         return named
@@ -84,7 +109,7 @@ def _load(spec: str, root: Path, promised: Mapping[str, str] | None) -> tuple[An
         if not path.is_file():
             raise InputError(f"task file {path} does not exist; check `task` in the job")
         name = f"streamfluence_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-        module, files = load_file(path, root, name, promised)
+        module, files = load_file(path, code_folder(spec, root), name, promised)
         return module, files
     module_name, _, attribute = spec.partition(":")
     try:

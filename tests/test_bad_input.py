@@ -458,7 +458,7 @@ def test_a_damaged_manifest_is_made_again_by_the_same_job(folder):
     assert committed_rows(folder) == before
 
 
-@pytest.mark.parametrize("name", ["queries/test.json", "scores/test/score.json"])
+@pytest.mark.parametrize("name", ["data/test/000000.json", "scores/test/score.json"])
 def test_a_damaged_document_is_named_and_made_again(folder, name):
     assert run_job(folder).exit_code == 0
     damage(folder / "run" / name)

@@ -25,7 +25,7 @@ from streamfluence.cli._show import lines
 from streamfluence.cli._units import duration
 
 COMMANDS = ["init", "plan", "run", "sketch", "collect", "score", "top", "status"]
-COMMANDS += ["verify", "repair", "finalise", "export"]
+COMMANDS += ["verify", "repair", "relocate", "finalise", "export"]
 
 
 @pytest.fixture

@@ -89,8 +89,9 @@ def test_workers_share_the_partitions_and_together_finish_the_run(folder, tmp_pa
     store = RunStore.create(
         str(tmp_path / "shared"), OpenRun.open(str(tmp_path / "whole")).manifest
     )
-    document = OpenRun.open(str(tmp_path / "whole")).read_document("queries/test.json")
-    store.create_document("queries/test.json", document)
+    whole = OpenRun.open(str(tmp_path / "whole"))
+    for document in ("data/train/000000.json", "data/test/000000.json", "place.json"):
+        store.create_document(document, whole.read_document(document))
     ok("sketch", tmp_path / "shared", "--executor", "serial")
     for worker in ("0/2", "1/2"):
         ok("collect", tmp_path / "shared", "--worker", worker, "--executor", "serial")

@@ -106,14 +106,14 @@ def test_an_identity_kept_for_another_table_or_time_is_not_taken(sketched):
     path = str(sketched / "run")
     store = OpenRun.open(path)
     reader, _ = _identity.pinned_reader(store, "train")
-    table = store.manifest["train"]["table"]
+    table = store.place.table("train", 0, store.train.generations[0].table)
     (kept,) = [
         name
         for name in (sketched / "run" / "identities").iterdir()
         if unseal(name.read_bytes(), "x")["table"] == table
     ]
     content = unseal(kept.read_bytes(), "x")
-    assert content["identity"] == store.manifest["train"]["identity"]
+    assert content["identity"] == store.train.generations[0].identity
     for key, other in (("table", {"path": "else"}), ("signature", []), ("identity", 5)):
         kept.unlink()
         kept.write_bytes(seal({**content, key: other}))

@@ -10,8 +10,12 @@ from small_job import TASK, write_job
 
 from streamfluence import budget
 from streamfluence.errors import BudgetError, InputError
+from streamfluence.execution import Execution
+from streamfluence.job_parser import load_job
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.resolve import open_run
 from streamfluence.stages import run as run_stage
+from streamfluence.stages.sketch import sketch
 from streamfluence.store import RunStore
 from streamfluence.store.vacate import vacate
 
@@ -95,18 +99,32 @@ def test_a_run_in_which_anything_was_made_does_not_give_way(tmp_path, made):
     path = tmp_path / "run" / made
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    assert not vacate(store.storage, {"a": 2})
+    assert not vacate(store.storage, {"a": 2}, {})
     with pytest.raises(InputError, match="another run"):
         RunStore.create(str(tmp_path / "run"), {"a": 2})
     shutil.rmtree(tmp_path / "run" / made.partition("/")[0])
-    assert not vacate(store.storage, {"a": 1})
-    assert vacate(store.storage, {"a": 2})
+    assert not vacate(store.storage, {"a": 1}, {})
+    assert vacate(store.storage, {"a": 2}, {})
     assert RunStore.create(str(tmp_path / "run"), {"a": 2}).manifest["a"] == 2
+
+
+def test_a_run_of_other_data_gives_way_only_while_nothing_was_made(folder):
+    job, path = load_job(folder / "job.toml"), str(folder / "run")
+    first = open_run(job, path)
+    seal = first.train.seal
+    shutil.copy(folder / "train-0.npz", folder / "train-1.npz")
+    second = open_run(job, path)
+    assert first.fingerprint == second.fingerprint and second.train.seal != seal
+    sketch(path, Execution(executor="serial", workers=1, device="cpu"))
+    (folder / "train-1.npz").unlink()
+    with pytest.raises(InputError, match=r"the training set of .* was made from other data"):
+        open_run(job, path)
+    assert OpenRun.open(path).train.seal == second.train.seal
 
 
 def test_what_is_no_run_of_a_job_does_not_give_way(tmp_path):
     store = RunStore.create(str(tmp_path / "truth"), {"holds": "retrainings"})
-    assert not vacate(store.storage, {"a": 2})
+    assert not vacate(store.storage, {"a": 2}, {})
 
 
 QUANTISED = """

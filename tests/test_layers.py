@@ -57,7 +57,7 @@ KNOWS_KEYS = ("run", "store", "evaluation.truth", "evaluation.pilot")
 FOLDERS = (
     "receipts",
     "parts",
-    "queries",
+    "data",
     "scores",
     "score",
     "sets",

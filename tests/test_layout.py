@@ -1,11 +1,11 @@
-"""Cutting rows: every row exactly once, in order, at global multiples, whatever the numbers."""
+"""Cutting rows: every row exactly once, in order, from the start of a generation, whatever the numbers."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamfluence import layout
-from streamfluence.layout import Span, cut, default_partition_examples, partitions
+from streamfluence.layout import Span, cut, default_partition_examples
 
 ROWS = st.integers(0, 500)
 LENGTHS = st.integers(1, 60)
@@ -24,10 +24,10 @@ def test_the_pieces_hold_every_row_once_and_in_order(span, length):
 
 
 @given(spans(), LENGTHS)
-def test_two_rows_share_a_piece_exactly_when_they_share_a_global_multiple(span, length):
+def test_a_piece_ends_at_every_multiple_of_the_length_from_the_start_of_the_span(span, length):
     pieces = [range(piece.start, piece.stop) for piece in cut(span, length)]
-    assert [{row // length for row in piece} for piece in pieces] == [
-        {multiple} for multiple in sorted({row // length for row in range(span.start, span.stop)})
+    assert [{(row - span.start) // length for row in piece} for piece in pieces] == [
+        {number} for number in range(-(-len(span) // length))
     ]
 
 
@@ -40,7 +40,7 @@ def test_partitions_of_whole_batches_never_change_where_batches_are_cut(span, ba
 
 @given(ROWS, LENGTHS)
 def test_every_partition_is_full_but_the_last(count, length):
-    sizes = [len(part) for part in partitions(count, length)]
+    sizes = [len(part) for part in cut(Span(0, count), length)]
     assert sum(sizes) == count
     assert all(size == length for size in sizes[:-1])
     assert not sizes or 0 < sizes[-1] <= length
@@ -59,7 +59,7 @@ def test_a_default_partition_is_whole_batches_within_its_bounds(count, batch_siz
 def test_a_default_partitioning_has_about_128_parts_unless_parts_reach_their_bounds(
     count, n_partitions
 ):
-    assert len(partitions(count, default_partition_examples(count, 1))) == n_partitions
+    assert len(list(cut(Span(0, count), default_partition_examples(count, 1)))) == n_partitions
 
 
 def test_names_of_a_run_are_these():

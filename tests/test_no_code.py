@@ -106,7 +106,7 @@ def test_no_reading_verb_runs_code_of_the_run(folder):
     called = fresh(
         folder,
         "print(run.top('code/1')['query']['preview'])\nrun.results('code')\nrun.rows('code').compute()\n"
-        "run.scores('code').compute()\nrun.status()\nprint(repr(run), run.manifest['task'])",
+        "run.scores('code').compute()\nrun.status()\nprint(repr(run), run.manifest['task_digest'])",
     )
     assert "row 1" in called and "Error" not in called
     assert not marked(folder)
@@ -233,7 +233,7 @@ def test_query_documents_that_name_code_run_nothing_when_planted(folder):
     """A sound document put in the place of another: what it names is a callable of the system."""
     from streamfluence.store.documents import seal, unseal
 
-    path = folder / "run" / "queries" / "test.json"
+    path = folder / "run" / "data/test/000000.json"
     document = unseal(path.read_bytes(), "x")
     document["table"] = {
         "reader": "python",
@@ -254,4 +254,4 @@ def test_query_documents_that_name_code_run_nothing_when_planted(folder):
             call()
         assert not marked(folder)
     assert np.isfinite(opened.scores("code").compute()).all()
-    assert OpenRun.open(str(folder / "run")).manifest["train"]["code"] == {}
+    assert OpenRun.open(str(folder / "run")).train.generations[0].code == {}

@@ -7,8 +7,9 @@ from small_job import JOB, write_job
 
 from streamfluence.errors import InputError
 from streamfluence.job_parser import load_job
+from streamfluence.run.checkpoints import checkpoint_facts
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.resolve import checkpoint_facts, expand, open_run
+from streamfluence.run.resolve import expand, open_run
 from streamfluence.run.session import open_session
 
 
@@ -56,7 +57,7 @@ def test_a_checkpoint_folder_that_lies_in_itself_is_refused(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "again").symlink_to(tmp_path / "checkpoint")
     with pytest.raises(InputError, match="links back"):
-        checkpoint_facts(tmp_path, "checkpoint")
+        checkpoint_facts(tmp_path / "checkpoint")
 
 
 def test_names_of_groups_are_pinned_with_the_data(tmp_path):
@@ -78,7 +79,7 @@ def test_a_vocabulary_is_pinned_with_the_tokens(tmp_path):
     (tmp_path / "words.json").write_text('["a", "b", "c", "d", "e"]')
     path = str(tmp_path / "run")
     open_run(load_job(write_job(tmp_path, job=job)), path)
-    assert OpenRun.open(path).train.identity["shown"]
+    assert OpenRun.open(path).train.generations[0].identity["shown"]
     (tmp_path / "words.json").write_text('["e", "d", "c", "b", "a"]')
     with pytest.raises(InputError, match="the data of 'train' changed since"):
         open_session(path, "cpu").reader("train")

@@ -130,7 +130,7 @@ def test_any_receipt_or_document_may_be_lost(finished, sound, tmp_path):
 def test_any_two_receipts_or_documents_of_a_kind_may_be_swapped(finished, sound, tmp_path):
     for number, (one, other) in enumerate(
         [
-            ("queries/test.json", "queries/other.json"),
+            ("data/test/000000.json", "data/other/000000.json"),
             ("scores/test/score.json", "scores/other/score.json"),
             ("receipts/score/test/00000000.json", "receipts/score/other/00000000.json"),
             ("receipts/scores/test/00000000.json", "receipts/scores/other/00000000.json"),
@@ -186,10 +186,10 @@ def test_repair_merges_a_result_again_that_was_lost(two_dampings):
 
 def test_a_query_set_that_lost_its_document_is_named(finished, tmp_path):
     path = copied(finished, tmp_path / "run")
-    (path / "queries" / "other.json").unlink()
+    (path / "data/other/000000.json").unlink()
     opened = streamfluence.open(str(path))
     with pytest.raises(
-        DamageError, match=r"rows of the query set 'other'.*queries/other.json is gone"
+        DamageError, match=r"rows of the query set 'other'.*data/other/000000.json is gone"
     ):
         opened.scores()
     with pytest.raises(DamageError, match="query set 'other'"):
@@ -364,7 +364,7 @@ def test_a_sketch_is_not_finished_from_parts_of_another(tmp_path):
     arrays[name] = np.nextafter(arrays[name], np.inf)
     for stage in (receipt.stage, "sketch/0/decision"):
         store.discard(stage, 0)
-    store.commit(receipt.stage, 0, arrays, attributes)
+    store.commit(receipt.stage, 0, arrays, attributes, dict(receipt.facts))
     with pytest.raises(DamageError, match=r"sketch/0/gram .* made with other states of the sketch"):
         sketch(path, SERIAL)
 

@@ -63,12 +63,12 @@ def test_a_value_that_json_has_no_word_for_is_refused(tmp_path):
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_an_unknown_format_is_refused_with_the_version_that_wrote_it(tmp_path, sealed):
-    content = {"streamfluence_version": "9.1", "format_version": 7, "anything": []}
+    content = {"streamfluence_version": "9.1", "format_version": 9, "anything": []}
     text = seal(content) if sealed else json.dumps(content).encode()
     (tmp_path / "manifest.json").write_bytes(text)
     with pytest.raises(
         InputError,
-        match=rf"has format 7, written by streamfluence 9\.1;.*reads format {FORMAT_VERSION}\b",
+        match=rf"has format 9, written by streamfluence 9\.1;.*reads format {FORMAT_VERSION}\b",
     ):
         RunStore.open(tmp_path)
 
@@ -78,7 +78,7 @@ def test_a_flipped_bit_in_the_format_number_is_damage_and_no_other_format(tmp_pa
     path = tmp_path / "manifest.json"
     text, now = path.read_text(), f'"format_version": {FORMAT_VERSION}'
     assert now in text
-    path.write_text(text.replace(now, '"format_version": 6'))
+    path.write_text(text.replace(now, '"format_version": 7'))
     with pytest.raises(DamageError, match="differs from its checksum"):
         RunStore.open(tmp_path)
 
@@ -135,10 +135,10 @@ def test_a_symbolic_link_out_of_the_run_is_refused(tmp_path):
     store = RunStore.create(tmp_path / "run", MANIFEST)
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret.json").write_text('{"password": 1}')
-    (tmp_path / "run" / "queries").symlink_to(tmp_path / "outside")
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "outside")
     for action in (store.read_document, lambda p: store.create_document(p, {"a": 1})):
-        with pytest.raises(DamageError, match=r"queries is a symbolic link to .*/outside, where"):
-            action("queries/secret.json")
+        with pytest.raises(DamageError, match=r"data is a symbolic link to .*/outside, where"):
+            action("data/secret.json")
 
 
 def test_a_run_behind_a_symbolic_link_works(tmp_path):

@@ -24,7 +24,7 @@ def store(tmp_path):
         store.commit(
             STAGE, partition, arrays, facts={"start": 64 * partition, "stop": 64 * partition + 64}
         )
-    store.create_document("queries/test.json", {"count": 1})
+    store.create_document("data/test/000000.json", {"count": 1})
     store.finalise("train", 1, 3)
     (tmp_path / "outside" / "deep").mkdir(parents=True)
     for name in ("precious", "deep/precious", "zarr.json", f"{'0' * 8}.json"):
@@ -51,8 +51,8 @@ def everything(store: RunStore):
         store.stages,
         lambda: store.receipts(STAGE),
         lambda: [store.read(r, "rows") for r in store.receipts(STAGE).values()],
-        lambda: store.read_document("queries/test.json"),
-        lambda: store.create_document("queries/test.json", {"count": 2}),
+        lambda: store.read_document("data/test/000000.json"),
+        lambda: store.create_document("data/test/000000.json", {"count": 2}),
         lambda: store.commit(STAGE, 7, {"rows": np.zeros((4, 8), np.uint8)}),
         lambda: store.finalise("train", 1, 3),
         lambda: store.discard(STAGE, 7),
@@ -78,7 +78,7 @@ PLACES = [
     "receipts-damaged",
     "sets/train.zarr.x.partial",
     "sets/other.zarr",
-    "queries/other.json",
+    "data/other/000000.json",
     "identities",
     ".manifest.json.h-1-a.partial",
     "scores",
@@ -112,7 +112,8 @@ FOLDERS = [
     f"receipts/{STAGE}",
     "sets",
     "sets/train.zarr",
-    "queries",
+    "data",
+    "data/test",
 ]
 
 
@@ -215,7 +216,7 @@ KINDS = {
     [
         "manifest.json",
         f"receipts/{STAGE}/00000001.json",
-        "queries/test.json",
+        "data/test/000000.json",
         "object",
         "verify.json",
     ],

@@ -125,7 +125,7 @@ def test_a_result_that_was_not_merged_yet_is_incomplete(path):
         verify(str(path))
 
 
-@pytest.mark.parametrize("name", ["queries/test.json", "scores/test/score.json"])
+@pytest.mark.parametrize("name", ["data/test/000000.json", "scores/test/score.json"])
 @pytest.mark.parametrize("how", [Path.unlink, flip])
 def test_a_lost_or_damaged_document_is_found_and_hinders_no_other_repair(path, name, how):
     before = contents(path)
@@ -356,14 +356,14 @@ def test_documents_stay_json_that_anybody_reads(path):
     "name", [".test.json.host-1-a.partial", ".DS_Store", ".nfs0000001", "notes.txt", "test.json~"]
 )
 def test_a_file_among_the_query_sets_that_is_no_document_disturbs_nobody(path, name):
-    (path / "queries" / name).write_text("{")
+    (path / "data" / "test" / name).write_text("{")
     assert OpenRun.open(str(path)).query_sets() == ["test"]
     verify(str(path))
     repair(str(path))
     assert top(str(path), "test/0")["query"]["row"] == 0
 
 
-@pytest.mark.parametrize("where", ["scores/other/score.json", "queries/test.json"])
+@pytest.mark.parametrize("where", ["scores/other/score.json", "data/test/000000.json"])
 def test_a_document_that_lacks_its_keys_is_named_and_all_else_repaired(path, where):
     before = contents(path)
     (path / where).parent.mkdir(exist_ok=True)
@@ -396,10 +396,12 @@ def test_a_set_whose_data_is_gone_does_not_keep_others_from_repair(made, path):
 
 def test_a_query_set_of_another_length_is_blamed_and_not_its_rows(path):
     before = contents(path)
-    document = path / "queries/test.json"
+    document = path / "data/test/000000.json"
     sound = document.read_bytes()
     document.write_bytes(seal({**unseal(sound, ""), "count": 6}))
-    with pytest.raises(DamageError, match=r"queries/test.json.*put back the one that was there"):
+    with pytest.raises(
+        DamageError, match=r"data/test/000000.json.*put back the one that was there"
+    ):
         repair(str(path))
     assert OpenRun.open(str(path)).receipt_there("collect/test/0", 0)
     document.write_bytes(sound)

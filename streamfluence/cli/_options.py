@@ -7,6 +7,8 @@ it has in the job file, and the value.
 import functools
 import tomllib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,13 @@ partition = click.option(
     "--partition", type=click.IntRange(min=0), metavar="K", help="Do only this partition."
 )
 
+root_option = click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Resolve relative paths against DIR, for this command only.",
+)
+
 # Option -> key in the job, type, word in --help, text; the order is that of --help.
 COMPUTE = {
     "memory": ("compute.memory", str, "SIZE", "Memory one worker may use, such as 4GiB."),
@@ -95,9 +104,11 @@ def overrides(command: Command) -> Command:
 
     @functools.wraps(command)
     def collect(assignments: tuple[tuple[str, Any], ...], **values: Any) -> Any:
+        root = values.pop("root")
         given = {key: values.pop(name) for name, (key, *_) in (COMPUTE | DECISIVE).items()}
         laid_over = {key: value for key, value in given.items() if value is not None}
-        return command(overrides=laid_over | dict(assignments), **values)
+        with _seen_from(root):
+            return command(overrides=laid_over | dict(assignments), **values)
 
     assignments = click.option(
         "--set",
@@ -106,7 +117,7 @@ def overrides(command: Command) -> Command:
         multiple=True,
         help="Set any key of the job, such as sketch.examples=8192. May be repeated.",
     )
-    return together(*_declared(COMPUTE | DECISIVE), assignments)(collect)
+    return together(*_declared(COMPUTE | DECISIVE), assignments, root_option)(collect)
 
 
 def readout_options(command: Command) -> Command:
@@ -136,10 +147,17 @@ def compute(command: Command) -> Command:
 
     @functools.wraps(command)
     def collect(**values: Any) -> Any:
+        root = values.pop("root")
         given = {name: values.pop(name) for name in COMPUTE}
-        return command(how={k: v for k, v in given.items() if v is not None}, **values)
+        with _seen_from(root):
+            return command(how={k: v for k, v in given.items() if v is not None}, **values)
 
-    return together(*_declared(COMPUTE))(collect)
+    return together(*_declared(COMPUTE), root_option)(collect)
+
+
+def _seen_from(root: Path | None) -> AbstractContextManager[None]:
+    """Have relative paths resolve against a folder while a command runs; torch comes with it."""
+    return nullcontext() if root is None else import_module("streamfluence.execution").mounted(root)
 
 
 def _declared(options: dict[str, tuple[Any, ...]]) -> list[Decorator]:

@@ -13,6 +13,7 @@ from streamfluence.cli._clean import put
 from streamfluence.cli._program import Program
 from streamfluence.cli._show import show, warn
 from streamfluence.cli.evaluate import evaluate
+from streamfluence.cli.relocate import relocate
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -237,6 +238,9 @@ def verify(
 def repair(run_path: str, how: dict[str, Any], as_json: bool) -> None:
     """Compute again exactly what is damaged in RUN."""
     show(call_watched("repair", run_path, execution=execution(how)), as_json)
+
+
+main.add_command(relocate)
 
 
 @main.command()

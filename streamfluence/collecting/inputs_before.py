@@ -38,16 +38,17 @@ def _before(run: OpenRun, example_set: str, checkpoint: int, partition: int) -> 
         aside = f"{ASIDE}/{stage}"
         names = run.storage.children(aside)[1]
         places += [(stage, f"{aside}/{n}") for n in names if n.startswith(f"{partition:08d}.")]
-    digests = {path: _digest(run, path, stage, partition) for stage, path in places}
+    seal = run.example_set(example_set).partition_seals[partition]
+    digests = {path: _digest(run, path, stage, partition, seal) for stage, path in places}
     return {path: digest for path, digest in digests.items() if digest is not None}
 
 
-def _digest(run: OpenRun, path: str, stage: str, partition: int) -> int | None:
-    """Return the digest in a receipt; None if it is damaged, gone or of another run."""
+def _digest(run: OpenRun, path: str, stage: str, partition: int, seal: str) -> int | None:
+    """Return the digest in a receipt; None if it is damaged, gone, or of another run or set."""
     try:
         data = run.storage.read(path, DOCUMENT_BYTES)
         receipt = parse_receipt(data, stage, partition, run.fingerprint, run.url)
     except (DamageError, FileNotFoundError):
         return None
     digest = receipt.facts.get("input_crc32c")
-    return digest if isinstance(digest, int) else None
+    return digest if isinstance(digest, int) and receipt.facts.get("set") == seal else None

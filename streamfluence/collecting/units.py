@@ -49,19 +49,18 @@ def collect(
     decision = decision_of(session, checkpoint)
     facts = session.run.example_set(example_set)
     stage = collect_stage(example_set, checkpoint)
-    size = facts.partition_examples
     session.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
-            span = Span(partition * size, min((partition + 1) * size, facts.count))
+            span = facts.spans[partition]
             arrays, notes = partition_arrays(session, decision, example_set, checkpoint, span)
             session.refuse_touched(example_set)
             refuse_other_input(
                 session.run, example_set, checkpoint, partition, notes["input_crc32c"]
             )
-            notes |= row_bases(session.run, example_set, checkpoint)
+            notes |= row_bases(session.run, example_set, checkpoint)[partition]
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
             pending = committer.submit(commit, session, stage, partition, span, arrays, notes)

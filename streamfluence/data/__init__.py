@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamfluence.errors import InputError
 from streamfluence.options import make
-from streamfluence.registry import names
+from streamfluence.registry import member, names
 
 if TYPE_CHECKING:
     from streamfluence.data._batches import (
@@ -47,6 +47,12 @@ def __getattr__(name: str) -> Any:
 
 
 _NOT_ITS_OWN = ("reader", "measurement")  # entries of a table that are not options of its reader
+
+
+def places_of(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of a reader's table that only say where files lie."""
+    found: tuple[str, ...] = member("data", table["reader"]).places
+    return found
 
 
 def open_reader(table: Mapping[str, Any], root: Path) -> "Reader":

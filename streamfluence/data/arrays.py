@@ -57,6 +57,8 @@ class Arrays(Reader):
             unlike the others.
     """
 
+    places = ("path", "group_names", "text")
+
     def __init__(
         self,
         root: Path,

@@ -5,7 +5,7 @@ Laws: reads compose (``read(0, 5)`` then ``read(5, 9)`` equals ``read(0, 9)``);
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,16 @@ class Reader:
 
     Args of ``__init__``: ``root`` (the job's folder, against which relative paths
     resolve) and the reader's own options by keyword.
+
+    Attributes:
+        places: Options that only say where files lie: other values of them are the same data where
+            ``identity`` is the same.
+        own_groups: Whether groups are numbered by what this reader was given alone, so that the same
+            number means another group in more of the data.
     """
+
+    places: ClassVar[tuple[str, ...]] = ()
+    own_groups: ClassVar[bool] = False
 
     def count(self) -> int:
         """Return the number of examples."""

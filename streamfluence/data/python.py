@@ -60,6 +60,8 @@ class Python(Reader):
         InputError: If the dataset cannot be made, is not map-style, or an item fails.
     """
 
+    own_groups = True
+
     def __init__(
         self,
         root: Path,

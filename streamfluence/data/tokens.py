@@ -52,6 +52,9 @@ class Tokens(Reader):
             not a flat array of whole numbers.
     """
 
+    places = ("path", "text", "documents")
+    own_groups = True
+
     def __init__(
         self,
         root: Path,

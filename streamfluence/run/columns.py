@@ -58,7 +58,7 @@ def set_values(run: OpenRun, example_set: str, name: str, rows: np.ndarray) -> n
     Args:
         rows: Sorted; no partition is read twice.
     """
-    owners = rows // run.example_set(example_set).partition_examples
+    owners = run.example_set(example_set).owners(rows)
     chosen = np.unique(owners).tolist()
     receipts = row_receipts(run, example_set, 0, chosen)
     if any(name not in array_names(receipt) for receipt in receipts):

@@ -92,8 +92,6 @@ def decisive(job: Job) -> dict[str, Any]:
     """Return the part of a job that decides numbers, as JSON-able tables."""
     compute = asdict(job.compute)
     return {
-        "task": job.task,
-        "root": str(job.root),
         "model": _plain(asdict(job.model)),
         "sketch": asdict(job.sketch),
         "feature": _plain(asdict(job.feature)),

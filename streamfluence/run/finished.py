@@ -1,7 +1,8 @@
 """Finished scores, with everything that they rest on checked before a number of them is used.
 
-The document of a score carries the digest of its query set's; every task carries those of
-the document, the sketches and all rows that it read; the result carries that of its tasks.
+The document of a score carries the seals of its query set and of the training set; every task
+carries digests of the document, the sketches and all rows that it read; the result carries that of
+its tasks.
 What was lost, replaced or taken from elsewhere breaks the chain at one place, which is named.
 """
 
@@ -99,15 +100,16 @@ def read_spec(run: OpenRun, label: str) -> dict[str, Any]:
         )
     if not whole or differing(promised, spec_bases(run, name)):
         raise DamageError(
-            f"{where} is of another query set or run than {name!r} here; put back what was there, or "
-            f"score under another --name"
+            f"{where} is of another query set {name!r}, training set or run than there are here; put back "
+            f"what was there, or score under another --name"
         )
     return spec
 
 
 def spec_bases(run: OpenRun, example_set: str) -> dict[str, str]:
     """Return the digests that the document of a score carries."""
-    return {"run": run.fingerprint, "queries": set_digest(run, example_set)}
+    sets = {"train": set_digest(run, "train"), "queries": set_digest(run, example_set)}
+    return {"run": run.fingerprint, **sets}
 
 
 def task_receipts(run: OpenRun, label: str, spec: Mapping[str, Any]) -> list[Receipt]:

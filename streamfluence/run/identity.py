@@ -13,32 +13,41 @@ from contextlib import suppress
 from typing import Any
 
 from streamfluence.data import open_reader
+from streamfluence.data._together import together
 from streamfluence.data.base import Reader
 from streamfluence.errors import DamageError, InputError, StorageError
 from streamfluence.layout import identity_path
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.place import Place
 from streamfluence.store.documents import seal, unseal
 from streamfluence.store.storage import DOCUMENT_BYTES
 
 
-def pinned_reader(run: OpenRun, example_set: str) -> tuple[Reader, Any]:
+def pinned_reader(run: OpenRun, example_set: str, place: Place | None = None) -> tuple[Reader, Any]:
     """Return the reader of a set whose data is what the run pinned, and its signature.
 
     Code that the set names is compared with its digests before it runs.
 
+    Args:
+        place: Where its data lies; as the run says by default.
+
     Raises:
         InputError: If the code or the data changed.
     """
-    pinned = run.example_set(example_set)
-    reader = open_reader(dict(pinned.table), run.place.root)
-    reader.expect_code(pinned.code)
-    found, signature = signed_identity(run.storage, reader, pinned.table)
-    if found != pinned.identity:
-        raise InputError(
-            f"the data of {example_set!r} changed since {run.url} was made: "
-            f"{_difference(pinned.identity, found)}; restore it, or use a new run folder"
-        )
-    return reader, signature
+    place, readers, signatures = place or run.place, [], []
+    for number, pinned in enumerate(run.example_set(example_set).generations):
+        table = place.table(example_set, number, pinned.table)
+        reader = open_reader(table, place.root)
+        reader.expect_code(pinned.code)
+        found, signature = signed_identity(run.storage, reader, table)
+        if found != pinned.identity:
+            raise InputError(
+                f"the data of {example_set!r} changed since {run.url} was made: "
+                f"{_difference(pinned.identity, found)}; restore it, or use a new run folder"
+            )
+        readers.append(reader)
+        signatures.append(signature)
+    return together(readers), signatures if len(readers) > 1 else signatures[0]
 
 
 def identity(

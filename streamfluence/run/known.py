@@ -1,7 +1,7 @@
 """What a survey of a run knows and what it found, as far as documents and receipts are sound."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 from streamfluence.errors import StreamfluenceError
 from streamfluence.layout import (
     collect_stage,
+    generation_path,
+    holds_rows,
+    is_of_sketch,
     receipt_path,
     score_path,
 )
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rests_on import set_digest
 from streamfluence.run.sets import score_names
 from streamfluence.store import Problem, Receipt
 
@@ -50,22 +52,36 @@ class Known:
     def __init__(self, run: OpenRun) -> None:
         self.run = run
         self.checkpoints = run.checkpoints
-        self.sets: dict[str, int] = {}
+        self.sets: dict[str, int] = {}  # partitions of each
         self.specs: dict[str, Mapping[str, Any]] = {}
-        for name in ["train", *run.query_sets()]:
+        for name in run.example_sets():
             with suppress(StreamfluenceError):
-                self.sets[name] = len(run.example_set(name).spans)
+                self.sets[name] = run.example_set(name).partitions
         for label in score_names(run):
             with suppress(StreamfluenceError):
                 self.specs[label] = run.read_document(score_path(label))
         self.stages = run.stages()
-        self.doubtful = {name for name in self.sets if name != "train" and self._doubtful(name)}
+        doubts = {name: self._doubt(name) for name in self.sets}
+        self.doubtful = {name: doubt for name, doubt in doubts.items() if doubt is not None}
 
-    def _doubtful(self, name: str) -> bool:
-        """Return whether most rows of a query set were made from another document than is there."""
+    def _made_of(self, name: str) -> list[Receipt]:
+        """Return the receipts of what was made of a set: its rows, and of the training set the sketch."""
         stages = [collect_stage(name, checkpoint) for checkpoint in self.checkpoints]
-        receipts = [receipt for stage in stages for receipt in sound_receipts(self.run, stage)]
-        return outvoted(receipts, "set", set_digest(self.run, name)) > 0
+        if name == "train":
+            stages += filter(is_of_sketch, self.stages)
+        return [receipt for stage in stages for receipt in sound_receipts(self.run, stage)]
+
+    def _doubt(self, name: str) -> tuple[str, str] | None:
+        """Return the path of a generation that is lost or replaced, and what is wrong with it, if one is."""
+        seals, made = self.run.example_set(name).seals, self._made_of(name)
+        beyond = [r for r in made if holds_rows(r.stage) and r.partition >= self.sets[name]]
+        if any(receipt.facts.get("set") not in seals for receipt in beyond):
+            lost = generation_path(name, len(seals))
+            return lost, "is missing, but rows of it are there; put back what was there"
+        if outvoted(made, "set", seals):
+            what = "is not what its rows were made from; put back the one that was there"
+            return generation_path(name, 0), what
+        return None
 
     def there(self, stage: str) -> set[int]:
         """Return the partitions of a stage that have a receipt."""
@@ -77,11 +93,11 @@ class Known:
         return {s[len(start) :].split("/")[0] for s in self.stages if s.startswith(start)}
 
 
-def outvoted(receipts: list[Receipt], base: str, digest: str) -> int:
-    """Return how many receipts agree on another digest, if they are more than those of this one; else 0."""
+def outvoted(receipts: list[Receipt], base: str, digests: Collection[str]) -> int:
+    """Return how many receipts agree on another digest, if they are more than those of these; else 0."""
     said = Counter(str(receipt.facts.get(base)) for receipt in receipts)
-    most = max((count for name, count in said.items() if name != digest), default=0)
-    return most if most > said[digest] else 0
+    most = max((count for name, count in said.items() if name not in digests), default=0)
+    return most if most > sum(said[digest] for digest in digests) else 0
 
 
 def sound_receipts(run: OpenRun, stage: str) -> Iterator[Receipt]:

@@ -1,17 +1,14 @@
-"""What the documents of a run say, as typed, frozen values: its method, its place, its example sets.
+"""The method of a run, as a typed, frozen value: it decides every number, apart from the data.
 
-The method decides every number; the place says where things lie. Types and ranges of the
-documents were checked when they were read (``store.shapes``), so nothing is checked again here.
+Types and ranges were checked when the manifest was read (``store.shapes``), so nothing is checked
+again here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 from streamfluence.job import Curvature, Feature, Model, Projection, Rows, Sketch
-from streamfluence.layout import TRAINING_LOSS, Span, partitions
 
 T = TypeVar("T")
 
@@ -21,11 +18,11 @@ class Checkpoint:
     """A checkpoint as it was when the run was made.
 
     Attributes:
-        path: Relative to the run's root.
+        name: Of its file or folder, without where that lies.
         sha256: Of its files.
     """
 
-    path: str
+    name: str
     sha256: str
 
 
@@ -84,51 +81,13 @@ class Method:
         """Whether the curvature is one matrix over all layers."""
         return self.curvature.blocks == "joint"
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where things of a run lie; decides no number.
-
-    Attributes:
-        root: Folder against which relative paths resolve.
-        task: File, or ``package.module:name``.
-    """
-
-    root: Path
-    task: str
-
-
-@dataclass(frozen=True)
-class ExampleSet:
-    """The training set or a query set, as pinned.
-
-    Attributes:
-        name: ``train``, or that of the query set.
-        table: Of its reader.
-        measurement: What is measured of its examples.
-        identity: Digests of its data.
-        code: Digests of code that its reader names.
-        content: All that pins it, as JSON.
-    """
-
-    name: str
-    table: Mapping[str, Any]
-    count: int
-    partition_examples: int
-    measurement: str
-    identity: Any
-    code: Any
-    content: Mapping[str, Any]
-
-    @cached_property
-    def spans(self) -> list[Span]:
-        """The examples of every partition, in order."""
-        return partitions(self.count, self.partition_examples)
-
     @property
-    def partitions(self) -> int:
-        """Into how many partitions the set is cut."""
-        return -(-self.count // self.partition_examples)
+    def checkpoint_names(self) -> list[str]:
+        """What checkpoints are called in a sentence; with their number where names are the same."""
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        if len(set(names)) == len(names):
+            return names
+        return [f"{name} (checkpoint {number})" for number, name in enumerate(names)]
 
 
 def method_of(manifest: Mapping[str, Any]) -> Method:
@@ -148,19 +107,6 @@ def method_of(manifest: Mapping[str, Any]) -> Method:
         _typed(Rows, manifest["rows"]),
         _typed(Batches, manifest["compute"]),
     )
-
-
-def place_of(manifest: Mapping[str, Any]) -> Place:
-    """Return where a manifest says that things lie."""
-    return Place(Path(manifest["root"]), manifest["task"])
-
-
-def example_set_of(name: str, content: Mapping[str, Any]) -> ExampleSet:
-    """Return an example set of what pins it."""
-    if name == "train":
-        content = {**content, "measurement": TRAINING_LOSS}
-    keys = [f.name for f in fields(ExampleSet) if f.name not in ("name", "content")]
-    return ExampleSet(name, **{key: content[key] for key in keys}, content=content)
 
 
 def _typed(kind: type[T], table: Mapping[str, Any]) -> T:

@@ -42,6 +42,7 @@ def record(run: OpenRun, label: str, scores: Finished | None = None) -> dict[str
         "meaning": spec["meaning"],
         "unit": spec["unit"],
         "run": run.fingerprint,
+        "training_set": run.train.seal,
         "feature": run.method.feature.name,
         "feature_options": dict(run.method.feature.options),
         "scale": spec["scale"],
@@ -102,7 +103,7 @@ def sketch_warnings(run: OpenRun, with_rows: bool = True) -> list[str]:
     checkpoints = run.checkpoints
     decisions = [decision_facts(run, checkpoint) for checkpoint in checkpoints]
     coverages = [coverage_facts(run, checkpoint) for checkpoint in checkpoints]
-    names = [checkpoint.path for checkpoint in run.method.checkpoints]
+    names = run.method.checkpoint_names
     facts = [coverage.get("plausibility") or {} for coverage in coverages]
     if not feature_of(run.method).gradients:
         # Neither a damping nor the losses say anything of a similarity, but wrong inputs spoil it, too.

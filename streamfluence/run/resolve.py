@@ -1,27 +1,29 @@
-"""Turn a job into the manifest of a run: look everything up once, and pin it by digest."""
+"""Turn a job into a run's method, ledgers and place: look everything up once, and pin it by digest."""
 
 import glob
-import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from streamfluence.codecs._compressors import zarr_compressors
-from streamfluence.data import open_reader
-from streamfluence.data._files import file_signatures, natural_key
-from streamfluence.errors import InputError, StreamfluenceError
+from streamfluence.data import open_reader, places_of
+from streamfluence.data._files import natural_key
+from streamfluence.data.base import Reader
+from streamfluence.errors import DamageError, InputError, StreamfluenceError
+from streamfluence.execution import mounted_root
 from streamfluence.job import Job
-from streamfluence.layout import FORMAT_VERSION, MANIFEST, default_partition_examples, queries_path
+from streamfluence.layout import MANIFEST, TRAINING_LOSS, default_partition_examples
 from streamfluence.options import checked
 from streamfluence.registry import member
+from streamfluence.run.checkpoints import checkpoint_facts
 from streamfluence.run.curvatures import used_curvature
 from streamfluence.run.defaults import codec_of, curvature_of, decisive, projection_of, rows_of
 from streamfluence.run.feature import refuse_uncentrable, refuse_what_needs_gradients
 from streamfluence.run.identity import identity
 from streamfluence.run.identity import plain as _plain
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.place import Place
 from streamfluence.run.readouts import pin_readouts
 from streamfluence.run.rehearsal import rehearse
 from streamfluence.short_forms import codec_options, readout_options
@@ -30,10 +32,8 @@ from streamfluence.store.run_documents import read_manifest
 from streamfluence.store.storage import Storage
 from streamfluence.store.vacate import vacate
 from streamfluence.task import Task, digest_of
-from streamfluence.task_file import load_task
+from streamfluence.task_file import code_folder, load_task
 from streamfluence.user_code import still
-
-_QUERY_KEYS = ("measurement",)
 
 
 def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = None) -> OpenRun:
@@ -54,9 +54,7 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     for table in job.queries.values():
         task.check_measurement(table.get("measurement", "loss"))
     reader = open_reader(dict(job.train), job.root)
-    count = reader.count()
-    if count == 0:
-        raise InputError(f"the training set {dict(job.train)} holds no examples")
+    count = _count(reader, job.train)
     pin_readouts(readout_options(job.score, job.readouts), job.root, count)
     paths = expand(job)
     refuse_uncentrable(job, len(paths))
@@ -69,51 +67,66 @@ def open_run(job: Job, run_path: str, digest: bool = True, device: str | None = 
     if device is not None and not storage.exists(MANIFEST):
         rehearse(job, task, paths[0], reader, device)
     files = _task_files(task, job, storage)
-    manifest = {
-        "format_version": FORMAT_VERSION,
+    method = {
         **decisive(job),
         "task_digest": digest_of(files),
         "task_files": files,
-        "checkpoints": [checkpoint_facts(job.root, path) for path in paths],
+        "checkpoints": [checkpoint_facts(job.root / path) for path in paths],
         "checkpoint_weights": list(weights),
-        "train": {
-            "table": _plain(job.train),
-            "count": count,
-            "partition_examples": _partition_examples(job, count),
-            "identity": identity(storage, reader, job.train, digest),
-            "code": reader.code(),
-        },
     }
-    vacate(storage, manifest)
-    run = OpenRun.create(run_path, manifest)
+    train = _generation(job, storage, reader, job.train, digest)
+    vacate(storage, method, train)
+    run = OpenRun.create(run_path, method)
+    run.begin("train", train)
     for name, table in job.queries.items():
-        add_query_set(run, job, name, table)
+        run.begin(name, _generation(job, storage, open_reader(dict(table), job.root), table))
+    _move(run, job, paths)
     return run
 
 
-def add_query_set(run: OpenRun, job: Job, name: str, table: Mapping[str, Any]) -> None:
-    """Pin one query set under the run; the same set again is no change, another is refused."""
-    data = {key: value for key, value in table.items() if key not in _QUERY_KEYS}
-    reader = open_reader(dict(data), job.root)
-    count = reader.count()
-    if count == 0:
-        raise InputError(f"the query set {name!r} holds no examples")
-    document = {
-        "table": _plain(data),
-        "measurement": table.get("measurement", "loss"),
+def _generation(
+    job: Job, storage: Storage, reader: Reader, table: Mapping[str, Any], digest: bool = True
+) -> dict[str, Any]:
+    """Return what pins the data of a table of a job, wherever it lies."""
+    count = _count(reader, table)
+    data = {key: value for key, value in table.items() if key != "measurement"}
+    asked = table.get("measurement", "loss")
+    places = places_of(table)
+    return {
+        "measurement": TRAINING_LOSS if table is job.train else asked,
+        "table": _plain({key: value for key, value in data.items() if key not in places}),
         "count": count,
         "partition_examples": _partition_examples(job, count),
-        "identity": identity(run.storage, reader, data),
+        "identity": identity(storage, reader, data, digest),
         "code": reader.code(),
     }
-    path = queries_path(name)
-    if not run.has(path):
-        run.create_document(path, document)
-    elif run.read_document(path) != _plain(document):
-        raise InputError(
-            f"query set {name!r} of {run.url} was made from other data or another measurement; give "
-            f"the new set another name, or use a new run folder"
-        )
+
+
+def _count(reader: Reader, table: Mapping[str, Any]) -> int:
+    """Return the number of examples, which are some."""
+    count = reader.count()
+    if count == 0:
+        raise InputError(f"the data set {dict(table)} holds no examples")
+    return count
+
+
+def _move(run: OpenRun, job: Job, paths: list[str]) -> None:
+    """Have the run lie where the job says, where the same was found as it was made of.
+
+    With a root given for one command nothing is said for the next ones, but where nothing was said yet.
+    """
+    known = None
+    with suppress(InputError, DamageError):  # then it is said now
+        known = run.place
+    if known is not None and mounted_root() is not None:
+        return
+    data = dict(known.data) if known else {}
+    for name, table in {"train": job.train, **job.queries}.items():
+        found = {key: _plain(table[key]) for key in places_of(table) if key in table}
+        data[name] = [found, *data.get(name, [])[1:]]
+    place = Place(Path(job.root), job.task, tuple(paths), data)
+    if place != known:
+        run.move_to(place)
 
 
 def _task_files(task: Task, job: Job, storage: Storage) -> dict[str, str]:
@@ -123,7 +136,7 @@ def _task_files(task: Task, job: Job, storage: Storage) -> dict[str, str]:
         stored = read_manifest(storage)[0]["task_files"]
     if any(stored.get(name) != digest for name, digest in task.files.items()):
         return dict(task.files)
-    return {**still(stored, job.root), **task.files}
+    return {**still(stored, code_folder(job.task, job.root)), **task.files}
 
 
 def expand(job: Job) -> list[str]:
@@ -138,40 +151,6 @@ def expand(job: Job) -> list[str]:
             raise InputError(f"checkpoints: nothing matches {pattern!r} under {job.root}")
         paths += found
     return paths
-
-
-def checkpoint_facts(root: Path, name: str) -> dict[str, Any]:
-    """Return path and sha256 of a checkpoint file, or of every file of a checkpoint folder."""
-    path = root / name
-    digest = hashlib.sha256()
-    for file in _checkpoint_files(path):
-        digest.update(os.fsencode(file.relative_to(path.parent)))
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return {"path": name, "sha256": digest.hexdigest()}
-
-
-def checkpoint_signature(path: Path) -> Any:
-    """Return sizes and times of the files of a checkpoint."""
-    return file_signatures(_checkpoint_files(path))
-
-
-def _checkpoint_files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist; check `checkpoints` in the job")
-    return sorted(_files_below(path)) if path.is_dir() else [path]
-
-
-def _files_below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files of a folder, through links, which whoever loads it follows too."""
-    real = folder.resolve()
-    if real in inside:
-        raise InputError(f"checkpoint folder {folder} links back to a folder it lies in")
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _files_below(entry, inside | {real})
-        elif entry.is_file():
-            yield entry
 
 
 def _check_members(job: Job) -> None:

@@ -40,14 +40,30 @@ def scales_digest(run: OpenRun, checkpoint: int) -> str:
 
 def set_digest(run: OpenRun, example_set: str) -> str:
     """Return a digest of what pins an example set."""
-    return document_digest(run.example_set(example_set).content)
+    return run.example_set(example_set).seal
+
+
+def of_other_data(run: OpenRun, receipt: Receipt) -> bool:
+    """Return whether a part of a sketch was made from another training set than the run has, or had."""
+    return receipt.facts.get("set") not in run.train.seals
+
+
+def refuse_other_data(run: OpenRun, receipt: Receipt) -> None:
+    """Raise DamageError if a part of a sketch was made from another training set."""
+    if of_other_data(run, receipt):
+        raise DamageError(
+            f"{run.url}: partition {receipt.partition} of stage {receipt.stage} was made from another "
+            f"training set than the run has now; put back what was there, or "
+            f"`streamfluence repair {run.url}` makes it again"
+        )
 
 
 def only_receipt(run: OpenRun, stage: str) -> Receipt:
-    """Return the receipt of a stage of one partition.
+    """Return the receipt of a stage of a sketch that has one partition.
 
     Raises:
         IncompleteError: If there is none.
+        DamageError: If it was made from another training set.
     """
     receipt = run.receipt(stage, 0)
     if receipt is None:
@@ -55,6 +71,7 @@ def only_receipt(run: OpenRun, stage: str) -> Receipt:
             f"{run.url} has no receipt of {stage}: it was not made yet, or was lost; "
             f"run `streamfluence sketch` first"
         )
+    refuse_other_data(run, receipt)
     return receipt
 
 

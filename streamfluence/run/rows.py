@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from streamfluence.errors import DamageError
 from streamfluence.layout import Span, collect_stage
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rests_on import differing, set_digest, sketch_digest
+from streamfluence.run.rests_on import differing, sketch_digest
 from streamfluence.run.sets import refuse_missing
 from streamfluence.store import Receipt
 
 _WORDS = {"set": "another data set or measurement", "sketch": "another sketch"}
 
 
-def row_bases(run: OpenRun, example_set: str, checkpoint: int) -> dict[str, str]:
-    """Return the digests that every receipt of these rows carries."""
-    return {"set": set_digest(run, example_set), "sketch": sketch_digest(run, checkpoint)}
+def row_bases(run: OpenRun, example_set: str, checkpoint: int) -> list[dict[str, str]]:
+    """Return the digests that the receipt of every partition of these rows carries."""
+    sketch, pinned = sketch_digest(run, checkpoint), run.example_set(example_set)
+    return [{"set": seal, "sketch": sketch} for seal in pinned.partition_seals]
 
 
 def row_receipts(
@@ -46,7 +47,7 @@ def row_receipts(
         refuse_missing(run, example_set, missing)
     bases = row_bases(run, example_set, checkpoint)
     for partition in wanted:
-        _check(run, found[partition], cut[partition], bases)
+        _check(run, found[partition], cut[partition], bases[partition])
     return [found[partition] for partition in wanted]
 
 
@@ -56,7 +57,7 @@ def refuse_strangers(run: OpenRun, example_set: str, checkpoint: int) -> None:
     bases = row_bases(run, example_set, checkpoint)
     for partition, receipt in run.receipts(stage).items():
         if partition < len(cut):
-            _check(run, receipt, cut[partition], bases)
+            _check(run, receipt, cut[partition], bases[partition])
 
 
 def _check(run: OpenRun, receipt: Receipt, span: Span, bases: dict[str, str]) -> None:

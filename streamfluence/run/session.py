@@ -5,7 +5,6 @@ everything else is looked up here and kept for the next task.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property, lru_cache, partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,12 +22,13 @@ from streamfluence.features.gradient import Gradient
 from streamfluence.layout import scales_stage
 from streamfluence.options import make
 from streamfluence.projections.base import Projection
-from streamfluence.run import resolve as _resolve
+from streamfluence.run.checkpoints import checkpoint_signature, refuse_other_checkpoint
 from streamfluence.run.curvatures import UsedCurvature, used_curvature
 from streamfluence.run.feature import feature_of
 from streamfluence.run.identity import pinned_reader, plain
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.states import load_state
+from streamfluence.store.digests import document_digest
 from streamfluence.task import Task
 from streamfluence.task_file import load_task
 
@@ -199,17 +199,12 @@ class Session:
         return self._models[checkpoint]
 
     def _load_model(self, checkpoint: int) -> nn.Module:
-        pinned = self.run.method.checkpoints[checkpoint]
-        path = self.run.place.root / pinned.path
-        before = _resolve.checkpoint_signature(path)
-        if _resolve.checkpoint_facts(self.run.place.root, pinned.path) != asdict(pinned):
-            raise InputError(
-                f"checkpoint {path} changed since {self.run.url} was made; "
-                f"restore it, or use a new run folder"
-            )
+        path = self.run.checkpoint_path(checkpoint)
+        before = checkpoint_signature(path)
+        refuse_other_checkpoint(self.run, checkpoint, path)
         trainable = feature_of(self.run.method).gradients
         model = self.task.model(path, trainable).to(self.device)
-        if _resolve.checkpoint_signature(path) != before:
+        if checkpoint_signature(path) != before:
             raise InputError(
                 f"checkpoint {path} was written to while it was loaded; wait until nothing writes to it, "
                 f"then run the same command again"
@@ -219,6 +214,11 @@ class Session:
 
     def _task(self) -> Task:
         place, method = self.run.place, self.run.method
+        if not place.root.is_dir():
+            raise InputError(
+                f"what {self.run.url} was made of lay in {place.root}, which is not there; if it was moved, "
+                f"say where to by `streamfluence relocate`, or by --root for one command"
+            )
         task = load_task(place.task, place.root, method.task_files)
         if task.digest != method.task_digest:
             raise InputError(
@@ -241,9 +241,10 @@ def shuffled(model: nn.Module, seed: int) -> nn.Module:
 def open_session(run_path: str, device: str) -> Session:
     """Return this process's session of a run, opened on first use.
 
-    The fingerprint is part of the key: a run made anew in the same place is another run.
+    The training set's seal is part of the key: a run made anew in the same place is another run.
     """
-    return _session(run_path, device, OpenRun.open(run_path).fingerprint)
+    run = OpenRun.open(run_path)
+    return _session(run_path, device, run.train.seal, document_digest(run.place.content()))
 
 
 def worker_unit(
@@ -264,5 +265,5 @@ def worker_unit(
 
 
 @lru_cache(maxsize=2)
-def _session(run_path: str, device: str, fingerprint: str) -> Session:
+def _session(run_path: str, device: str, seal: str, place: str) -> Session:
     return Session(run_path, device)

@@ -8,7 +8,7 @@ from streamfluence.layout import (
     SCORE,
     SCORES,
     collect_stage,
-    queries_path,
+    generation_path,
     score_path,
 )
 from streamfluence.run.opened import OpenRun
@@ -33,8 +33,9 @@ def pinned_query_sets(run: OpenRun) -> list[str]:
     lost = sorted(set(collected) - {"train", *known})
     if lost:
         raise DamageError(
-            f"{run.url} has rows of the query set {lost[0]!r}, but its document {queries_path(lost[0])} "
-            f"is gone; repeat `streamfluence run` with the same job, which writes it again"
+            f"{run.url} has rows of the query set {lost[0]!r}, but its document "
+            f"{generation_path(lost[0], 0)} is gone; repeat "
+            f"`streamfluence run` with the same job, which writes it again"
         )
     return known
 

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from streamfluence.linalg import State
-from streamfluence.store import RunStore
+from streamfluence.run.opened import OpenRun
+from streamfluence.run.rests_on import refuse_other_data, set_digest
 
 
 def save_state(
-    store: RunStore,
+    run: OpenRun,
     stage: str,
     partition: int,
     state: State,
@@ -19,25 +20,30 @@ def save_state(
     """Commit a state with its facts as attributes.
 
     Args:
-        rests_on: Digests of what it was made from, for its receipt.
+        rests_on: Digests of what it was made from beside the training set, for its receipt.
     """
     arrays = {key: value.cpu().numpy() for key, value in state.items()}
-    store.commit(stage, partition, arrays, {"facts": facts}, rests_on)
+    bases = {**(rests_on or {}), "set": set_digest(run, "train")}
+    run.commit(stage, partition, arrays, {"facts": facts}, bases)
 
 
 def load_state(
-    store: RunStore, stage: str, partition: int, under: str = ""
+    run: OpenRun, stage: str, partition: int, under: str = ""
 ) -> tuple[State, dict[str, Any]]:
     """Return a committed state, verified, and its facts.
 
     Args:
         under: Only the entries whose names begin like this are read.
+
+    Raises:
+        DamageError: If it is damaged, or was made from another training set.
     """
-    receipt = store.receipt(stage, partition)
+    receipt = run.receipt(stage, partition)
     assert receipt is not None, f"{stage} is not there: its step runs before this one"
-    names = [name for name in store.array_names(receipt) if name.startswith(under)]
-    state = {name: torch.from_numpy(store.read(receipt, name)) for name in names}
-    return state, store.read_attributes(receipt)["facts"]
+    refuse_other_data(run, receipt)
+    names = [name for name in run.array_names(receipt) if name.startswith(under)]
+    state = {name: torch.from_numpy(run.read(receipt, name)) for name in names}
+    return state, run.read_attributes(receipt)["facts"]
 
 
 def select(state: State, prefix: str) -> State:

@@ -10,15 +10,16 @@ from contextlib import suppress
 from streamfluence.errors import DamageError, IncompleteError, StreamfluenceError
 from streamfluence.layout import (
     COLLECT,
+    PLACE,
     PREPARED,
     SCORE,
     SCORES,
     SKETCH,
     collect_stage,
     decision_stage,
+    generation_path,
     listing_path,
     prepared_stage,
-    queries_path,
     receipt_path,
     result_stage,
     scales_stage,
@@ -30,12 +31,13 @@ from streamfluence.run.finished import other_document, read_spec, stale
 from streamfluence.run.known import Known, Survey, outvoted, sound_receipts
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepares
-from streamfluence.run.rests_on import sketch_digest
+from streamfluence.run.rests_on import of_other_data, sketch_digest
 from streamfluence.run.rows import row_bases
 from streamfluence.run.sets import NO_QUERIES, score_names
 from streamfluence.run.source import of_rows
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
+from streamfluence.store.ledger import set_names
 
 _OF_SCORES = (PREPARED, SCORE, SCORES)
 
@@ -46,19 +48,19 @@ def survey(run: OpenRun) -> Survey:
     if run.manifest.get("holds") is not None:  # no run, and nothing says how much it must hold
         return found
     known = Known(run)
-    for name in sorted(known.doubtful):
-        what = "is not what its rows were made from; put back the one that was there"
-        found.document(queries_path(name), what)
+    for path, what in known.doubtful.values():
+        found.document(path, what)
     _lost_documents(known, found)
     _strangers(known, found)
     needed = _needed_rows(known, found)
-    for example_set in sorted(known.sets.keys() - known.doubtful):
+    for example_set in sorted(known.sets.keys() - known.doubtful.keys()):
         for checkpoint in known.checkpoints:
             _rows(known, found, example_set, checkpoint, needed)
-    for checkpoint in known.checkpoints:
-        _sketch(known, found, checkpoint)
-    for label in known.specs:
-        _chain(known, found, label)
+    if "train" in known.sets.keys() - known.doubtful.keys():  # else all of it would be in doubt
+        for checkpoint in known.checkpoints:
+            _sketch(known, found, checkpoint)
+        for label in known.specs:
+            _chain(known, found, label)
     for example_set in known.sets:
         _published(known, found, example_set)
     return found
@@ -66,12 +68,18 @@ def survey(run: OpenRun) -> Survey:
 
 def _lost_documents(known: Known, found: Survey) -> None:
     run = known.run
-    documents = set(run.query_sets())
-    for name in sorted(known.below(COLLECT) - documents - {"train"}):
+    made = known.below(COLLECT) | ({"train"} if known.below(SKETCH) else set())
+    for name in sorted(made - set(set_names(run.storage))):
         found.document(
-            queries_path(name),
-            "is missing, but rows of it are there; repeat `streamfluence run` with the job that made "
-            "the run, which writes it again",
+            generation_path(name, 0),
+            "is missing, but rows or a sketch of it are there; repeat `streamfluence run` with the job that "
+            "made the run, which writes it again",
+        )
+    if not run.has(PLACE):
+        found.document(
+            PLACE,
+            "is missing, which says where task and data lie; repeat `streamfluence run` with the job, or "
+            "say it by `streamfluence relocate`",
         )
     for label in sorted(set().union(*map(known.below, _OF_SCORES)) - set(score_names(run))):
         found.document(
@@ -90,7 +98,7 @@ def _strangers(known: Known, found: Survey) -> None:
         foreign = top not in (COLLECT, SKETCH, *_OF_SCORES)
         most: float = float("inf")
         if top == COLLECT:
-            most = known.sets.get(name, most) if name not in known.doubtful else most
+            most = most if name in known.doubtful else known.sets.get(name, most)
         elif top == SCORE and name in known.specs:
             most = len(known.specs[name]["tasks"])
         elif top == PREPARED and name in known.specs:
@@ -133,7 +141,7 @@ def _needed_rows(known: Known, found: Survey) -> dict[str, set[int]]:
             needed.setdefault(queries, set()).update(range(known.sets.get(queries, 0)))
         if queries not in known.run.query_sets() and queries not in known.below(COLLECT):
             found.document(
-                queries_path(queries),
+                generation_path(queries, 0),
                 f"is missing, but scores {label!r} are of it; repeat `streamfluence run` with the job",
             )
     return needed
@@ -166,22 +174,17 @@ def _bases(known: Known, found: Survey, example_set: str, checkpoint: int) -> No
             found.wrong(stage, receipt.partition, what)
     with suppress(StreamfluenceError):  # a lost or damaged sketch is told of by itself
         bases = row_bases(run, example_set, checkpoint)
-        for base, digest in bases.items():
-            _agree(found, receipts, base, digest, example_set, checkpoint)
+        for receipt in receipts:
+            if receipt.facts.get("set") != bases[receipt.partition]["set"]:
+                found.wrong(stage, receipt.partition, "was made from another set")
+        _agree(found, receipts, bases[0]["sketch"], example_set, checkpoint)
 
 
 def _agree(
-    found: Survey,
-    receipts: list[Receipt],
-    base: str,
-    digest: str,
-    example_set: str,
-    checkpoint: int,
+    found: Survey, receipts: list[Receipt], sketch: str, example_set: str, checkpoint: int
 ) -> None:
-    """Find which side is wrong where rows do not rest on what is there: the few against the many."""
-    count = outvoted(receipts, base, digest)
-    if count and base == "set":  # then the manifest is in doubt, which is refused before
-        return
+    """Find which side is wrong where rows are of another sketch than is there: the few against the many."""
+    count = outvoted(receipts, "sketch", [sketch])
     if count:
         decision = decision_stage(checkpoint)
         what = f"is not what {count:,} of {len(receipts):,} partitions of {example_set!r} were made from"
@@ -190,13 +193,18 @@ def _agree(
             found.problems.append(problem)
         return
     for receipt in receipts:
-        if str(receipt.facts.get(base)) != digest:
-            found.wrong(receipt.stage, receipt.partition, f"was made from another {base}")
+        if str(receipt.facts.get("sketch")) != sketch:
+            found.wrong(receipt.stage, receipt.partition, "was made from another sketch")
 
 
 def _sketch(known: Known, found: Survey, checkpoint: int) -> None:
     """Find what is lost of a sketch: its decision once there are rows, and what is read beside it."""
     decision = decision_stage(checkpoint)
+    for stage in known.stages:
+        if stage.startswith(sketch_stage(checkpoint, "")):
+            for receipt in sound_receipts(known.run, stage):
+                if of_other_data(known.run, receipt):
+                    found.wrong(stage, receipt.partition, "was made from another training set")
     used = any(known.there(collect_stage(name, checkpoint)) for name in known.sets)
     begun = str(checkpoint) in known.below(SKETCH)
     if not known.there(decision):

@@ -96,7 +96,7 @@ def _drawn(run: OpenRun, spec: Mapping[str, Any], wanted: int) -> np.ndarray:
 
 def _read(run: OpenRun, checkpoint: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return flags and decoded rows at one checkpoint; all are decoded at once, however they are cut."""
-    owners = rows // run.train.partition_examples
+    owners = run.train.owners(rows)
     pieces: dict[str, list[np.ndarray]] = {FLAGS: [], SCALE: [], ROWS: []}
     for receipt in row_receipts(run, "train", checkpoint, np.unique(owners).tolist()):
         mine = rows[owners == receipt.partition] - receipt.start

@@ -33,8 +33,9 @@ def reuse_sketch(source: OpenRun, target: OpenRun) -> bool:
 
 
 def _decides(run: OpenRun) -> dict[str, Any]:
-    """Return the part of a manifest that decides the sums of a sketch."""
+    """Return what decides the sums of a sketch: part of the method, and the training set."""
     found = {key: value for key, value in run.manifest.items() if key not in _OF_THE_PLAN}
     curvature = found["curvature"]
     told = set(curvature) - {"damping"} if run.method.curvature.by_weight else _OF_THE_SUMS
-    return found | {"curvature": {key: curvature[key] for key in told}}
+    data = [(each.table, each.count, each.identity) for each in run.train.generations]
+    return found | {"curvature": {key: curvature[key] for key in told}, "train": data}

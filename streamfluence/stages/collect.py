@@ -6,7 +6,7 @@ from typing import Any
 from streamfluence.collecting import units as work
 from streamfluence.errors import IncompleteError, InputError, NonFiniteError
 from streamfluence.execution import Execution, Progress, Silent, run_all
-from streamfluence.layout import Span, collect_stage, decision_stage
+from streamfluence.layout import collect_stage, decision_stage
 from streamfluence.run.rests_on import refuse_other_scales
 from streamfluence.run.rows import refuse_strangers
 from streamfluence.run.session import Session, open_session
@@ -53,7 +53,8 @@ def collect(
         for number in _mine(session, example_set, checkpoint, worker, partition)
     ]
     if missing:
-        examples = sum(len(_span(session, s, number)) for s, _, number in missing)
+        spans = {name: session.run.example_set(name).spans for name in chosen}
+        examples = sum(len(spans[name][number]) for name, _, number in missing)
         threads = session.run.method.batches.threads
         workers = execution.worker_count(len(missing), threads)
         with execution.open(len(missing), threads) as executor:
@@ -65,12 +66,6 @@ def collect(
             )
             progress.finish()
     return {"collected": len(missing), "sets": {s: _check(session, s) for s in chosen}}
-
-
-def _span(session: Session, example_set: str, number: int) -> Span:
-    facts = session.run.example_set(example_set)
-    size = facts.partition_examples
-    return Span(number * size, min((number + 1) * size, facts.count))
 
 
 def _mine(

@@ -22,10 +22,10 @@ from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
 from streamfluence.job import Job
-from streamfluence.job_parser import load_job
 from streamfluence.layout import PARTS, RECEIPTS, Span, collect_stage, sketch_stage
 from streamfluence.readouts.base import Readout
-from streamfluence.run.manifest import ExampleSet, Method
+from streamfluence.run.example_set import ExampleSet
+from streamfluence.run.manifest import Method
 from streamfluence.run.readouts import open_readouts, pin_readouts
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import Session, open_session
@@ -35,7 +35,7 @@ from streamfluence.short_forms import readout_options
 from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
 from streamfluence.sketching.steps import steps_of
 from streamfluence.sketching.sweep import MOST_PROBES
-from streamfluence.stages.run import execution_of
+from streamfluence.stages.run import execution_of, job_here
 from streamfluence.stages.sketch import sketch
 
 PROBE_BATCHES = 4
@@ -57,7 +57,7 @@ def plan(
         BudgetError: If that exceeds the free disk space or ``compute.memory``.
         StreamfluenceError: Whatever the first batches of the job itself would raise.
     """
-    job = load_job(Path(job_path), overrides)
+    job = job_here(job_path, overrides)
     if job.score.source != ROWS_SOURCE:
         raise InputError(
             f"score.source = {job.score.source!r} stores no rows, and plan knows the cost of rows only; plan "
@@ -191,9 +191,8 @@ def _stored(
     for n in queries.values():
         total += _score_stored(readouts, count, n) * (tasks + 1)
         total += Stored(_FILES_PER_READOUT if prepared else 0, prepared)
-    return total + Stored(
-        3 + 3 * len(queries), 0
-    )  # the manifest, and what pins every set and score
+    # The manifest and the place, and what pins every set and score.
+    return total + Stored(5 + 3 * len(queries), 0)
 
 
 def _score_stored(readouts: Mapping[str, Readout], examples: int, queries: int) -> Stored:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamfluence.budget import Cost, disk_bytes, parse_size, refuse_what_does_not_fit
-from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.execution import Execution, Progress, Silent, mounted, mounted_root
 from streamfluence.job import Job
 from streamfluence.job_parser import load_job
 from streamfluence.layout import decision_stage
@@ -43,11 +43,25 @@ def run(
         StreamfluenceError: Of the stage that failed; everything committed before stays.
     """
     progress = progress or Silent()
-    job = load_job(Path(job_path), overrides)
+    job = job_here(job_path, overrides)
     execution = execution_of(job)
     execution.check()
     check_source(job.score)
-    run = open_run(job, run_path, device=execution.resolved_device())
+    opened = open_run(job, run_path, device=execution.resolved_device())
+    with mounted(job.root):  # also if another machine, which sees it elsewhere, says so meanwhile
+        return _do(job, opened, run_path, execution, progress)
+
+
+def job_here(job_path: str | Path, overrides: Mapping[str, Any] | None) -> Job:
+    """Return a job, its paths relative to the folder given for this command if there is one."""
+    job, root = load_job(Path(job_path), overrides), mounted_root()
+    return job if root is None else replace(job, root=root)
+
+
+def _do(
+    job: Job, run: OpenRun, run_path: str, execution: Execution, progress: Progress
+) -> dict[str, Any]:
+    """Do what is missing of an opened run."""
     with_rows = job.score.source == ROWS_SOURCE
     if with_rows:
         _refuse_full_disk(run)

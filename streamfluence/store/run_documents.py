@@ -5,6 +5,7 @@ Whoever comes second finds the same content and goes on, or learns which keys di
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 from streamfluence import __version__
@@ -70,6 +71,11 @@ def read_manifest(storage: Storage) -> tuple[dict[str, Any], str]:
     return checked_manifest(content, f"{storage.url}/{MANIFEST}"), written_by
 
 
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """Return the sha256 of a manifest's canonical JSON."""
+    return sha256(canonical(manifest)).hexdigest()
+
+
 def create_document(storage: Storage, path: str, content: Mapping[str, Any]) -> bool:
     """Create a document; False if the same one was there, ``InputError`` if a different one."""
     wanted = json.loads(canonical(plain(content)))
@@ -78,6 +84,20 @@ def create_document(storage: Storage, path: str, content: Mapping[str, Any]) -> 
     what = f"{storage.url}/{path} already exists and differs"
     _refuse_other(what, read_document(storage, path), wanted)
     return False
+
+
+def replace_document(storage: Storage, path: str, content: Mapping[str, Any]) -> None:
+    """Put a document in the place of the one that is there, in one step.
+
+    Raises:
+        InputError: If it is not what such a document must be.
+    """
+    wanted = json.loads(canonical(plain(content)))
+    try:
+        checked_document(wanted, path, "what was asked for", {})
+    except DamageError as error:
+        raise InputError(str(error).partition(";")[0]) from error
+    storage.replace(path, seal(wanted, indent=2))
 
 
 def read_document(

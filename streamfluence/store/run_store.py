@@ -6,7 +6,6 @@ of each other: the first receipt wins, and every writer returns that one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import sha256
 from typing import Any, Self
 
 import numpy as np
@@ -19,13 +18,13 @@ from streamfluence.store.aside import set_aside, unfinished
 from streamfluence.store.attempt import Content
 from streamfluence.store.commit import commit_partition
 from streamfluence.store.connect import open_storage
-from streamfluence.store.documents import canonical
 from streamfluence.store.garbage import Leftover, leftovers, remove_leftovers
 from streamfluence.store.integrity import raise_damage, verified_json
 from streamfluence.store.receipts import Receipt, committed, read_receipt, read_receipts, stages
 from streamfluence.store.run_documents import (
     create_document,
     create_manifest,
+    fingerprint_of,
     read_document,
     read_manifest,
 )
@@ -50,7 +49,7 @@ class RunStore:
     def __init__(self, storage: Storage, manifest: dict[str, Any], written_by: str) -> None:
         self.storage, self.url = storage, storage.url
         self.manifest, self.written_by = manifest, written_by
-        self.fingerprint = sha256(canonical(manifest)).hexdigest()
+        self.fingerprint = fingerprint_of(manifest)
 
     @classmethod
     def create(cls, url: Any, manifest: Mapping[str, Any]) -> Self:

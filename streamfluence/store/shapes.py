@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamfluence.errors import DamageError
+from streamfluence.layout import PLACE
 
 MOST_PARTITIONS = 10_000_000  # of a set over all checkpoints; each has a receipt of its own
 _MOST = 2**53
 _SCORE = re.compile(r"\Ascores/[^/]+/score\.json\Z")
-_QUERIES = re.compile(r"\Aqueries/[^/]+\.json\Z")
+_GENERATION = re.compile(r"\Adata/[^/]+/[0-9]{6}\.json\Z")
 
 Check = Callable[[Any], bool]
 
@@ -40,17 +41,12 @@ class Document(dict[str, Any]):
 
 def checked_manifest(content: Mapping[str, Any], where: str) -> Document:
     """Return a manifest whose values are what they are in every run; ``DamageError`` names the key."""
-    if "holds" in content or not content.keys() & {"task", "train"}:
+    if "holds" in content or not content.keys() & {"task_digest", "task_files"}:
         return _checked(content, _OTHER, where)
     document = _checked(content, _RUN, where)
     weights, models = content.get("checkpoint_weights"), content.get("checkpoints")
     if weights and models and len(weights) != len(models):
         _refuse(where, "checkpoint_weights", weights)
-    if (
-        "train" in content
-        and _partitions(content["train"]) * len(models or [None]) > MOST_PARTITIONS
-    ):
-        _refuse(where, "train.partition_examples", content["train"]["partition_examples"])
     return document
 
 
@@ -58,20 +54,30 @@ def checked_document(
     content: Mapping[str, Any], path: str, where: str, manifest: Mapping[str, Any]
 ) -> Document:
     """Return a document of the run of a manifest, checked by its path as ``checked_manifest`` does."""
-    shape = _SCORES if _SCORE.match(path) else _SET if _QUERIES.match(path) else {}
+    shape = _shape_of(path)
     for key in shape:
         if key not in content:
             _refuse(where, key, "nothing")
     document = _checked(content, {**_OPTIONAL, **shape}, where)
-    if "count" in content and "partition_examples" in content:
-        models = len(manifest.get("checkpoints", []))
-        if _partitions(content) * models > MOST_PARTITIONS:
-            _refuse(where, "partition_examples", content["partition_examples"])
+    if shape is _OF_GENERATION:
+        partitions = -(-content["count"] // content["partition_examples"])
+        refuse_partitions(where, partitions, manifest)
+    models = manifest.get("checkpoints")
+    if shape is _PLACE and models and len(content["checkpoints"]) != len(models):
+        _refuse(where, "checkpoints", content["checkpoints"])
     return document
 
 
-def _partitions(facts: Mapping[str, Any]) -> int:
-    return int(-(-facts["count"] // facts["partition_examples"]))
+def refuse_partitions(where: str, partitions: int, manifest: Mapping[str, Any]) -> None:
+    """Raise DamageError if a set has more partitions over all checkpoints than any has."""
+    if partitions * len(manifest.get("checkpoints", [])) > MOST_PARTITIONS:
+        _refuse(where, "partition_examples", f"{partitions:,} partitions")
+
+
+def _shape_of(path: str) -> Mapping[str, Any]:
+    if path == PLACE:
+        return _PLACE
+    return _SCORES if _SCORE.match(path) else _OF_GENERATION if _GENERATION.match(path) else {}
 
 
 def _checked(content: Mapping[str, Any], shape: Mapping[str, Any], where: str) -> Document:
@@ -144,29 +150,42 @@ def _list_of(check: Check, at_least: int = 0) -> Check:
 
 
 def _checkpoint(value: Any) -> bool:
-    return isinstance(value, dict) and _text(value.get("path")) and _text(value.get("sha256"))
+    return isinstance(value, dict) and _text(value.get("name")) and _text(value.get("sha256"))
+
+
+def _tables(value: Any) -> bool:
+    """Return whether it is a list of tables of every name."""
+    lists = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(each, list) and all(map(_table, each)) for each in lists)
 
 
 def _digests(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_text, value.values()))
 
 
-_TRAIN = {
+_OF_GENERATION: Mapping[str, Any] = {
+    "set": _name,
+    "generation": _count,
+    "before": _text,
+    "start": _count,
+    "measurement": _text,
     "table": _table,
     "count": _positive,
     "partition_examples": _positive,
     "identity": _table,
     "code": _digests,
 }
-_SET = {**_TRAIN, "measurement": _text}
-_RUN: Mapping[str, Any] = {
-    "task": _text,
+_PLACE: Mapping[str, Any] = {
     "root": _text,
+    "task": _text,
+    "checkpoints": _list_of(_text, at_least=1),
+    "data": _tables,
+}
+_RUN: Mapping[str, Any] = {
     "task_digest": _text,
     "task_files": _digests,
     "checkpoints": _list_of(_checkpoint, at_least=1),
     "checkpoint_weights": _list_of(_number, at_least=1),
-    "train": _TRAIN,
     "model": {"exclude": _list_of(_text)},
     "sketch": {"examples": _positive, "probes": _or_text(_positive), "seed": _whole},
     "feature": {"name": _text, "options": _table},

@@ -91,6 +91,10 @@ class Storage(ABC):
     def write(self, path: str, data: Any) -> None:
         """Write an object that nobody else writes; durable only after ``sync``."""
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Put an object with its content, durably, in the place of the one that is there, in one step."""
+        self.write(path, data)
+
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
         """Create an object with its content, durably; False if another one is already there."""

@@ -12,10 +12,10 @@ followed, neither to read nor to remove, and nothing but a plain file is opened.
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from streamfluence.errors import DamageError
 from streamfluence.store.exchange import put_in_place
@@ -43,6 +43,7 @@ from streamfluence.store.storage import (
 from streamfluence.store.unique import unique_name
 
 _DEEPEST = 16
+_T = TypeVar("_T")
 
 
 class PosixStorage(Storage):
@@ -80,20 +81,27 @@ class PosixStorage(Storage):
             write_file(target, data, flush=False)
 
     def create(self, path: str, data: bytes) -> bool:
-        target = self._resolve(path)
         if self.exists(path):
             return False  # without a temporary file: a repeated run touches nothing
+        return self._put(path, data, link_exclusively)
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._put(path, data, os.replace)
+
+    def _put(self, path: str, data: bytes, name: Callable[[Path, Path], _T]) -> _T:
+        """Write a file under a name of its own, then have ``name`` give it the one it is to have."""
+        target = self._resolve(path)
         temporary = target.with_name(f".{target.name}.{unique_name()}{PARTIAL}")
         with operating_system_errors("write", target, missing=False):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 write_file(temporary, data, flush=True)
-                won = link_exclusively(temporary, target)
+                done = name(temporary, target)
             finally:
                 with suppress(OSError):
                     os.unlink(temporary)
             self._sync_upward(target.parent)
-        return won
+        return done
 
     def sync(self, prefix: str, names: Iterable[str]) -> None:
         top = self._resolve(prefix)

@@ -6,16 +6,18 @@ from typing import Any
 
 from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import (
+    DATA,
     IDENTITIES,
     LISTING,
     MANIFEST,
     PARTS,
+    PLACE,
     PUBLISHED,
-    QUERIES,
     RECEIPTS,
     SCORES,
     SETS,
     SPEC,
+    generation_path,
     is_document,
     listing_path,
     published_path,
@@ -24,12 +26,13 @@ from streamfluence.layout import (
     score_path,
 )
 from streamfluence.store.documents import unseal
+from streamfluence.store.ledger import generations
 from streamfluence.store.receipts import StoredObject, committed, stages
-from streamfluence.store.run_documents import read_document
+from streamfluence.store.run_documents import fingerprint_of, read_document
 from streamfluence.store.storage import DOCUMENT_BYTES, Storage, checked_path
 from streamfluence.store.verify import Problem, Reading, verify_objects
 
-_FOLDERS = (RECEIPTS, PARTS, QUERIES, SCORES, SETS, IDENTITIES)
+_FOLDERS = (RECEIPTS, PARTS, DATA, SCORES, SETS, IDENTITIES)
 
 
 def refuse_doubtful_manifest(storage: Storage, fingerprint: str) -> None:
@@ -58,7 +61,9 @@ def refuse_doubtful_manifest(storage: Storage, fingerprint: str) -> None:
 
 
 def verify_documents(storage: Storage, manifest: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the documents that are damaged: query sets, scores and kept identities."""
+    """Yield the documents that are damaged: generations, place, scores and kept identities."""
+    for name in _children(storage, DATA)[0]:
+        yield from _ledger(storage, name, manifest)
     for path in _documents(storage):
         try:
             read_document(storage, path, manifest)
@@ -147,9 +152,19 @@ def _unlisted(storage: Storage, folder: str, objects: Mapping[str, Any]) -> list
     return [path for path in there if path.removeprefix(f"{folder}/") not in objects]
 
 
+def _ledger(storage: Storage, name: str, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the first thing that is wrong with a ledger: what follows it says nothing."""
+    sound = 0
+    try:
+        for _ in generations(storage, name, manifest, fingerprint_of(manifest)):
+            sound += 1
+    except (DamageError, InputError) as error:
+        yield Problem("", -1, generation_path(name, sound), str(error))
+
+
 def _documents(storage: Storage) -> Iterator[str]:
-    for name in _names(storage, QUERIES):
-        yield f"{QUERIES}/{name}"
+    if PLACE in _names(storage, ""):
+        yield PLACE
     for label in _children(storage, SCORES)[0]:
         if SPEC in _names(storage, result_stage(label)):
             yield score_path(label)

@@ -25,7 +25,7 @@ import torch
 from _setup import setup
 
 from streamfluence.codecs.base import Codec, Encoded
-from streamfluence.layout import collect_stage, default_partition_examples, partitions
+from streamfluence.layout import Span, collect_stage, cut, default_partition_examples
 from streamfluence.readouts.base import NEEDS
 from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member
@@ -52,7 +52,7 @@ def make_run(path: str, codec: Codec, rows: int, partition_rows: int, row_bytes:
     generator = np.random.default_rng(0)
     encoded = codec.encode(torch.randn(16_384, 8 * row_bytes))
     store = RunStore.create(path, {"benchmark": "score", "rows": rows})
-    for number, span in enumerate(partitions(rows, partition_rows)):
+    for number, span in enumerate(cut(Span(0, rows), partition_rows)):
         chosen = generator.integers(0, len(encoded.codes), len(span))
         arrays = {
             "rows": encoded.codes.numpy()[chosen],

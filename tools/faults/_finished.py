@@ -27,7 +27,7 @@ SERIAL = Execution(executor="serial", workers=1, device="cpu")
 QUERY_SETS = ("asked", "other")
 SETS = ("train", *QUERY_SETS)
 CHECKPOINTS = 2
-OTHERS = ("damping", "seed", "data", "queries", "readouts")
+OTHERS = ("damping", "seed", "data", "train", "queries", "readouts")
 DAMPING = 0.05  # of the second result, and of the one that is asked of a damaged run
 _N, _QUERIES = 40, {"asked": 20, "other": 18}
 
@@ -131,6 +131,7 @@ def make_case(folder: Path, seed: int = 0, kinds: Sequence[str] = OTHERS) -> Cas
         "damping": lambda at: _finished(job, at, {"curvature.damping": 0.5}),
         "seed": lambda at: _finished(job, at, {"sketch.seed": 7}),
         "data": lambda at: _finished(write_job(folder / "other-data", seed + 1), at),
+        "train": lambda at: _finished(_with_train(job, folder / "other-train", seed + 1), at),
         "queries": lambda at: _finished(_with_queries(job, folder / "other-queries", seed + 1), at),
         "readouts": lambda at: _finished(job, at, {"score.top_k": 5}),
     }
@@ -179,13 +180,22 @@ def _trained(train: dict[str, np.ndarray], seed: int) -> nn.Module:
     return module
 
 
+def _with_train(job: Path, folder: Path, seed: int) -> Path:
+    """Return the same job, so with the same fingerprint, with a training set of other data."""
+    return _with_other(job, folder, seed, ["train-*"])
+
+
 def _with_queries(job: Path, folder: Path, seed: int) -> Path:
     """Return the same job, so with the same fingerprint, with query sets of other data."""
+    return _with_other(job, folder, seed, QUERY_SETS)
+
+
+def _with_other(job: Path, folder: Path, seed: int, names: Sequence[str]) -> Path:
     other = write_job(folder, seed).parent
     text = job.read_text()
-    for name in QUERY_SETS:
+    for name in names:
         text = text.replace(f'"{name}.npz"', f'"{other / name}.npz"')
-    moved = job.with_name("job-of-other-queries.toml")
+    moved = job.with_name(f"job-of-{folder.name}.toml")
     moved.write_text(text)
     return moved
 

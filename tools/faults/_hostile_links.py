@@ -13,8 +13,8 @@ _LEVELS = (
     *("manifest.json", "receipts", "receipts/collect", "receipts/collect/train/0", "parts"),
     *("receipts/collect/train/0/00000000.json", "parts/collect/train", "parts/collect/train/0"),
     *("sets", "sets/train.zarr", "sets/train.zarr/rows", "sets/train.zarr/zarr.json", "scores"),
-    *("scores/asked", "scores/asked/score.json", "queries", "queries/asked.json", "identities"),
-    *("parts/scores/asked", "parts/sketch/0/decision"),
+    *("scores/asked", "scores/asked/score.json", "data", "data/asked/000000.json", "identities"),
+    *("parts/scores/asked", "parts/sketch/0/decision", "data/train", "place.json"),
 )
 _VERBS = ("status", "top", *CHANGING, "results")
 
@@ -38,7 +38,8 @@ def _links() -> Iterator[Hostile]:
         "parts/collect/train/0",
         "sets/train.zarr",
         "scores/asked",
-        "queries",
+        "data",
+        "data/train",
     ):
         yield Hostile(
             f"{path} is a link to what it was", lambda p, a=path: _moved_and_linked(p, a), _VERBS
@@ -47,7 +48,8 @@ def _links() -> Iterator[Hostile]:
         "manifest.json",
         "receipts",
         "sets/train.zarr",
-        "queries/asked.json",
+        "data/train/000000.json",
+        "place.json",
         "receipts/collect/train/0/00000000.json",
     ):
         yield Hostile(
@@ -108,7 +110,8 @@ def _leftovers() -> Iterator[Hostile]:
         "receipts/collect/train/0/.x.partial": "file",
         "sets/train.zarr.x.partial": "",
         ".manifest.json.x.partial": "file",
-        "queries/.x.partial": "file",
+        "data/train/.x.partial": "file",
+        ".place.json.x.partial": "file",
         "sets/x.partial": "",
     }
     for name, below in names.items():
@@ -167,7 +170,8 @@ def _not_files() -> Iterator[Hostile]:
     paths = (
         *("manifest.json", "receipts/collect/train/0/00000000.json", "scores/asked/score.json"),
         *(
-            "queries/asked.json",
+            "data/asked/000000.json",
+            "place.json",
             "sets/train.zarr/zarr.json",
             "OBJECT",
             "receipts/scores/asked/00000000.json",

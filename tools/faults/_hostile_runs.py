@@ -26,10 +26,14 @@ FIELDS = {
     ),
     "receipts/scores/asked/00000000.json": ("facts", "facts/examples", "objects", "start"),
     "receipts/sketch/0/decision/00000000.json": ("facts", "attempt", "objects", "stop"),
-    "queries/asked.json": (
+    "data/asked/000000.json": (
         *("count", "partition_examples", "table", "measurement", "identity", "table/reader"),
-        *("table/path", "identity/files"),
+        *("set", "generation", "before", "start", "code", "identity/files"),
     ),
+    "data/train/000000.json": (
+        *("count", "partition_examples", "table", "identity", "start", "before", "measurement"),
+    ),
+    "place.json": ("root", "task", "checkpoints", "checkpoints/0", "data", "data/train"),
     "scores/asked/score.json": (
         *("queries", "measurement", "damping", "scale", "readouts", "tasks", "missing_partitions"),
         *("meaning", "unit", "readouts/top_k", "readouts/top_k/k", "tasks/0", "tasks/0/0"),
@@ -45,10 +49,9 @@ FIELDS = {
             "model",
             "model/exclude",
         ),
-        *("projection", "projection/name", "projection/width", "root", "rows", "rows/codec"),
-        *("sketch", "sketch/examples", "task", "task_digest", "train", "train/count"),
-        *("train/partition_examples", "train/table", "checkpoints/0", "checkpoint_weights/0"),
-        *("streamfluence_version", "rows/max_non_finite", "train/identity"),
+        *("projection", "projection/name", "projection/width", "rows", "rows/codec"),
+        *("sketch", "sketch/examples", "task_digest", "checkpoints/0", "checkpoint_weights/0"),
+        *("streamfluence_version", "rows/max_non_finite", "task_files"),
     ),
 }
 
@@ -64,16 +67,24 @@ def hostile_runs() -> Iterator[Hostile]:
 def _code() -> Iterator[Hostile]:
     table: dict[str, Any] = {"table": _PYTHON}
     yield Hostile(
-        "code in a query set", lambda p: p.document("queries/asked.json", lambda c: c.update(table))
+        "code in a query set",
+        lambda p: p.document("data/asked/000000.json", lambda c: c.update(table)),
     )
     yield Hostile(
-        "code in the training set", lambda p: p.manifest(lambda c: c["train"].update(table))
+        "code in the training set",
+        lambda p: p.document("data/train/000000.json", lambda c: c.update(table)),
+        (*READING, "relocate"),
+    )
+    yield Hostile(
+        "code in the place of a training set",
+        lambda p: p.document("place.json", lambda c: c["data"].update(train=[_PYTHON])),
+        (*READING, *COMPUTING, "relocate"),
     )
     for reader in ("evil:make", "..evil", "os.path", "python.evil", "_source"):
         yield Hostile(
             f"reader {reader}",
             lambda p, r=reader: p.document(
-                "queries/asked.json", lambda c: c["table"].update(reader=r)
+                "data/asked/000000.json", lambda c: c["table"].update(reader=r)
             ),
         )
     for key, value in (
@@ -99,14 +110,14 @@ def _code() -> Iterator[Hostile]:
         )
     yield Hostile(
         "another task",
-        lambda p: p.manifest(lambda c: c.update(task="evil.py")),
-        (*READING, *COMPUTING),
+        lambda p: p.document("place.json", lambda c: c.update(task="evil.py")),
+        (*READING, *COMPUTING, "relocate"),
     )
     yield Hostile("another task, partition lost", _lost_and_other_task, (*READING, *COMPUTING))
     yield Hostile(
         "a module as the task",
-        lambda p: p.manifest(lambda c: c.update(task="evil:make")),
-        COMPUTING,
+        lambda p: p.document("place.json", lambda c: c.update(task="evil:make")),
+        (*COMPUTING, "relocate"),
     )
     yield Hostile(
         "task changed on disk",
@@ -117,7 +128,7 @@ def _code() -> Iterator[Hostile]:
 
 
 def _lost_and_other_task(place: Place) -> None:
-    place.manifest(lambda c: c.update(task="evil.py"))
+    place.document("place.json", lambda c: c.update(task="evil.py"))
     (place.run / place.receipt("collect/train/0", 1)).unlink()
 
 
@@ -134,7 +145,7 @@ def _wrong_types() -> Iterator[Hostile]:
             for value in chance.sample(WRONG, 2):
                 shown = repr(value) if len(repr(value)) < 24 else repr(value)[:20] + "..."
                 yield Hostile(
-                    f"{path.split('/')[-1] if path[0] in 'mq' else path[9:]} {field} = {shown}",
+                    f"{path if path[0] in 'mpd' else path[9:]} {field} = {shown}",
                     lambda p, a=path, f=field, v=value: _set(p, a, f, v),
                     (*QUICK, "repair") if chance.random() < 0.3 else QUICK,
                 )
@@ -186,8 +197,8 @@ def _paths() -> Iterator[Hostile]:
         )
         yield Hostile(
             f"a run whose root is {name!r}",
-            lambda p, n=name: p.manifest(lambda c: c.update(root=n)),
-            (*READING, *COMPUTING),
+            lambda p, n=name: p.document("place.json", lambda c: c.update(root=n)),
+            (*READING, *COMPUTING, "relocate"),
         )
 
 
@@ -197,7 +208,7 @@ def _names() -> Iterator[Hostile]:
     bare = ESCAPES.replace("/", "")
     yield Hostile(
         "a query set's name drives the terminal",
-        lambda p: _renamed(p, "queries/asked.json", f"queries/a{bare}.json"),
+        lambda p: _renamed(p, "data/asked", f"data/a{bare}"),
         verbs,
     )
     yield Hostile(
@@ -219,7 +230,7 @@ def _names() -> Iterator[Hostile]:
         *(("scores/asked/score.json", "meaning"), ("scores/asked/score.json", "unit")),
         *(("scores/asked/score.json", "measurement"), ("scores/asked/score.json", "queries")),
         *(
-            ("queries/asked.json", "measurement"),
+            ("data/asked/000000.json", "measurement"),
             ("receipts/scores/asked/00000000.json", "version"),
         ),
         *(
@@ -233,7 +244,13 @@ def _names() -> Iterator[Hostile]:
             lambda p, a=path, k=key: p.document(a, lambda c: c.update({k: f"a{ESCAPES}"})),
             verbs,
         )
-    for key in ("task", "root", "holds", "format_version", "streamfluence_version", "task_digest"):
+    for key in ("task", "root"):
+        yield Hostile(
+            f"place {key} drives the terminal",
+            lambda p, k=key: p.document("place.json", lambda c: c.update({k: f"a{ESCAPES}"})),
+            (*verbs, "collect", "relocate"),
+        )
+    for key in ("holds", "format_version", "streamfluence_version", "task_digest"):
         yield Hostile(
             f"manifest {key} drives the terminal",
             lambda p, k=key: p.manifest(lambda c: c.update({k: f"a{ESCAPES}"})),
@@ -246,7 +263,7 @@ def _names() -> Iterator[Hostile]:
     )
     yield Hostile(
         "checkpoints drive the terminal",
-        lambda p: p.manifest(lambda c: c["checkpoints"][0].update(path=ESCAPES)),
+        lambda p: p.document("place.json", lambda c: c["checkpoints"].__setitem__(0, ESCAPES)),
         (*verbs, *COMPUTING),
     )
     yield Hostile(

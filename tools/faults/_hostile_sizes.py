@@ -15,7 +15,7 @@ def hostile_sizes() -> Iterator[Hostile]:
 
 
 def _sizes() -> Iterator[Hostile]:
-    documents = ("manifest.json", "queries/asked.json", "scores/asked/score.json")
+    documents = ("manifest.json", "place.json", "data/asked/000000.json", "scores/asked/score.json")
     for path in (*documents, "receipts/collect/train/0/00000000.json"):
         deep = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
         yield Hostile(

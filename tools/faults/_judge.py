@@ -14,7 +14,7 @@ from _damages import Damage
 from _finished import SERIAL, Case, several_tasks
 from _tree import copy, read_by
 
-from streamfluence.layout import queries_path, score_path
+from streamfluence.layout import generation_path, score_path
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import score_names
 from streamfluence.stages.repair import repair
@@ -211,7 +211,7 @@ def stored(run: str) -> Any:
         for name in array_names(receipt)
     }
     paths = [
-        *(queries_path(name) for name in store.query_sets()),
+        *(generation_path(name, 0) for name in store.example_sets()),
         *(score_path(label) for label in score_names(store)),
     ]
     return {**arrays, **{path: store.read_document(path) for path in paths}}

@@ -42,17 +42,29 @@ class Place:
         content = _content(file.read_bytes())
         changed = change(content)
         write(file, seal_any(content if changed is None else changed))
+        if path.startswith("data/"):
+            self._rest_on(path.split("/")[1], _digest(_content(file.read_bytes()))[:32])
 
     def manifest(self, change: Callable[[dict[str, Any]], Any]) -> None:
-        """Change the manifest, and let every receipt carry the new fingerprint."""
+        """Change the manifest, and let every ledger and receipt carry the new fingerprint."""
         self.document("manifest.json", change)
         content = _content((self.run / "manifest.json").read_bytes())
         content.pop(_WRITER, None)
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        fingerprint = sha256(canonical.encode()).hexdigest()
+        fingerprint = _digest(content)
         for receipt in sorted((self.run / "receipts").rglob("[0-9]*.json")):
             path = receipt.relative_to(self.run).as_posix()
             self.document(path, lambda content: content.update(fingerprint=fingerprint))
+        for ledger in sorted((self.run / "data").glob("*/000000.json")):
+            path = ledger.relative_to(self.run).as_posix()
+            self.document(path, lambda content: content.update(before=fingerprint))
+
+    def _rest_on(self, name: str, seal: str) -> None:
+        """Let what was made of a set rest on another seal of it."""
+        made = [f"collect/{name}", *(["sketch"] if name == "train" else [])]
+        for top in made:
+            for receipt in sorted((self.run / "receipts" / top).rglob("[0-9]*.json")):
+                path = receipt.relative_to(self.run).as_posix()
+                self.document(path, lambda content: content["facts"].update(set=seal))
 
     def receipt(self, stage: str = "collect/train/0", partition: int = 0) -> str:
         """Return the path of a receipt in the run."""
@@ -104,6 +116,11 @@ def seal_text(text: str) -> bytes:
     """Return ``{...}`` as the text of a document with a checksum that fits."""
     body = text.encode("utf-8", "surrogateescape")[1:]
     return b'{"crc32c": "%08x",' % google_crc32c.value(body) + body
+
+
+def _digest(content: Any) -> str:
+    """Return the sha256 of the canonical text of a document, by rules of our own."""
+    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _content(data: bytes) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def main() -> None:
 
 def campaign(folder: Path, options: argparse.Namespace) -> list[Verdict]:
     """Return what became of every damage, in order."""
-    kinds = OTHERS if options.share > _LITTLE else ("damping", "queries")
+    kinds = OTHERS if options.share > _LITTLE else ("damping", "train", "queries")
     case = make_case(folder / "case", options.seed, kinds)
     counts = {kind: max(1, round(count * options.share)) for kind, count in KINDS.items()}
     names = [f"{kind}:{i}" for kind, count in counts.items() for i in range(count)]

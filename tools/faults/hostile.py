@@ -195,6 +195,7 @@ def words_of(verb: str, place: Place) -> list[str]:
         "sanity": ["evaluate", "sanity", run, "--sample", "16", "--query-set", "asked"],
         "score": ["score", run, "--damping", "0.3", *serial],
         "run": ["run", job, run],
+        "relocate": ["relocate", run],
         "run job": ["run", job, str(place.run.with_name("new-run"))],
         "plan job": ["plan", job],
         "mislabel": ["evaluate", "mislabel", run, "--flags", evil],

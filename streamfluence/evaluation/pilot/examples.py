@@ -32,7 +32,6 @@ from streamfluence.run.sets import named_query_set, require_complete
 from streamfluence.scoring.stored import score_sides
 from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.sketching.steps import sketch_missing
-from streamfluence.store import open_storage
 
 
 @dataclass(frozen=True)
@@ -123,17 +122,35 @@ def pilot_run(
         table, _, last = key.partition(".")
         manifest[table][last] = value
     path = str(folder)
-    train = manifest["train"]
-    # Pinned by sizes and times only: the session of the run itself has checked the bytes.
-    reader = open_reader(dict(train["table"]), pilot.session.run.place.root)
-    reader.expect_code(train["code"])
-    train["identity"] = identity(open_storage(path), reader, train["table"], digest=False)
     run = OpenRun.create(path, manifest)
+    _take_over_data(pilot.session.run, run)
     if like is not None:
         reuse_sketch(like, run)
     execution = Execution(executor="serial", workers=1, device=pilot.device)
     sketch_missing(open_session(path, execution.resolved_device()), execution)
     return path
+
+
+def _take_over_data(source: OpenRun, target: OpenRun) -> None:
+    """Have a temporary run be of the same training set, pinned by the sizes and times of its files.
+
+    The session of the run itself has checked the bytes.
+    """
+    place = source.place
+    for number, pinned in enumerate(source.train.generations):
+        table = place.table("train", number, pinned.table)
+        reader = open_reader(table, place.root)
+        reader.expect_code(pinned.code)
+        generation = {
+            "measurement": source.train.measurement,
+            "table": pinned.table,
+            "count": pinned.count,
+            "partition_examples": pinned.partition_examples,
+            "identity": identity(target.storage, reader, table, digest=False),
+            "code": pinned.code,
+        }
+        (target.append if number else target.begin)("train", generation)
+    target.move_to(place)
 
 
 def pilot_scores(pilot: Pilot, path: str) -> PilotScores:
@@ -189,9 +206,9 @@ def whitened(
 
 def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
     """Return an array of training examples at sorted global rows, reading no partition twice."""
-    size, pieces = run.train.partition_examples, []
-    for receipt in row_receipts(run, "train", checkpoint, np.unique(rows // size).tolist()):
-        mine = rows[rows // size == receipt.partition] - receipt.start
+    owners, pieces = run.train.owners(rows), []
+    for receipt in row_receipts(run, "train", checkpoint, np.unique(owners).tolist()):
+        mine = rows[owners == receipt.partition] - receipt.start
         part = run.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
         pieces.append(part[mine - mine[0]])
     return np.concatenate(pieces)

@@ -19,6 +19,7 @@ from streamfluence.errors import InputError
 from streamfluence.evaluation.asked import Trainings
 from streamfluence.evaluation.retraining import Choice, Retraining, Subset
 from streamfluence.layout import FORMAT_VERSION, MANIFEST, receipt_path
+from streamfluence.run.example_set import ExampleSet
 from streamfluence.run.session import Session
 from streamfluence.store import Receipt, RunStore, open_storage
 
@@ -137,10 +138,14 @@ def _manifest(session: Session, example_set: str) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "holds": HOLDS,
         "task_digest": session.task.digest,
-        "train": {"count": train.count, "identity": train.identity},
-        "queries": {"count": queries.count, "identity": queries.identity},
+        "train": _facts(train),
+        "queries": _facts(queries),
         "measurement": queries.measurement,
     }
+
+
+def _facts(pinned: ExampleSet) -> dict[str, Any]:
+    return {"count": pinned.count, "identities": [each.identity for each in pinned.generations]}
 
 
 def _beside(url: str, example_set: str, manifest: Mapping[str, Any]) -> str:

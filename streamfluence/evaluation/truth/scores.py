@@ -93,17 +93,16 @@ class JudgedScores:
         Args:
             rows: Only partitions that hold one of these.
         """
-        size = self.run.train.partition_examples
-        wanted = range(len(self.run.train.spans))
+        wanted = range(self.run.train.partitions)
         if rows is not None:
-            wanted = np.unique(np.asarray(rows) // size).tolist()
+            wanted = np.unique(self.run.train.owners(np.asarray(rows))).tolist()
         for partition in wanted:
             found = label_scores(self.run, self.label, self.spec, partition)
             for part in cut(Span(0, len(found)), _BLOCK_ROWS):
                 block = found[part.start : part.stop].astype(np.float64)
                 missing = np.isnan(block).any(axis=1)
                 block[missing] = 0
-                start = partition * size
+                start = self.run.train.spans[partition].start
                 self.without_score.update((start + part.start + np.flatnonzero(missing)).tolist())
                 yield Span(start + part.start, start + part.stop), block
 
@@ -137,14 +136,14 @@ class JudgedScores:
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return ``loss`` (mean over checkpoints) or ``self_influence`` (in the unit of scores) of rows."""
         total = np.zeros(len(rows))
-        size = self.run.train.partition_examples
+        owners = self.run.train.owners(rows)
         factors = np.asarray(checkpoint_factors(self.run.method, self.count))
         mean = np.full(len(factors), 1 / len(factors))
         scale = factors if name == SELF_INFLUENCE else mean
         for checkpoint, factor in enumerate(scale):
             receipts = row_receipts(self.run, "train", checkpoint)
-            for partition in np.unique(rows // size):
-                values = self.run.read(receipts[int(partition)], name)
-                inside = rows // size == partition
-                total[inside] += factor * values[rows[inside] - partition * size]
+            for partition in np.unique(owners):
+                receipt, inside = receipts[int(partition)], owners == partition
+                values = self.run.read(receipt, name)
+                total[inside] += factor * values[rows[inside] - receipt.start]
         return total

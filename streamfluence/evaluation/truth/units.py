@@ -87,8 +87,7 @@ class Measurer:
 
     def _new_model(self) -> nn.Module:
         session = self.session
-        path = session.run.place.root / session.run.method.checkpoints[0].path
-        return session.task.model(path).to(session.device)
+        return session.task.model(session.run.checkpoint_path(0)).to(session.device)
 
     def _read(self) -> list[Any] | Any:
         """Yield the batches of the query set, and keep them if they are small."""
