@@ -11,6 +11,7 @@ NAMES = {
     "d": "diabetes_mlp",
     "e1": "digits_momentum",
     "e2": "digits_adamw",
+    "f": "letters_mlp",
 }
 
 
