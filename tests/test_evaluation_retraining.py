@@ -89,7 +89,7 @@ def test_what_a_trainer_ignores_shows_in_identical_outcomes():
 def test_agreement_is_what_scipy_finds():
     predicted, noise = GENERATOR.normal(size=(2, 40))
     actual = 2 * predicted + noise
-    found = leave_out.agreement(predicted, actual)
+    found = leave_out.agreement_with_changes(predicted, actual)
     assert found["pearson"] == pytest.approx(pearsonr(predicted, actual).statistic)
     assert found["spearman"] == pytest.approx(spearmanr(predicted, actual).statistic)
     assert found["slope"] == pytest.approx(linregress(predicted, actual).slope)
