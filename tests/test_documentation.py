@@ -17,7 +17,8 @@ PAGES = [
     *sorted((ROOT / "streamfluence" / "guide").glob("*.md")),
 ]
 SECTIONS = {f.name: f.default for f in fields(Job) if is_dataclass(f.default)}
-OTHER_OPTIONS = {"--fast", "--no-verify", "--help"}  # of tools/dev.py, of git, of click itself
+# Of tools/dev.py, of the benchmarks, of git, of click itself.
+OTHER_OPTIONS = {"--fast", "--cases", "--no-verify", "--help"}
 
 
 def each_page(test):

@@ -5,7 +5,9 @@ the data. A stored (uncompressed) .npz member is a .npy file at an offset of its
 and is mapped there; a compressed one can only be loaded whole. Nothing is ever unpickled.
 """
 
+import io
 import math
+import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from numpy.lib import format as npy
 from streamfluence.data._files import file_size, readable
 from streamfluence.errors import InputError
 
+# A header is parsed as Python source; in 3.11, two threads at that fail with a SystemError
+# (https://github.com/python/cpython/issues/106905).
+_PARSING = threading.Lock()
+_LONGEST_HEADER = 2**20
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 0x1
 
@@ -43,10 +49,17 @@ class StoredArray:
             return np.empty(self.shape, dtype=self.dtype)
         with readable(self.path):
             if self.member is not None:
-                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                    return npy.read_array(file, allow_pickle=False)
+                return self._decompressed(self.member)
             order: Literal["C", "F"] = "F" if self.fortran_order else "C"
             return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+
+    def _decompressed(self, member: str) -> np.ndarray:
+        order: Literal["C", "F"] = "F" if self.fortran_order else "C"
+        with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
+            _header(file)
+            return np.frombuffer(file.read(self.n_bytes), self.dtype).reshape(
+                self.shape, order=order
+            )
 
 
 def npy_header(path: Path) -> StoredArray:
@@ -103,13 +116,19 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = npy.read_magic(file)
-    if version == (1, 0):
-        return npy.read_array_header_1_0(file)
-    if version in ((2, 0), (3, 0)):  # they differ in how names of the fields of records are encoded
-        return npy.read_array_header_2_0(file)
-    raise ValueError(
-        f"version {version} of the .npy format is unknown; save it again with numpy.save"
+    # 2.0 and 3.0 differ in how names of the fields of records are encoded.
+    readers = {(1, 0): (npy.read_array_header_1_0, 2)} | dict.fromkeys(
+        ((2, 0), (3, 0)), (npy.read_array_header_2_0, 4)
     )
+    if version not in readers:
+        raise ValueError(
+            f"version {version} of the .npy format is unknown; save it again with numpy.save"
+        )
+    read, bytes_of_length = readers[version]
+    length = file.read(bytes_of_length)
+    text = file.read(min(int.from_bytes(length, "little"), _LONGEST_HEADER))
+    with _PARSING:
+        return read(io.BytesIO(length + text))
 
 
 def _checked(array: StoredArray, name: str, available: int) -> StoredArray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from streamfluence.data import _files, _options
 from streamfluence.data._files import readable
-from streamfluence.data._npy import StoredArray, npy_header
+from streamfluence.data._npy import StoredArray, npy_header, npz_headers
 from streamfluence.data._preview import Text, one_line
 from streamfluence.data._shards import Shards, check_rows
 from streamfluence.data.base import Reader
@@ -239,8 +239,9 @@ def _documents(path: Path, n_tokens: int) -> tuple[np.ndarray, list[str]]:
 
 def _sidecar(path: Path) -> tuple[np.ndarray, list[str]]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as content:
-            return content["starts"].astype(np.int64), content["names"].astype(str).tolist()
+        stored = npz_headers(path)
+        starts, names = (stored[name].view() for name in ("starts", "names"))
+        return starts.astype(np.int64), names.astype(str).tolist()
     content = read_json(path)
     if not isinstance(content, dict) or not {"starts", "names"} <= content.keys():
         raise InputError(f'{path} must be {{"starts": [...], "names": [...]}}')
