@@ -30,6 +30,7 @@ ON_PAGES = {
     "readouts": "methods",
     "scales": "methods",
     "solvers": "methods",
+    "scans": "methods",
     "scoring.sources": "methods",
     "executors": "methods",
 }

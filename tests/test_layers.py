@@ -20,7 +20,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"layout", "columns", "given", "new_file"},
     {"linalg", "linearised", "registry", "options", "batches"},
     {"codecs", "curvature", "preconditioners", "readouts", "executors"}
-    | {"scales", "solvers"}
+    | {"scales", "solvers", "scans"}
     | {
         "likelihoods",
         "job",

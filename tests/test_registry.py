@@ -9,7 +9,16 @@ from patience import HANG_SECONDS
 from streamfluence import registry
 from streamfluence.errors import InputError
 
-FAMILIES = ("codecs", "curvature", "data", "executors", "projections", "readouts", "solvers")
+FAMILIES = (
+    "codecs",
+    "curvature",
+    "data",
+    "executors",
+    "projections",
+    "readouts",
+    "scans",
+    "solvers",
+)
 
 
 @pytest.fixture

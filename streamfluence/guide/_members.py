@@ -10,7 +10,7 @@ from streamfluence.options import maker
 from streamfluence.registry import Origin, names, origin
 
 # Families whose members' docstrings are shown whole: what is stored, what a matrix is, what scores mean.
-_WHOLE = {"readouts", "curvature", "features", "scales", "solvers", "scoring.sources"}
+_WHOLE = {"readouts", "curvature", "features", "scales", "solvers", "scans", "scoring.sources"}
 _PYTHON_ONLY = {"Sequence[Any]", "np.ndarray"}  # types that no value of a job has
 _WITH_EXAMPLE = {"data"}  # those whose modules begin with an example of a job
 

@@ -1,0 +1,1 @@
+"""How an effect on the weights is carried through the steps of training, one file each."""
