@@ -28,6 +28,8 @@ _MALFORMED = (BadZipFile, EOFError, KeyError, NotImplementedError, StructError, 
 def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while ``path`` is read into an error that names it.
 
+    An OSError without a number is of a library that met bytes it cannot decode.
+
     Raises:
         InputError: If the file is missing, forbidden, truncated or not of its format.
         StorageError: If the storage failed (a lost mount, a read error); worth a retry.
@@ -36,9 +38,9 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except _UNUSABLE as error:
         raise InputError(f"{path} cannot be opened: {error.strerror or error}") from error
-    except OSError as error:
-        raise StorageError(f"reading {path} failed: {error.strerror or error}") from error
-    except (*_MALFORMED, ValueError, SyntaxError, ZlibError) as error:
+    except (OSError, *_MALFORMED, ValueError, SyntaxError, ZlibError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(f"reading {path} failed: {error.strerror or error}") from error
         raise InputError(
             f"{path} is damaged, truncated or not of the format its name says: {error}"
         ) from error

@@ -4,6 +4,7 @@ Control characters are replaced, so no data can drive a terminal.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from streamfluence.errors import InputError
 from streamfluence.given import read_json
 
 LENGTH = 160
+_LOOKED_AT = 4 * LENGTH  # characters of a string, which may be huge
 
 
 class Text:
@@ -58,6 +60,24 @@ def show(name: str, value: np.ndarray, text: Text | None = None) -> str:
     if value.size <= 8:
         return f"{name} {' '.join(f'{each:.6g}' for each in value.ravel().tolist())}"
     return f"{name} {shape} in [{value.min():.4g}, {value.max():.4g}]"
+
+
+def show_cell(name: str, value: Any) -> str:
+    """Return one cell of a table as text: strings as they are, all else with its column's name."""
+    if isinstance(value, str):
+        return value[:_LOOKED_AT]
+    if isinstance(value, bytes):
+        return show(name, np.asarray(value[:LENGTH]))
+    array = _numbers(value)
+    return f"{name} {value!r}"[:_LOOKED_AT] if array is None else show(name, array)
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # a ragged list, a number that is no int64
+        return None
+    return array if array.dtype.kind in "biuf" else None
 
 
 def _pieces(path: Path) -> dict[int, str]:

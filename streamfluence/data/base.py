@@ -21,12 +21,18 @@ class Reader:
     Attributes:
         places: Options that only say where files lie: other values of them are the same data where
             ``identity`` is the same.
-        own_groups: Whether groups are numbered by what this reader was given alone, so that the same
-            number means another group in more of the data.
     """
 
     places: ClassVar[tuple[str, ...]] = ()
-    own_groups: ClassVar[bool] = False
+
+    @property
+    def own_groups(self) -> bool:
+        """Whether groups are numbered by what this reader was given alone.
+
+        The same number then means another group in more of the data. A member may set it as an
+        attribute of its class.
+        """
+        return False
 
     def count(self) -> int:
         """Return the number of examples."""
