@@ -178,3 +178,94 @@ def test_an_option_that_is_none_is_refused():
     with pytest.raises(InputError, match="'fisher'"):
         make("scans", "value_embedding", {"curvature": "hessian"})
     assert member("scans", "value_embedding")().source == "probes"
+
+
+# --- a net, trained again -------------------------------------------------------------------
+
+
+class Net:
+    """A small net on three Gaussian classes as a function of one vector, and SGD on it by autograd."""
+
+    RATE, SIZE, STEPS = 0.05, 8, 43
+
+    def __init__(self):
+        self.y = torch.arange(360) % 3
+        self.x = random(360, 4, seed=5) + 1.5 * random(3, 4, seed=6)[self.y]
+        order = torch.randperm(344, generator=torch.Generator().manual_seed(7))
+        self.batches = order.split(self.SIZE)
+        self.weights = [0.5 * random(43, seed=8)]
+        for batch in self.batches:
+            self.weights.append(self.step(self.weights[-1], batch))
+
+    def logits(self, weights, rows):
+        a, b, c, d = weights.split([20, 5, 15, 3])
+        return torch.tanh(self.x[rows] @ a.view(4, 5) + b) @ c.view(5, 3) + d
+
+    def losses(self, weights, rows):
+        return torch.nn.functional.cross_entropy(
+            self.logits(weights, rows), self.y[rows], reduction="none"
+        )
+
+    def gradient(self, weights, rows):
+        leaf = weights.clone().requires_grad_()
+        return torch.autograd.grad(self.losses(leaf, rows).sum(), leaf)[0]
+
+    def step(self, weights, rows):
+        return weights - self.RATE / self.SIZE * self.gradient(weights, rows)
+
+    def rows(self, weights, rows):
+        return torch.stack([self.gradient(weights, rows[i : i + 1]) for i in range(len(rows))])
+
+    def vectors(self, weights, rows):
+        """Return vectors whose outer products sum to ``J^T (diag p - p p^T) J``."""
+        found = []
+        for i in range(len(rows)):
+            jacobian = torch.autograd.functional.jacobian(
+                lambda w, i=i: self.logits(w, rows[i : i + 1])[0], weights
+            )
+            p = self.logits(weights, rows[i : i + 1])[0].softmax(0)
+            values, basis = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
+            found.append((basis * values.clamp(min=0).sqrt()).T @ jacobian)
+        return torch.cat(found)
+
+    def without(self, number, place):
+        """Return the weights at the end without one example of one step."""
+        batch = self.batches[number]
+        weights = self.step(self.weights[number], batch[torch.arange(len(batch)) != place])
+        return reduce(self.step, self.batches[number + 1 :], weights)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Net()
+
+
+@pytest.fixture(scope="module")
+def truth(net):
+    """Places of examples in steps, and the change of each query's loss without them."""
+    places = [(number, number % net.SIZE) for number in range(net.STEPS)]
+    queries = torch.arange(344, 360)
+    before = net.losses(net.weights[-1], queries)
+    changes = [net.losses(net.without(*place), queries) - before for place in places]
+    return places, queries, torch.stack(changes)
+
+
+@pytest.mark.parametrize("curvature, least", [("gauss_newton", 0.93), ("fisher", 0.9)])
+def test_scores_rank_as_training_again_does(net, truth, curvature, least):
+    """A short form of tools/bench/temporal.py."""
+    places, queries, changes = truth
+    scan = make("scans", "value_embedding", {"curvature": curvature})
+    steps = [
+        (
+            net.rows(weights, batch),
+            net.RATE / net.SIZE,
+            net.vectors(weights, batch) if curvature == "gauss_newton" else None,
+        )
+        for weights, batch in zip(net.weights, net.batches, strict=False)
+    ]
+    state = reduce(lambda s, step: scan.step(s, *step), reversed(steps), scan.empty(43))
+    chosen = scan.embeddings(state)[[number * net.SIZE + place for number, place in places]]
+    scores = chosen @ net.rows(net.weights[-1], queries).T
+    ranks = [each.argsort(0).argsort(0).T.double() for each in (scores, changes)]
+    found = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)]
+    assert torch.stack(found).mean() > least
