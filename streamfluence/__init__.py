@@ -1,7 +1,7 @@
 """Training-data attribution as an out-of-core job.
 
 ``import streamfluence`` loads neither torch nor dask nor numpy, so that a
-command starts at once: ``open`` and ``Run`` are imported when first used.
+command starts at once: ``open``, ``Run`` and ``record`` are imported when first used.
 
 ``python -m streamfluence`` would let every import look in the working folder first, which
 may be a run that somebody else made: it is taken away before anything is imported.
@@ -32,6 +32,7 @@ from streamfluence.errors import (
 
 if TYPE_CHECKING:
     from streamfluence.api import Run, open
+    from streamfluence.recording import record
 
 __version__ = "0.1.0"
 
@@ -48,9 +49,14 @@ __all__ = [
     "StreamfluenceError",
     "__version__",
     "open",
+    "record",
 ]
 
-_LAZY = {"Run": "streamfluence.api", "open": "streamfluence.api"}
+_LAZY = {
+    "Run": "streamfluence.api",
+    "open": "streamfluence.api",
+    "record": "streamfluence.recording",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ import streamfluence
 PACKAGE = Path(streamfluence.__file__).parent
 LAYERS = (  # the lowest first; a module imports from its own layer and from those below
     {"errors"},
-    {"layout", "columns", "given", "new_file"},
+    {"layout", "columns", "given", "new_file", "recorded"},
     {"linalg", "linearised", "registry", "options", "batches"},
     {"codecs", "curvature", "preconditioners", "readouts", "executors"}
     | {"scales", "solvers", "scans"}
@@ -38,7 +38,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"sketching", "collecting", "scoring"},
     {"evaluation"},
     {"stages"},
-    {"api", "guide"},
+    {"api", "guide", "recording"},
     {"cli", "__init__", "__main__"},
 )
 # Each does one part of the work on what is below, and none needs another.

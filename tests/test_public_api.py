@@ -26,6 +26,7 @@ PUBLIC = [
     "StreamfluenceError",
     "__version__",
     "open",
+    "record",
 ]
 EXIT_CODES = {
     "StreamfluenceError": 2,
