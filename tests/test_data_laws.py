@@ -91,8 +91,52 @@ def make_parquet(folder: Path) -> dict:
     return {"reader": "parquet", "path": "x-*.parquet"}
 
 
+def make_jsonl(folder: Path) -> dict:
+    pytest.importorskip("pyarrow")
+    random = np.random.default_rng(0)
+    for shard, rows in enumerate(SHARD_ROWS):
+        lines = [
+            {"x": each.tolist(), "label": row % 3, "meta": {"name": f"{shard}/{row}"}, "end": "m"}
+            for row, each in enumerate(random.normal(size=(rows, 2, 2)))
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"x-{shard + 8}.jsonl").write_text(text)
+    return {"reader": "jsonl", "path": "x-*.jsonl"}
+
+
+def make_text_lines(folder: Path) -> dict:
+    pytest.importorskip("pyarrow")
+    for shard, rows in enumerate(SHARD_ROWS):
+        text = "\n".join(f"line {shard}-{row} ü" for row in range(rows))
+        (folder / f"x-{shard + 8}.txt").write_text(text)
+    return {"reader": "text", "path": "x-*.txt"}
+
+
+def make_text_files(folder: Path) -> dict:
+    pytest.importorskip("pyarrow")
+    for number in range(COUNT):
+        (folder / f"{number}.txt").write_text(f"file\n{number}")
+    return {"reader": "text", "path": "*.txt", "unit": "file"}
+
+
+def make_text_tokens(folder: Path) -> dict:
+    tokenizers = pytest.importorskip("tokenizers")
+    table = make_text_lines(folder)
+    letters = {letter: number for number, letter in enumerate("[]0123456789-")}
+    splitter = tokenizers.pre_tokenizers.Split("", "isolated")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="["))
+    made.pre_tokenizer = splitter
+    (folder / "model").mkdir()
+    made.save(str(folder / "model" / "tokenizer.json"))
+    return {**table, "tokenizer": "model", "length": 16}
+
+
 MAKERS = [
     make_parquet,
+    make_jsonl,
+    make_text_lines,
+    make_text_files,
+    make_text_tokens,
     make_arrays_npz,
     make_arrays_compressed,
     make_arrays_npy,
@@ -132,11 +176,13 @@ def harmless_place(path: Path) -> int:
     """A byte whose change leaves the file readable: of a value, or a time in an archive."""
     modification_time_in_first_local_header, in_the_first_page = 10, 40
     places = {".npz": modification_time_in_first_local_header, ".parquet": in_the_first_page}
+    places |= {".jsonl": path.read_bytes().find(b"m")}
     return places.get(path.suffix, path.stat().st_size - 1)
 
 
 def holds_data(path: Path) -> bool:
-    return path.is_file() and not (path.suffix == ".npy" and np.load(path).size == 0)
+    empty = path.is_file() and path.suffix == ".npy" and np.load(path).size == 0
+    return path.is_file() and path.stat().st_size > 0 and not empty
 
 
 def test_every_member_has_a_maker_here_or_laws_of_its_own():

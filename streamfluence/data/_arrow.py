@@ -30,7 +30,8 @@ def batch_of(
         columns: Arrow's chunked arrays by name.
         rows: The number of each row in the data set, for messages.
         like: A batch of one example, whose shapes all others must have; may be empty.
-        length: To which flat lists of numbers are padded or cut; None leaves them as they are.
+        length: To which flat lists of numbers are padded or cut; None leaves them as they are. Padded
+            ``input_ids`` without an ``attention_mask`` get one.
 
     Raises:
         InputError: If a value is missing, a list is longer than another, or a type has no array.
@@ -42,6 +43,10 @@ def batch_of(
             batch[name] = _padded(column, where, rows, length, -100 if name in _TARGETS else 0)
         else:
             batch[name] = values_of(column, where, rows, like.get(name))
+    tokens = columns.get("input_ids")
+    if length and tokens is not None and is_list_of_numbers(tokens.type):
+        reached = np.arange(length) < _lengths(_decoded(tokens))[:, None]
+        batch.setdefault("attention_mask", reached.astype(np.int64))
     return batch
 
 

@@ -109,8 +109,7 @@ class Tabular(Reader):
 
     def preview(self, row: int) -> str:
         """Return the previewed columns of an example on one line."""
-        names = self._previewed or self._fields
-        rows = check_rows([row], self.count())
+        names, rows = self._shown, check_rows([row], self.count())
         ((_, columns),) = self._columns([self._known(name) for name in names], rows)
         shown = [show_cell(name, columns[name][0].as_py()) for name in names]
         return one_line(" | ".join(shown))
@@ -139,6 +138,22 @@ class Tabular(Reader):
             raise InputError(f"{self._paths[0]} holds no column but the id and the group")
         return [self._known(field) for field in chosen]
 
+    @property
+    def _needed(self) -> list[str]:
+        """Columns of which a batch is made."""
+        return self._fields
+
+    @property
+    def _shown(self) -> list[str]:
+        """Columns that show an example."""
+        return self._previewed or self._fields
+
+    @property
+    def _named(self) -> list[str]:
+        """Columns that the options name."""
+        labels = [self._id_field, self._group_field]
+        return [*(self._chosen or []), *(self._previewed or []), *filter(None, labels)]
+
     @cached_property
     def _group_names(self) -> np.ndarray:
         """The distinct names of all groups, in order; reads the column once."""
@@ -161,11 +176,18 @@ class Tabular(Reader):
 
     def _made(self, rows: np.ndarray, like: dict[str, Any]) -> dict[str, Any]:
         parts = [
-            _arrow.batch_of(columns, those, like, self._length)
-            for those, columns in self._columns(self._fields, rows)
+            self._batch_of(columns, those, like)
+            for those, columns in self._columns(self._needed, rows)
         ]
         whole_batch: dict[str, Any] = parts[0] if len(parts) == 1 else concatenate(parts)
         return whole_batch
+
+    def _batch_of(
+        self, columns: dict[str, Any], rows: np.ndarray, like: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the batch of one table's columns."""
+        chosen = {name: columns[name] for name in self._fields}
+        return _arrow.batch_of(chosen, rows, like, self._length)
 
     def _columns(
         self, names: list[str], rows: np.ndarray

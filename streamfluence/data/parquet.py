@@ -4,6 +4,9 @@
     path = "data/train-*.parquet"           # or a list; files are sorted naturally
     fields = ["x", "label"]                 # what a batch holds; by default every column
     id_field = "id"
+    # tokenizer = "model"                   # tokenises a column of text, or two:
+    # text_field = "text"                   # prompt_field = "question", completion_field = "answer"
+    # length = 128                          # tokens of every example
 
 Numbers become arrays, lists of numbers of one length arrays with an axis more, strings
 lists of strings, structs mappings. Types that have no array (decimals, maps) and missing
@@ -23,7 +26,7 @@ import numpy as np
 from streamfluence.data import _arrow, _files, _options
 from streamfluence.data._files import readable
 from streamfluence.data._shards import Shards
-from streamfluence.data._tabular import Tabular
+from streamfluence.data._text_like import TextLike
 from streamfluence.data._wanted import wanted
 from streamfluence.errors import InputError
 
@@ -34,13 +37,13 @@ _MOST_PIECE_ROWS = 4096
 _BUFFER_BYTES = 1 << 16  # read ahead of each column, in place of the whole column
 
 
-class Parquet(Tabular):
+class Parquet(TextLike):
     """Read columns of Parquet files.
 
     Args:
         root: The job's folder.
         path: Pattern or list of patterns.
-        further: Of ``Tabular``.
+        further: Of ``TextLike``.
 
     Raises:
         InputError: On a wrong option, and at first use on a file that is missing, damaged or
@@ -48,7 +51,7 @@ class Parquet(Tabular):
     """
 
     name = "parquet"
-    places = ("path",)
+    places = ("path", "tokenizer")
 
     def __init__(self, root: Path, *, path: str | Sequence[str], **further: Any) -> None:
         super().__init__(root, **further)
@@ -89,8 +92,8 @@ class Parquet(Tabular):
         return schemas[0]
 
     def _refuse_unlike(self, path: Path, schema: Any, first: Any) -> None:
-        named = [*(self._chosen or first.names), self._id_field, self._group_field]
-        tops = {_arrow.top_of(first, name) for name in [*named, *(self._previewed or [])] if name}
+        named = self._named if self._chosen else [*first.names, *self._named]
+        tops = {_arrow.top_of(first, name) for name in named}
         for name in sorted(filter(None, tops)):
             if name not in schema.names:
                 raise InputError(f"{path} has no column {name!r}, which {self._paths[0]} has")

@@ -68,7 +68,16 @@ def _type(annotation: str) -> str:
     words = [w for w in annotation.removesuffix(" | None").split(" | ") if w not in _PYTHON_ONLY]
     known = {"str": "string", "int": "whole number", "float": "number", "bool": "true or false"}
     known |= {"Sequence[str]": "list of strings"}
-    return " or ".join(known.get(word, "table") for word in words)
+    named = (_choices(word) or known.get(word, "table") for word in words)
+    return " or ".join(named)
+
+
+def _choices(annotation: str) -> str:
+    """Return the values of a ``Literal`` as they stand in a job; empty for another annotation."""
+    if not annotation.startswith("Literal["):
+        return ""
+    values = annotation.removeprefix("Literal[").removesuffix("]").replace("'", '"')
+    return " or ".join(f"`{value}`" for value in values.split(", "))
 
 
 def _default(default: ast.expr | None) -> str:
