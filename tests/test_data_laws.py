@@ -104,6 +104,22 @@ def make_jsonl(folder: Path) -> dict:
     return {"reader": "jsonl", "path": "x-*.jsonl"}
 
 
+def make_huggingface(folder: Path) -> dict:
+    """Files as save_to_disk writes them; test_data_huggingface.py has those of the library itself."""
+    pa, names = pytest.importorskip("pyarrow"), []
+    for shard, rows in enumerate(SHARD_ROWS):
+        columns = {
+            "x": np.arange(rows) + shard / 8,
+            "text": [f"m {shard} {n}" for n in range(rows)],
+        }
+        table = pa.table({**columns, "text": pa.array(columns["text"], pa.string())})
+        names.append({"filename": f"data-{shard}.arrow"})
+        with pa.ipc.new_stream(folder / f"data-{shard}.arrow", table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    (folder / "state.json").write_text(json.dumps({"_data_files": names}))
+    return {"reader": "huggingface", "path": "."}
+
+
 def make_text_lines(folder: Path) -> dict:
     pytest.importorskip("pyarrow")
     for shard, rows in enumerate(SHARD_ROWS):
@@ -134,6 +150,7 @@ def make_text_tokens(folder: Path) -> dict:
 MAKERS = [
     make_parquet,
     make_jsonl,
+    make_huggingface,
     make_text_lines,
     make_text_files,
     make_text_tokens,
@@ -148,7 +165,7 @@ MAKERS = [
 
 def other_members() -> list[str]:
     """Members whose files this test does not know how to make; they have laws of their own."""
-    return ["huggingface", "webdataset"]
+    return ["webdataset"]
 
 
 @pytest.fixture(params=MAKERS, ids=lambda make: make.__name__[5:])
@@ -176,13 +193,14 @@ def harmless_place(path: Path) -> int:
     """A byte whose change leaves the file readable: of a value, or a time in an archive."""
     modification_time_in_first_local_header, in_the_first_page = 10, 40
     places = {".npz": modification_time_in_first_local_header, ".parquet": in_the_first_page}
-    places |= {".jsonl": path.read_bytes().find(b"m")}
+    places |= {".jsonl": path.read_bytes().find(b"m"), ".arrow": path.read_bytes().find(b"m ")}
     return places.get(path.suffix, path.stat().st_size - 1)
 
 
 def holds_data(path: Path) -> bool:
     empty = path.is_file() and path.suffix == ".npy" and np.load(path).size == 0
-    return path.is_file() and path.stat().st_size > 0 and not empty
+    empty |= path.suffix == ".arrow" and b"m " not in path.read_bytes()
+    return path.is_file() and path.stat().st_size > 0 and path.name != "state.json" and not empty
 
 
 def test_every_member_has_a_maker_here_or_laws_of_its_own():

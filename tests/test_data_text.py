@@ -136,7 +136,7 @@ def test_tokens_are_those_of_transformers(tmp_path, kind):
     fast = save_tokenizer(tmp_path / "model", kind)
     texts = ["the cat", "dogs ran home again with bones on the mat", "", "a ünknown mat"]
     write_lines(tmp_path, [{"text": text, "label": len(text)} for text in texts])
-    options = {"tokenizer": "model", "text_field": "text", "length": 7}
+    options = {"tokenizer": "model", "text_field": "text", "length": 7, "fields": ["label"]}
     batch = reader_of(tmp_path, "a.jsonl", **options).read(0, 4)
     expected = fast(texts, padding="max_length", truncation=True, max_length=7)
     told = ["input_ids", "attention_mask", "labels", "label"]
@@ -188,6 +188,8 @@ def test_a_field_called_labels_takes_the_place_of_tokens_as_targets(tmp_path):
     save_tokenizer(tmp_path / "model")
     write_lines(tmp_path, [{"text": " ".join(WORDS), "labels": 3}])
     options = {"tokenizer": "model", "text_field": "text", "length": 4}
+    assert reader_of(tmp_path, "a.jsonl", **options).read(0, 1)["labels"].shape == (1, 4)
+    options |= {"fields": ["labels"]}
     assert reader_of(tmp_path, "a.jsonl", **options).read(0, 1)["labels"].tolist() == [3]
 
 

@@ -73,6 +73,13 @@ def values_of(column: Any, where: str, rows: np.ndarray, like: Any = None) -> An
     )
 
 
+def rows_of(piece: Any, rows: np.ndarray) -> Any:
+    """Return rows of a record batch, which ascend; a view where they follow each other."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return piece.slice(int(rows[0]), len(rows))
+    return piece.take(pa.array(rows))
+
+
 def plain(kind: Any) -> Any:
     """Return a type without what only says how its values are stored."""
     if types.is_dictionary(kind):

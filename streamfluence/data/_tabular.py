@@ -29,8 +29,8 @@ class Tabular(Reader):
 
     Args:
         root: The job's folder.
-        fields: Columns that a batch holds; by default every one but the id and the group. A dot
-            leads into a struct, as in ``"meta.file"``.
+        fields: Columns that a batch holds; by default every one but the id and the group, and beside
+            tokens none. A dot leads into a struct, as in ``"meta.file"``.
         id_field: Column of your own ids: whole numbers or strings.
         group_field: Column of each example's group (class, source): whole numbers or strings.
         preview: Columns that show an example to a person; by default those of a batch.
@@ -74,6 +74,10 @@ class Tabular(Reader):
         """Yield Arrow tables of these columns that hold these rows, which ascend, one after another."""
         raise NotImplementedError
 
+    def columns(self) -> list[str]:
+        """Return the names of all columns."""
+        return list(self._schema.names)
+
     @property
     def own_groups(self) -> bool:
         """Whether groups are strings, which are numbered by name among those of this reader."""
@@ -110,7 +114,7 @@ class Tabular(Reader):
     def preview(self, row: int) -> str:
         """Return the previewed columns of an example on one line."""
         names, rows = self._shown, check_rows([row], self.count())
-        ((_, columns),) = self._columns([self._known(name) for name in names], rows)
+        ((_, columns),) = self._tables_of([self._known(name) for name in names], rows)
         shown = [show_cell(name, columns[name][0].as_py()) for name in names]
         return one_line(" | ".join(shown))
 
@@ -177,7 +181,7 @@ class Tabular(Reader):
     def _made(self, rows: np.ndarray, like: dict[str, Any]) -> dict[str, Any]:
         parts = [
             self._batch_of(columns, those, like)
-            for those, columns in self._columns(self._needed, rows)
+            for those, columns in self._tables_of(self._needed, rows)
         ]
         whole_batch: dict[str, Any] = parts[0] if len(parts) == 1 else concatenate(parts)
         return whole_batch
@@ -189,7 +193,7 @@ class Tabular(Reader):
         chosen = {name: columns[name] for name in self._fields}
         return _arrow.batch_of(chosen, rows, like, self._length)
 
-    def _columns(
+    def _tables_of(
         self, names: list[str], rows: np.ndarray
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Yield the rows and the columns of one table after another; of no rows one empty table."""
@@ -229,7 +233,7 @@ class Tabular(Reader):
             )
         parts = [
             _arrow.values_of(columns[field], where, rows)
-            for rows, columns in self._columns([field], np.arange(start, stop))
+            for rows, columns in self._tables_of([field], np.arange(start, stop))
         ]
         if is_text:
             return np.concatenate([texts(np.asarray(part, np.str_), where) for part in parts])

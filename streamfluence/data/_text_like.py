@@ -16,7 +16,7 @@ class TextLike(Tabular):
     """Read columns of a table, texts as tokens if a tokenizer is named.
 
     A batch then holds ``input_ids``, ``attention_mask`` and ``labels``, each (example, length), beside
-    the other fields; ``labels`` are the tokens, -100 on padding and on prompts, and left out
+    the fields that are named; ``labels`` are the tokens, -100 on padding and on prompts, and left out
     where a field of yours has that name. Texts are tokenised whenever they are read; nothing is kept.
 
     Args:
@@ -90,8 +90,7 @@ class TextLike(Tabular):
     @cached_property
     def _fields(self) -> list[str]:
         if self._chosen is None and self._texts:
-            apart = (self._id_field, self._group_field, *self._texts.values())
-            return [name for name in self._schema.names if name not in apart]
+            return []
         return super()._fields
 
     def _batch_of(

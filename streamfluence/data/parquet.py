@@ -140,7 +140,7 @@ class _Forward:
         while done < len(local):
             upto = int(np.searchsorted(local, self._stop))
             if upto > done:
-                parts.append(_chosen(self._piece, local[done:upto] - self._start))
+                parts.append(_arrow.rows_of(self._piece, local[done:upto] - self._start))
                 done = upto
             else:
                 self._go_on()
@@ -153,12 +153,6 @@ class _Forward:
             raise ValueError(f"a row group ends after {self._stop:,} rows, fewer than it promises")
         self._piece, self._start = piece, self._stop
         self._stop += piece.num_rows
-
-
-def _chosen(piece: Any, rows: np.ndarray) -> Any:
-    if rows[-1] - rows[0] + 1 == len(rows):
-        return piece.slice(int(rows[0]), len(rows))
-    return piece.take(_arrow.pa.array(rows))
 
 
 def _piece_rows(group: Any, columns: list[str]) -> int:
