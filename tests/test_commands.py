@@ -15,8 +15,8 @@ import streamfluence
 from streamfluence.job_parser import load_job
 from streamfluence.layout import collect_stage
 from streamfluence.run.opened import OpenRun
+from streamfluence.scoring import queries as _queries
 from streamfluence.scoring import spec as score_spec
-from streamfluence.scoring import stored as _stored_rows
 from streamfluence.scoring.asked import Asked
 from streamfluence.store import RunStore
 from streamfluence.task_file import load_task
@@ -174,7 +174,7 @@ def test_every_readout_is_stored_and_agrees_with_the_dense_scores(folder):
     np.testing.assert_array_equal(stored, scores)
 
 
-def test_stored_rows_as_a_lazy_array_reproduce_the_scores(folder):
+def test_queries_as_a_lazy_array_reproduce_the_scores(folder):
     run = streamfluence.open(str(folder / "run"))
     rows = run.rows("train")
     assert rows.shape[0] == 150 and rows.dtype == "float32"
@@ -247,9 +247,9 @@ def test_queries_that_do_not_fit_in_memory_are_scored_in_tiles_with_the_same_res
     np.testing.assert_allclose(
         found["subset_sum.subset_sums"][0], scores[:10].sum(0), rtol=1e-5, atol=1e-9
     )
-    monkeypatch.setattr(_stored_rows, "QUERY_BYTES", 1)
+    monkeypatch.setattr(_queries, "QUERY_BYTES", 1)
     store = OpenRun.open(str(tmp_path / "run"))
-    assert _stored_rows.query_tiles(store, "test") == [(0, 64), (64, 128), (128, 150)]
+    assert _queries.Queries(store, "test").tiles() == [(0, 64), (64, 128), (128, 150)]
     ok("score", tmp_path / "run", *asked, "--name", "tiled")
     for stage in ("score/{}", "scores/{}"):
         whole, tiled = (store.receipts(stage.format(name)) for name in ("whole", "tiled"))

@@ -13,6 +13,7 @@ from streamfluence.errors import InputError
 from streamfluence.execution import Execution
 from streamfluence.job_parser import load_job
 from streamfluence.run import identity as _identity
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.identity import signed_identity
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import open_run
@@ -59,10 +60,10 @@ def test_data_that_changed_between_two_work_units_is_refused(sketched):
 def test_data_that_changes_within_a_work_unit_is_refused(sketched, monkeypatch):
     path, arrays = str(sketched / "run"), _collect_tasks.partition_arrays
 
-    def interrupted(opened, made, example_set, checkpoint, span):
+    def interrupted(decision, example_set, span):
         if span.start == 32:
             rewrite(sketched)
-        return arrays(opened, made, example_set, checkpoint, span)
+        return arrays(decision, example_set, span)
 
     monkeypatch.setattr(_collect_tasks, "partition_arrays", interrupted)
     with pytest.raises(InputError, match="was written to while it was read"):
@@ -141,8 +142,7 @@ def test_data_written_to_while_it_is_digested_is_refused(tmp_path, monkeypatch):
 def test_a_checkpoint_written_to_while_it_is_loaded_is_refused(sketched, monkeypatch):
     path = str(sketched / "run")
     session = open_session(path, "cpu")
-    session._models.clear()
-    session._features.clear()
+    session._kept.clear()
     load = type(session.task).model
 
     def slow(self, checkpoint, trainable=True):
@@ -152,4 +152,4 @@ def test_a_checkpoint_written_to_while_it_is_loaded_is_refused(sketched, monkeyp
 
     monkeypatch.setattr(type(session.task), "model", slow)
     with pytest.raises(InputError, match="written to while it was loaded"):
-        session.model(1)
+        _ = AtCheckpoint(session, 1).model

@@ -11,7 +11,8 @@ from torch import nn
 from streamfluence.capture import Capture
 from streamfluence.collecting.decision import Decision
 from streamfluence.evaluation.pilot.examples import choose_pilot, whitened
-from streamfluence.run import session as _session
+from streamfluence.run import at_checkpoint as _at_checkpoint
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.session import open_session
 from streamfluence.stages.evaluate import sanity as evaluate_sanity
 
@@ -70,7 +71,7 @@ def test_weights_that_were_never_trained_are_not_at_an_optimum(folder, tmp_path)
 
 
 def test_scores_that_ignore_what_was_learned_fail(folder, monkeypatch):
-    monkeypatch.setattr(_session, "shuffled", lambda model, seed: model)
+    monkeypatch.setattr(_at_checkpoint, "shuffled", lambda model, seed: model)
     assert failed(folder / "run") == ["a model of shuffled weights scores differently"]
 
 
@@ -107,8 +108,8 @@ def test_rows_that_depend_on_their_place_fail(folder, monkeypatch):
 
 
 def test_a_codec_that_loses_an_examples_product_with_itself_fails(folder, monkeypatch):
-    session = _session.open_session(str(folder / "run"), "cpu")
-    kind = type(Decision(session, 0).codec)
+    session = open_session(str(folder / "run"), "cpu")
+    kind = type(Decision(AtCheckpoint(session, 0)).codec)
     decode = kind.decode
     monkeypatch.setattr(kind, "decode", lambda self, encoded, out=None: 0.9 * decode(self, encoded))
     assert "own score" in failed(folder / "run")[0]
@@ -124,8 +125,8 @@ def test_an_examples_own_score_is_taken_in_the_coordinates_that_are_stored(folde
     run = folder / "few-bytes"
     assert invoke("run", folder / "job.toml", run, "--bytes", "12").exit_code == 0
     pilot = choose_pilot(open_session(str(run), "cpu"), 150, None, 7)
-    decision = Decision(pilot.session, 0)
-    rows = torch.cat(list(whitened(pilot.session, 0, decision, pilot)))
+    decision = Decision(AtCheckpoint(pilot.session, 0))
+    rows = torch.cat(list(whitened(decision, pilot)))
     own, energy = evaluate_sanity.own_scores(pilot, decision, rows)
     first_batches = pilot.rows % 32 < 16
     share = energy / decision.preconditioner.for_rows(rows).square().sum(1)

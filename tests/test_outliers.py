@@ -171,14 +171,14 @@ def test_the_command_score_takes_options_of_readouts(copied):
 )
 def test_only_what_some_readout_needs_is_read_of_the_rows(copied, monkeypatch, readout, wanted):
     read = set()
-    real = stored.StoredRows.blocks
+    real = stored.PartitionRows.blocks
 
     def blocks(rows, size):
         reader = rows.run.reader
         monkeypatch.setattr(rows.run, "reader", lambda r, n: read.add(n) or reader(r, n))
         return real(rows, size)
 
-    monkeypatch.setattr(stored.StoredRows, "blocks", blocks)
+    monkeypatch.setattr(stored.PartitionRows, "blocks", blocks)
     score(str(copied), ["test"], asked=Asked([readout]), name="new", execution=SERIAL)
     assert read == wanted
 

@@ -7,6 +7,7 @@ from small_job import JOB, write_job
 
 from streamfluence.errors import InputError
 from streamfluence.job_parser import load_job
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.checkpoints import checkpoint_facts
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.resolve import expand, open_run
@@ -50,7 +51,7 @@ def test_what_a_checkpoint_folder_links_to_is_part_of_it(tmp_path):
     state = torch.load(tmp_path / "kept" / "model.pt", weights_only=True)
     torch.save({name: 3 * weight for name, weight in state.items()}, tmp_path / "kept" / "model.pt")
     with pytest.raises(InputError, match="changed since"):
-        open_session(path, "cpu").model(0)
+        _ = AtCheckpoint(open_session(path, "cpu"), 0).model
 
 
 def test_a_checkpoint_folder_that_lies_in_itself_is_refused(tmp_path):

@@ -7,7 +7,8 @@ from small_job import JOB, write_job
 import streamfluence
 from streamfluence.errors import InputError
 from streamfluence.registry import names
-from streamfluence.scoring import stored as _stored_rows
+from streamfluence.run.opened import OpenRun
+from streamfluence.scoring import queries as _queries
 from streamfluence.scoring.asked import Asked
 from streamfluence.stages.evaluate.retrieval import evaluate_retrieval
 from streamfluence.stages.run import run
@@ -68,20 +69,20 @@ def test_queries_are_held_a_tile_at_a_time(data, tmp_path, monkeypatch):
     lazy = opened.scores()
     assert lazy.numblocks == (3, 1)
     dense = lazy.compute()
-    held, read = [], _stored_rows.query_rows
+    held, read = [], _queries.query_rows
 
-    def watched(store, example_set, checkpoint, tile=None):
-        found = read(store, example_set, checkpoint, tile)
+    def watched(rows, tile=None):
+        found = read(rows, tile)
         held.append(len(found))
         return found
 
-    monkeypatch.setattr(_stored_rows, "query_rows", watched)
-    monkeypatch.setattr(_stored_rows, "QUERY_BYTES", 1)  # the least there is: 64 queries
+    monkeypatch.setattr(_queries, "query_rows", watched)
+    monkeypatch.setattr(_queries, "QUERY_BYTES", 1)  # the least there is: 64 queries
     tiled = opened.scores()
     assert tiled.numblocks == (3, 2)
     # Products of fewer queries may round otherwise.
     np.testing.assert_allclose(tiled.compute(), dense, rtol=1e-4, atol=1e-6)
-    one = _stored_rows.partition_scores(opened.path, "test", None, 1)
+    one = _queries.Queries(OpenRun.open(opened.path), "test").scores(1)
     np.testing.assert_array_equal(one, tiled[32:64].compute())
     assert max(held) <= 64
 
@@ -93,15 +94,15 @@ def test_retrieval_is_the_same_for_any_tiles(data, tmp_path, monkeypatch):
         str({str(q): [q % N, (7 * q + 3) % N] for q in (69, 3, 64, 12)}).replace("'", '"')
     )
     whole = evaluate_retrieval(opened.path, str(relevant), ks=[1, 5])
-    held, read = [], _stored_rows.query_rows
+    held, read = [], _queries.query_rows
 
-    def watched(store, example_set, checkpoint, tile=None):
-        found = read(store, example_set, checkpoint, tile)
+    def watched(rows, tile=None):
+        found = read(rows, tile)
         held.append(len(found))
         return found
 
-    monkeypatch.setattr(_stored_rows, "query_rows", watched)
-    monkeypatch.setattr(_stored_rows, "QUERY_BYTES", 1)
+    monkeypatch.setattr(_queries, "query_rows", watched)
+    monkeypatch.setattr(_queries, "QUERY_BYTES", 1)
     tiled = evaluate_retrieval(opened.path, str(relevant), ks=[1, 5])
     assert tiled == whole and max(held) <= 64
     scores = opened.scores().compute()

@@ -7,6 +7,7 @@ from small_job import load, write_job
 
 from streamfluence.errors import NonFiniteError
 from streamfluence.job_parser import load_job
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.resolve import open_run
 from streamfluence.run.sample import sample_rows
 from streamfluence.run.session import Session
@@ -41,7 +42,7 @@ def test_the_tasks_share_the_sample_once_and_ids_name_the_rows_of_their_batch(fo
     session, seen = opened(folder, "tasks", **{"sketch.examples": 120}), []
     _, x, *_ = load(folder)
     for task in range(sample_tasks(session)):
-        for ids, batch in sample_batches(session, 0, task):
+        for ids, batch in sample_batches(AtCheckpoint(session, 0), task):
             torch.testing.assert_close(batch["x"], x[ids].float())
             seen += ids.tolist()
     assert seen == sample_rows(session).tolist()
@@ -53,13 +54,13 @@ def test_examples_without_a_finite_loss_are_left_out_with_their_ids(tmp_path):
     shard["x"][[0, 5]] = np.nan
     np.savez(tmp_path / "train-0.npz", **shard)
     session, (_, x, *_) = opened(tmp_path, "run"), load(tmp_path)
-    ids, batch = next(iter(sample_batches(session, 0, 0)))
+    ids, batch = next(iter(sample_batches(AtCheckpoint(session, 0), 0)))
     assert ids.tolist() == [i for i in range(16) if i not in (0, 5)]
     torch.testing.assert_close(batch["x"], x[ids].float())
     shard["x"][:16] = np.nan
     np.savez(tmp_path / "train-0.npz", **shard)
     with pytest.raises(NonFiniteError, match="rows 0 to 15"):
-        next(iter(sample_batches(opened(tmp_path, "all"), 0, 0)))
+        next(iter(sample_batches(AtCheckpoint(opened(tmp_path, "all"), 0), 0)))
 
 
 @pytest.mark.parametrize("width", [10, 60, 100])
@@ -80,7 +81,7 @@ def test_a_pass_over_fewer_examples_takes_them_evenly_over_the_sample(folder, at
     session, seen = opened(folder, f"thin-{at_most}"), []
     _, x, *_ = load(folder)
     for task in range(sample_tasks(session)):
-        for ids, batch in sample_batches(session, 0, task, at_most):
+        for ids, batch in sample_batches(AtCheckpoint(session, 0), task, at_most):
             torch.testing.assert_close(batch["x"], x[ids].float())
             seen += ids.tolist()
     assert len(seen) == min(at_most, 150) and seen == sorted(set(seen))
@@ -95,5 +96,5 @@ def test_a_bad_example_alone_in_what_is_left_of_its_batch_is_left_out(tmp_path):
     np.savez(tmp_path / "train-0.npz", **shard)
     session = opened(tmp_path, "run")
     tasks = range(sample_tasks(session))
-    seen = [ids for task in tasks for ids, _ in sample_batches(session, 0, task, 10)]
+    seen = [ids for task in tasks for ids, _ in sample_batches(AtCheckpoint(session, 0), task, 10)]
     assert torch.cat(seen).tolist() == list(range(15, 150, 15))

@@ -13,6 +13,7 @@ from streamfluence.evaluation.pilot.examples import choose_pilot
 from streamfluence.evaluation.pilot.reference import reference_scores
 from streamfluence.features._mean_squares import MeanSquares
 from streamfluence.registry import member
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.session import open_session
 from streamfluence.stages.repair import repair
@@ -259,7 +260,9 @@ def test_the_unprojected_reference_has_the_same_damping(tmp_path):
     session = open_session(str(tmp_path / "run"), "cpu")
     values = {"joint": float(damping.mean())}
     solver = member("solvers", "conjugate_gradients")(tolerance=1e-8)
-    found = reference_scores(pilot, values, False, True, solver, [session.scales(0)]).scores
+    found = reference_scores(
+        pilot, values, False, True, solver, [AtCheckpoint(session, 0).scales()]
+    ).scores
     expected = dense(tmp_path, damping)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
@@ -269,11 +272,11 @@ def test_what_is_read_after_the_plan_is_made_again_by_a_repair(tmp_path, stage):
     job, path = write_job(tmp_path), tmp_path / "run"
     run(job, str(path), EXACT | {f"curvature.{key}": value for key, value in ADAM.items()})
     before = streamfluence.stages.sketch.describe(OpenRun.open(str(path)))
-    sides = open_session(str(path), "cpu").scales(0).sides
+    sides = AtCheckpoint(open_session(str(path), "cpu"), 0).scales().sides
     for damaged in (path / "parts" / "sketch" / "0" / stage).rglob("zarr.json"):
         damaged.write_bytes(b"{}")
     assert {"stage": f"sketch/0/{stage}", "partition": 0} in repair(str(path))["repaired"]
     assert streamfluence.stages.sketch.describe(OpenRun.open(str(path))) == before
-    for name, again in open_session(str(path), "cpu").scales(0).sides.items():
+    for name, again in AtCheckpoint(open_session(str(path), "cpu"), 0).scales().sides.items():
         assert all(map(torch.equal, again, sides[name]))
     assert repair(str(path))["repaired"] == []

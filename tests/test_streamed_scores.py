@@ -17,6 +17,7 @@ import streamfluence
 from streamfluence.errors import DamageError
 from streamfluence.evaluation.truth.scores import JudgedScores
 from streamfluence.layout import prepared_stage, result_stage, score_stage
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.session import open_session
 from streamfluence.run.unprojected import Unprojected
@@ -97,7 +98,8 @@ def double(tmp_path_factory):
 def test_products_are_those_of_autograds_gradients_in_float64(double, alone):
     path, run_ = double
     module, x, y, qx, qy = load(path)
-    net, opened = Unprojected(open_session(run_.url, "cpu"), 0), open_session(run_.url, "cpu")
+    opened = open_session(run_.url, "cpu")
+    net = Unprojected(AtCheckpoint(opened, 0))
     queries, values = net.gradients("test")
     wanted = loss_gradients(module, qx, qy)
     torch.testing.assert_close(queries, wanted, rtol=1e-10, atol=1e-12)
@@ -121,7 +123,7 @@ def test_directions_are_the_dense_solve_in_float64(double):
 def test_what_an_example_is_not_alone_is_seen(double):
     _, run_ = double
     opened = open_session(run_.url, "cpu")
-    net = Unprojected(opened, 0)
+    net = Unprojected(AtCheckpoint(opened, 0))
     batch = opened.batch(opened.reader("train").read(0, 8))
     directions = net.gradients("test")[0]
     slopes = net.slopes(batch, directions)

@@ -30,8 +30,9 @@ from streamfluence.columns import (
 from streamfluence.data._batches import input_digest
 from streamfluence.data._prefetch import prefetch
 from streamfluence.features.base import Feature
-from streamfluence.layout import Span, collect_stage, cut
-from streamfluence.run.rows import row_bases
+from streamfluence.layout import Span, cut
+from streamfluence.run.at_checkpoint import AtCheckpoint
+from streamfluence.run.rows import StoredRows
 from streamfluence.run.session import Session, worker_unit
 from streamfluence.store.text import TEXT, encode_ids
 
@@ -46,24 +47,22 @@ def collect(
     session: Session, example_set: str, checkpoint: int, first: int, stop: int
 ) -> dict[str, int]:
     """Collect and commit partitions ``first`` to ``stop``; return counts for the progress report."""
-    decision = decision_of(session, checkpoint)
-    facts = session.run.example_set(example_set)
-    stage = collect_stage(example_set, checkpoint)
+    decision = decision_of(AtCheckpoint(session, checkpoint))
+    rows = StoredRows(session.run, example_set, checkpoint)
+    spans = rows.examples.spans
     session.refresh(example_set)
     done = {"examples": 0, "non_finite": 0}
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as committer:
         for partition in range(first, stop):
-            span = facts.spans[partition]
-            arrays, notes = partition_arrays(session, decision, example_set, checkpoint, span)
+            span = spans[partition]
+            arrays, notes = partition_arrays(decision, example_set, span)
             session.refuse_touched(example_set)
-            refuse_other_input(
-                session.run, example_set, checkpoint, partition, notes["input_crc32c"]
-            )
-            notes |= row_bases(session.run, example_set, checkpoint)[partition]
+            refuse_other_input(rows, partition, notes["input_crc32c"])
+            notes |= rows.bases()[partition]
             if pending is not None:
                 pending.result()  # at most one partition waits to be written
-            pending = committer.submit(commit, session, stage, partition, span, arrays, notes)
+            pending = committer.submit(commit, rows, partition, span, arrays, notes)
             done["examples"] += len(span)
             done["non_finite"] += notes["non_finite"]
     if pending is not None:
@@ -119,12 +118,12 @@ class _Coded:
 
 
 def partition_arrays(
-    session: Session, decision: Decision, example_set: str, checkpoint: int, span: Span
+    decision: Decision, example_set: str, span: Span
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of one partition and the facts for its receipt."""
+    session, feature = decision.at.session, decision.at.feature
     started, columns, digest = time.monotonic(), _Columns(), 0
     coded = _Coded(decision.codec)
-    feature = session.feature(checkpoint)
     alone = feature.one_by_one
     measurement = session.run.example_set(example_set).measurement
     for part, host_batch in _read(session, example_set, span):
@@ -212,20 +211,18 @@ def _identities(session: Session, example_set: str, part: Span) -> dict[str, Any
 
 
 def commit(
-    session: Session,
-    stage: str,
+    rows: StoredRows,
     partition: int,
     span: Span,
     arrays: dict[str, np.ndarray],
     notes: dict[str, Any],
 ) -> None:
     """Commit the rows of one partition."""
-    compressor = session.run.method.rows.compressor
+    run, stage = rows.run, rows.stage
     # For readers that know Zarr but not runs: bytes of text look like any other numbers.
     text = {EXAMPLE_ID: TEXT} if arrays[EXAMPLE_ID].ndim == 2 else {}
-    session.run.commit(
-        stage, partition, arrays, {"stage": stage, **text}, notes, {ROWS: compressor}, span=span
-    )
+    compressors = {ROWS: run.method.rows.compressor}
+    run.commit(stage, partition, arrays, {"stage": stage, **text}, notes, compressors, span=span)
 
 
 def _whole(pieces: list[Any]) -> np.ndarray:

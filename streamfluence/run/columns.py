@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamfluence.columns import FLAGS
-from streamfluence.layout import collect_stage
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.text import decode_ids
 
@@ -30,8 +29,7 @@ class Columns:
 
 def columns(run: OpenRun, names: Sequence[str]) -> Iterator[Columns]:
     """Yield the named columns of every partition of the training set, in order."""
-    checkpoints = run.checkpoints
-    for receipts in zip(*(row_receipts(run, "train", c) for c in checkpoints), strict=True):
+    for receipts in zip(*(rows.receipts() for rows in stored_rows(run, "train")), strict=True):
         flags = np.stack([run.read(receipt, FLAGS) for receipt in receipts])
         values = {
             name: np.stack([column_of(run, receipt, name) for receipt in receipts])
@@ -40,32 +38,29 @@ def columns(run: OpenRun, names: Sequence[str]) -> Iterator[Columns]:
         yield Columns(receipts[0].start, (flags == 0).all(axis=0), values)
 
 
-def has_column(run: OpenRun, example_set: str, name: str) -> bool:
-    """Return whether a set's examples have such a column, by its first partition."""
-    receipt = run.receipt(collect_stage(example_set, 0), 0)
+def has_column(rows: StoredRows, name: str) -> bool:
+    """Return whether examples have such a column, by their first partition."""
+    receipt = rows.run.receipt(rows.stage, 0)
     return receipt is not None and name in array_names(receipt)
 
 
-def column(run: OpenRun, example_set: str, name: str) -> np.ndarray:
-    """Return a column of a whole set at its first checkpoint; for query sets, which are small."""
-    receipts = row_receipts(run, example_set, 0)
-    return np.concatenate([column_of(run, receipt, name) for receipt in receipts])
+def column(rows: StoredRows, name: str) -> np.ndarray:
+    """Return a column of a whole set; for query sets, which are small."""
+    return np.concatenate([column_of(rows.run, receipt, name) for receipt in rows.receipts()])
 
 
-def set_values(run: OpenRun, example_set: str, name: str, rows: np.ndarray) -> np.ndarray | None:
-    """Return a column at the first checkpoint of some rows, or None where the set has none.
+def values_at(rows: StoredRows, name: str, wanted: np.ndarray) -> np.ndarray | None:
+    """Return a column of some examples, or None where the set has none.
 
     Args:
-        rows: Sorted; no partition is read twice.
+        wanted: Global rows, sorted; no partition is read twice.
     """
-    owners = run.example_set(example_set).owners(rows)
-    chosen = np.unique(owners).tolist()
-    receipts = row_receipts(run, example_set, 0, chosen)
-    if any(name not in array_names(receipt) for receipt in receipts):
+    holding = list(rows.holding(wanted))
+    if any(name not in array_names(receipt) for receipt, _ in holding):
         return None
     pieces = [
-        column_of(run, receipt, name)[rows[owners == receipt.partition] - receipt.start]
-        for receipt in receipts
+        column_of(rows.run, receipt, name)[wanted[mine] - receipt.start]
+        for receipt, mine in holding
     ]
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 

@@ -23,7 +23,7 @@ from streamfluence.run.prepared import (
     refuse_changed_preparation,
 )
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import stored_rows
 from streamfluence.run.sets import NO_QUERIES, pinned_score_names, score_names
 from streamfluence.run.source import of_rows
 from streamfluence.store import Receipt
@@ -153,7 +153,7 @@ class Bases:
             self._common["train"] = set_digest(run, "train")
             return
         chosen = [partition for task in tasks for partition in self._tasks[task]]
-        rows = [row_receipts(run, "train", c, chosen) for c in checkpoints]
+        rows = [rows.receipts(chosen) for rows in stored_rows(run, "train")]
         self._rows = {
             partition: content_digest(receipts)
             for partition, *receipts in zip(chosen, *rows, strict=True)
@@ -172,12 +172,9 @@ def _queries_digest(run: OpenRun, spec: Mapping[str, Any]) -> str:
     queries = spec["queries"]
     if not of_rows(spec):
         return set_digest(run, queries)
-    return content_digest(
-        receipt
-        for checkpoint in run.checkpoints
-        if queries != NO_QUERIES
-        for receipt in row_receipts(run, queries, checkpoint)
-    )
+    if queries == NO_QUERIES:
+        return content_digest([])
+    return content_digest(r for rows in stored_rows(run, queries) for r in rows.receipts())
 
 
 def refuse_changed(run: OpenRun, label: str, receipt: Receipt, bases: Bases) -> None:

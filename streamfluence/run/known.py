@@ -8,7 +8,6 @@ from typing import Any
 
 from streamfluence.errors import StreamfluenceError
 from streamfluence.layout import (
-    collect_stage,
     generation_path,
     holds_rows,
     is_of_sketch,
@@ -16,6 +15,7 @@ from streamfluence.layout import (
     score_path,
 )
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.rows import stored_rows
 from streamfluence.run.sets import score_names
 from streamfluence.store import Problem, Receipt
 
@@ -66,7 +66,7 @@ class Known:
 
     def _made_of(self, name: str) -> list[Receipt]:
         """Return the receipts of what was made of a set: its rows, and of the training set the sketch."""
-        stages = [collect_stage(name, checkpoint) for checkpoint in self.checkpoints]
+        stages = [rows.stage for rows in stored_rows(self.run, name)]
         if name == "train":
             stages += filter(is_of_sketch, self.stages)
         return [receipt for stage in stages for receipt in sound_receipts(self.run, stage)]

@@ -13,7 +13,7 @@ from streamfluence.errors import DamageError, IncompleteError
 from streamfluence.layout import prepared_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import stored_rows
 from streamfluence.run.source import of_rows
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
@@ -37,8 +37,8 @@ def prepared_bases(run: OpenRun, spec: Mapping[str, Any]) -> dict[str, str]:
 
 def _train_digest(run: OpenRun, spec: Mapping[str, Any]) -> str:
     chosen = sorted(partition for task in spec["tasks"] for partition in task)
-    rows = [row_receipts(run, "train", checkpoint, chosen) for checkpoint in run.checkpoints]
-    return document_digest([content_digest(receipts) for receipts in rows])
+    at_each = stored_rows(run, "train")
+    return document_digest([content_digest(rows.receipts(chosen)) for rows in at_each])
 
 
 def prepared_receipt(run: OpenRun, label: str) -> Receipt:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from streamfluence.columns import LOSS
-from streamfluence.layout import TRAINING_LOSS, collect_stage, decision_stage, sketch_stage
+from streamfluence.layout import TRAINING_LOSS, decision_stage, sketch_stage
 from streamfluence.registry import member
 from streamfluence.run.columns import column
 from streamfluence.run.decision import load_preconditioner
@@ -26,6 +26,7 @@ from streamfluence.run.manifest import Method
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.rests_on import only_receipt
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.source import DIRECTIONS, SOURCE, of_rows, source_name
 from streamfluence.store import Receipt, array_names
 
@@ -84,7 +85,7 @@ def score_warnings(run: OpenRun, scores: Finished) -> list[str]:
 
 def _query_losses(run: OpenRun, scores: Finished) -> np.ndarray:
     if of_rows(scores.spec):
-        return column(run, scores.spec["queries"], LOSS)
+        return column(StoredRows(run, scores.spec["queries"], 0), LOSS)
     return run.read(prepared_receipt(run, scores.label), f"{DIRECTIONS}.value")
 
 
@@ -264,8 +265,4 @@ def decision_facts(run: OpenRun, checkpoint: int) -> dict[str, Any]:
 
 def _train_receipts(run: OpenRun) -> list[Receipt]:
     """Return the receipts of the training rows at every checkpoint."""
-    return [
-        receipt
-        for checkpoint in run.checkpoints
-        for receipt in run.receipts(collect_stage("train", checkpoint)).values()
-    ]
+    return [receipt for rows in stored_rows(run, "train") for receipt in rows.present().values()]

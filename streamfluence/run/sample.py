@@ -8,6 +8,7 @@ from torch import Tensor
 
 from streamfluence.data._batches import batch_length, select_batch
 from streamfluence.errors import NonFiniteError
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.session import Session
 
 
@@ -25,12 +26,10 @@ def sample_of(session: Session, wanted: int) -> np.ndarray:
     return np.sort(generator.choice(count, wanted, replace=False, shuffle=False))
 
 
-def finite_examples(
-    session: Session, checkpoint: int, ids: Tensor, batch: Any
-) -> tuple[Tensor, Any]:
+def finite_examples(at: AtCheckpoint, ids: Tensor, batch: Any) -> tuple[Tensor, Any]:
     """Leave out examples whose loss is not finite: one would spoil every sum."""
-    model, of = session.model(checkpoint), session.task.training_loss
-    loss = session.measured(of, model, batch).detach()
+    session = at.session
+    loss = session.measured(session.task.training_loss, at.model, batch).detach()
     finite = torch.isfinite(loss)
     if bool(finite.all()):
         return ids, batch

@@ -5,37 +5,28 @@ everything else is looked up here and kept for the next task.
 """
 
 from collections.abc import Callable
-from functools import cached_property, lru_cache, partial, wraps
+from functools import cached_property, lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from streamfluence.batches import in_company
-from streamfluence.capture import Capture, Scales, by_block, eager
+from streamfluence.capture import eager
 from streamfluence.curvature.base import Curvature
 from streamfluence.data._batches import batch_length, map_batch, to_tensors
 from streamfluence.data.base import Reader
 from streamfluence.errors import InputError
-from streamfluence.features.base import Feature, Ground
-from streamfluence.features.gradient import Gradient
-from streamfluence.layout import scales_stage
-from streamfluence.options import make
-from streamfluence.projections.base import Projection
-from streamfluence.run.checkpoints import checkpoint_signature, refuse_other_checkpoint
 from streamfluence.run.curvatures import UsedCurvature, used_curvature
-from streamfluence.run.feature import feature_of
 from streamfluence.run.identity import pinned_reader, plain
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.states import load_state
 from streamfluence.store.digests import document_digest
 from streamfluence.task import Task
 from streamfluence.task_file import load_task
 
-PLANNING = 16  # examples a feature learns shapes from: enough for routed experts to show
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Kept = TypeVar("Kept")
 
 
 class Session:
@@ -50,8 +41,7 @@ class Session:
         self.device = torch.device(device)
         self.task = self._task()
         self._readers: dict[str, tuple[Reader, Any]] = {}
-        self._models: dict[int, nn.Module] = {}
-        self._features: dict[int, Feature] = {}
+        self._kept: dict[str, tuple[int, Any]] = {}
 
     def reader(self, example_set: str) -> Reader:
         """Return the reader of an example set, after checking that its data is what the run pinned."""
@@ -127,51 +117,17 @@ class Session:
         half, count = self.half if half is None else half, batch_length(batch)
         return in_company(lambda b: of(self.forward_at(half, model, b)), batch, count)[:count]
 
-    def feature(self, checkpoint: int) -> Feature:
-        """Return what is measured, ready to measure at one checkpoint."""
-        if checkpoint not in self._features:
-            self._features.clear()
-            feature = feature_of(self.run.method)
-            feature.at(self._ground(checkpoint))
-            self._features[checkpoint] = feature
-        return self._features[checkpoint]
+    def kept(self, what: str, checkpoint: int, make: Callable[[], Kept]) -> Kept:
+        """Return what was made at a checkpoint, made on first use; of each kind that of one checkpoint.
 
-    def capture(self, checkpoint: int) -> Capture:
-        """Return what captures the gradients of one checkpoint's model.
-
-        Raises:
-            InputError: If what is measured is no gradient.
+        Args:
+            what: Its kind; what is there of another checkpoint is dropped before this is made.
         """
-        feature = self.feature(checkpoint)
-        if not isinstance(feature, Gradient):
-            raise InputError(
-                f"{self.run.url} measures the feature {self.run.method.feature.name!r}, which is no "
-                "gradient of weights; this looks at gradients, so ask it of a run whose feature is 'gradient'"
-            )
-        return feature.capture
-
-    def _ground(self, checkpoint: int) -> Ground:
-        rows = self.reader("train").read(0, min(PLANNING, self.run.train.count))
-        chosen = self.run.method.model
-        return Ground(
-            task=self.task,
-            model=self.model(checkpoint),
-            forward=self.forward,
-            forward_exactly=partial(self.forward_at, False),
-            examples=self.batch(rows),
-            exclude=chosen.exclude,
-            one_by_one=chosen.one_by_one,
-            half=self.half,
-        )
-
-    def projection(self, checkpoint: int) -> Projection:
-        """Return the run's projection, not fitted yet."""
-        wanted, blocks = self.run.method.projection, self.feature(checkpoint).blocks
-        seed = self.run.method.sketch.seed
-        made: Projection = make(
-            "projections", wanted.name, wanted.options, blocks, wanted.width, seed
-        )
-        return made
+        if self._kept.get(what, (None, None))[0] != checkpoint:
+            self._kept.pop(what, None)
+            self._kept[what] = checkpoint, make()
+        kept: Kept = self._kept[what][1]
+        return kept
 
     def curvature(self) -> Curvature:
         """Return the run's curvature; of a task that gives a bare loss it may be another than asked."""
@@ -182,35 +138,6 @@ class Session:
         """The curvature in use, by name, and whether it takes the place of the asked one."""
         asked = self.run.method.curvature
         return used_curvature(asked.name, asked.options, self.task.likelihood is not None)
-
-    def scales(self, checkpoint: int) -> Scales:
-        """Return the coordinates in which the damping is the same for every weight, on the device."""
-        if not self.run.method.curvature.by_weight:
-            return Scales()
-        arrays, _ = load_state(self.run, scales_stage(checkpoint), 0)
-        blocks = self.feature(checkpoint).blocks
-        return Scales(by_block(blocks, arrays["left"], arrays["right"])).to(self.device)
-
-    def model(self, checkpoint: int) -> nn.Module:
-        """Return the model of one checkpoint on the device; only one is kept at a time."""
-        if checkpoint not in self._models:
-            self._models.clear()
-            self._models[checkpoint] = self._load_model(checkpoint)
-        return self._models[checkpoint]
-
-    def _load_model(self, checkpoint: int) -> nn.Module:
-        path = self.run.checkpoint_path(checkpoint)
-        before = checkpoint_signature(path)
-        refuse_other_checkpoint(self.run, checkpoint, path)
-        trainable = feature_of(self.run.method).gradients
-        model = self.task.model(path, trainable).to(self.device)
-        if checkpoint_signature(path) != before:
-            raise InputError(
-                f"checkpoint {path} was written to while it was loaded; wait until nothing writes to it, "
-                f"then run the same command again"
-            )
-        seed = self.run.method.model.shuffle
-        return model if seed is None else shuffled(model, seed)
 
     def _task(self) -> Task:
         place, method = self.run.place, self.run.method
@@ -226,16 +153,6 @@ class Session:
                 f"task_digest is not of; it was edited, so use a new run folder"
             )
         return task
-
-
-def shuffled(model: nn.Module, seed: int) -> nn.Module:
-    """Return the model with the entries of every parameter in random order: nothing it learned."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-            weight.copy_(weight.flatten()[order].view_as(weight))
-    return model
 
 
 def open_session(run_path: str, device: str) -> Session:

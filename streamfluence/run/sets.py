@@ -1,13 +1,12 @@
 """The example sets of a run: the training set and its query sets. Knows the store only."""
 
-from streamfluence.errors import DamageError, IncompleteError, InputError
+from streamfluence.errors import DamageError, InputError
 from streamfluence.layout import (
     COLLECT,
     PREPARED,
     RECEIPTS,
     SCORE,
     SCORES,
-    collect_stage,
     generation_path,
     score_path,
 )
@@ -80,22 +79,3 @@ def pinned_score_names(run: OpenRun) -> list[str]:
             f"is gone; repeat `streamfluence score` with the same settings, which writes it again"
         )
     return known
-
-
-def require_complete(run: OpenRun, example_set: str, checkpoint: int) -> None:
-    """Raise IncompleteError, with what is missing, unless every row of a set is there."""
-    missing = run.missing(
-        collect_stage(example_set, checkpoint), run.example_set(example_set).partitions
-    )
-    if missing:
-        refuse_missing(run, example_set, missing)
-
-
-def refuse_missing(run: OpenRun, example_set: str, missing: list[int]) -> None:
-    """Raise IncompleteError that lists the missing partitions of a set."""
-    listed = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
-    raise IncompleteError(
-        f"{run.url}: {len(missing)} of {run.example_set(example_set).partitions} partitions of "
-        f"{example_set!r} are missing ({listed}); a missing row is not a zero, so run "
-        f"`streamfluence collect` first"
-    )

@@ -32,7 +32,7 @@ from streamfluence.run.known import Known, Survey, outvoted, sound_receipts
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepares
 from streamfluence.run.rests_on import of_other_data, sketch_digest
-from streamfluence.run.rows import row_bases
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.sets import NO_QUERIES, score_names
 from streamfluence.run.source import of_rows
 from streamfluence.store import Problem, Receipt
@@ -55,7 +55,7 @@ def survey(run: OpenRun) -> Survey:
     needed = _needed_rows(known, found)
     for example_set in sorted(known.sets.keys() - known.doubtful.keys()):
         for checkpoint in known.checkpoints:
-            _rows(known, found, example_set, checkpoint, needed)
+            _rows(known, found, StoredRows(run, example_set, checkpoint), needed)
     if "train" in known.sets.keys() - known.doubtful.keys():  # else all of it would be in doubt
         for checkpoint in known.checkpoints:
             _sketch(known, found, checkpoint)
@@ -147,47 +147,41 @@ def _needed_rows(known: Known, found: Survey) -> dict[str, set[int]]:
     return needed
 
 
-def _rows(
-    known: Known, found: Survey, example_set: str, checkpoint: int, needed: dict[str, set[int]]
-) -> None:
-    stage = collect_stage(example_set, checkpoint)
-    there = known.there(stage)
-    absent = set(range(known.sets[example_set])) - there
-    used = needed.get(example_set, set())
+def _rows(known: Known, found: Survey, rows: StoredRows, needed: dict[str, set[int]]) -> None:
+    stage = rows.stage
+    absent = set(range(known.sets[rows.example_set])) - known.there(stage)
+    used = needed.get(rows.example_set, set())
     for partition in sorted(absent & used):
         found.lost(stage, partition, "scores were made from it")
-    begun = any(known.there(collect_stage(example_set, c)) for c in known.checkpoints)
+    begun = any(known.there(each.stage) for each in stored_rows(known.run, rows.example_set))
     if begun and absent - used:
         found.missing[stage] = sorted(absent - used)
-    _bases(known, found, example_set, checkpoint)
+    _bases(found, rows)
 
 
-def _bases(known: Known, found: Survey, example_set: str, checkpoint: int) -> None:
+def _bases(found: Survey, rows: StoredRows) -> None:
     """Find rows of other examples, another set or another sketch than the run has now."""
-    run, stage = known.run, collect_stage(example_set, checkpoint)
-    cut = run.example_set(example_set).spans
-    receipts = [r for r in sound_receipts(run, stage) if r.partition < len(cut)]
+    cut, stage = rows.examples.spans, rows.stage
+    receipts = [r for r in sound_receipts(rows.run, stage) if r.partition < len(cut)]
     for receipt in receipts:
         span = cut[receipt.partition]
         if receipt.span != span:
             what = f"holds rows {receipt.start:,} to {receipt.stop:,}, not {span.start:,} to {span.stop:,}"
             found.wrong(stage, receipt.partition, what)
     with suppress(StreamfluenceError):  # a lost or damaged sketch is told of by itself
-        bases = row_bases(run, example_set, checkpoint)
+        bases = rows.bases()
         for receipt in receipts:
             if receipt.facts.get("set") != bases[receipt.partition]["set"]:
                 found.wrong(stage, receipt.partition, "was made from another set")
-        _agree(found, receipts, bases[0]["sketch"], example_set, checkpoint)
+        _agree(found, rows, receipts, bases[0]["sketch"])
 
 
-def _agree(
-    found: Survey, receipts: list[Receipt], sketch: str, example_set: str, checkpoint: int
-) -> None:
+def _agree(found: Survey, rows: StoredRows, receipts: list[Receipt], sketch: str) -> None:
     """Find which side is wrong where rows are of another sketch than is there: the few against the many."""
     count = outvoted(receipts, "sketch", [sketch])
     if count:
-        decision = decision_stage(checkpoint)
-        what = f"is not what {count:,} of {len(receipts):,} partitions of {example_set!r} were made from"
+        decision, of = decision_stage(rows.checkpoint), f"{len(receipts):,} partitions"
+        what = f"is not what {count:,} of {of} of {rows.example_set!r} were made from"
         problem = Problem(decision, 0, receipt_path(decision, 0), what)
         if problem.object not in {p.object for p in found.problems}:
             found.problems.append(problem)

@@ -17,8 +17,8 @@ from streamfluence.data._batches import batch_length, select_batch
 from streamfluence.data._prefetch import prefetch
 from streamfluence.errors import InputError
 from streamfluence.linearised import Linearised
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.sample import finite_examples, sample_rows
-from streamfluence.run.session import Session
 
 # Of |gradient| |direction|; rounding of a batch of 64 moves a slope of the digits net by 1e-7 of that.
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -39,13 +39,9 @@ class Unprojected:
         InputError: If what the run measures is no gradient.
     """
 
-    def __init__(self, session: Session, checkpoint: int) -> None:
-        self._session, self._checkpoint, self.capture = (
-            session,
-            checkpoint,
-            session.capture(checkpoint),
-        )
-        model = _in_full(session.model(checkpoint))
+    def __init__(self, at: AtCheckpoint) -> None:
+        self._at, self._session, self.capture = at, at.session, at.capture
+        model = _in_full(at.model)
         own = {name: weight.numel() for name, weight in model.named_parameters()}
         names: list[str] = []
         self.parts: dict[str, slice] = {}
@@ -53,7 +49,7 @@ class Unprojected:
             start = sum(own[name] for name in names)
             names += [name for name in block.parameters if name in own and name not in names]
             self.parts[block.name] = slice(start, sum(own[name] for name in names))
-        self._linear = Linearised(model, session.task.forward, session.task.loss, names)
+        self._linear = Linearised(model, at.session.task.forward, at.session.task.loss, names)
         self.width = sum(self._linear.sizes.values())
         self.dtype = next(model.parameters()).dtype
 
@@ -124,7 +120,7 @@ class Unprojected:
         cuts = np.split(rows, range(size, len(rows), size))
         for ids, host in zip(cuts, prefetch(reader.take(cut) for cut in cuts), strict=True):
             batch = session.batch(host)
-            yield finite_examples(session, self._checkpoint, torch.from_numpy(ids), batch)[1]
+            yield finite_examples(self._at, torch.from_numpy(ids), batch)[1]
 
 
 def by_weight(capture: Capture, damping: Mapping[str, float], scales: Scales) -> dict[str, Tensor]:

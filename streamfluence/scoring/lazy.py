@@ -3,21 +3,19 @@
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask.delayed import delayed
 
 from streamfluence.errors import InputError
-from streamfluence.run.finished import (
-    finished,
-    parse_query,
-)
+from streamfluence.run.decision import load_codec
+from streamfluence.run.finished import finished, parse_query
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import (
-    named_query_set,
-)
-from streamfluence.scoring import stored
+from streamfluence.run.rows import StoredRows
+from streamfluence.run.sets import named_query_set
 from streamfluence.scoring.named import PREFIX, named
+from streamfluence.scoring.queries import Queries
 from streamfluence.scoring.spec import make_spec
+from streamfluence.scoring.stored import decoded_rows
 from streamfluence.store import Receipt
 
 
@@ -30,10 +28,10 @@ def lazy_scores(
     """
     example_set = named_query_set(run, queries)
     make_spec(run, example_set, {"readouts": {}}, damping, scale, allow_incomplete=False)
-    known = (run.url, example_set, damping)
+    queries_ = Queries(run, example_set, damping, scale)
+    known = (run.url, example_set, damping, scale)
     columns = [
-        _lazy(run, tile[1] - tile[0], stored.partition_scores, known, tile, scale)
-        for tile in stored.query_tiles(run, example_set)
+        _lazy(run, tile[1] - tile[0], partition_scores, known, tile) for tile in queries_.tiles()
     ]
     scores: da.Array = da.concatenate(columns, axis=1)
     return scores
@@ -44,10 +42,27 @@ def lazy_rows(run: OpenRun, example_set: str, checkpoint: int) -> da.Array:
     checkpoints = len(run.checkpoints)
     if not 0 <= checkpoint < checkpoints:
         raise InputError(f"checkpoint {checkpoint}: {run.url} has 0 to {checkpoints - 1}")
-    row_receipts(run, example_set, checkpoint)
-    width = stored.row_width(run, checkpoint)
+    StoredRows(run, example_set, checkpoint).receipts()
+    width = load_codec(run, checkpoint)[0].stored
     known = (run.url, example_set, checkpoint)
-    return _lazy(run, width, stored.partition_rows, known, of=example_set)
+    return _lazy(run, width, partition_rows, known, of=example_set)
+
+
+def partition_scores(
+    run_path: str,
+    example_set: str,
+    damping: float | None,
+    scale: str,
+    partition: int,
+    tile: tuple[int, int],
+) -> np.ndarray:
+    """Return the scores of one partition and tile of queries, as a task of Dask asks for them."""
+    return Queries(OpenRun.open(run_path), example_set, damping, scale).scores(partition, tile)
+
+
+def partition_rows(run_path: str, example_set: str, checkpoint: int, partition: int) -> np.ndarray:
+    """Return the rows of one partition, as a task of Dask asks for them; see ``decoded_rows``."""
+    return decoded_rows(StoredRows(OpenRun.open(run_path), example_set, checkpoint), partition)
 
 
 def results(run: OpenRun, name: str | None) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from streamfluence.columns import EXAMPLE_ID, GROUP, LOSS
 from streamfluence.data.base import Reader
 from streamfluence.errors import DamageError, StorageError
 from streamfluence.readouts.base import Arrays, Readout
-from streamfluence.run.columns import set_values
+from streamfluence.run.columns import values_at
 from streamfluence.run.identity import pinned_reader
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_receipt
+from streamfluence.run.rows import StoredRows
 from streamfluence.run.sets import query_count
 from streamfluence.run.source import DIRECTIONS, of_rows
 from streamfluence.store import Receipt, array_names
@@ -141,8 +142,9 @@ def _of_set(
 
 
 def _stored(run: OpenRun, example_set: str, rows: np.ndarray) -> Arrays:
+    stored = StoredRows(run, example_set, 0)
     columns = (("id", EXAMPLE_ID), ("loss", LOSS), ("group", GROUP))
-    values = {key: set_values(run, example_set, column, rows) for key, column in columns}
+    values = {key: values_at(stored, column, rows) for key, column in columns}
     return {key: array for key, array in values.items() if array is not None}
 
 

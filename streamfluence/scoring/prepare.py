@@ -19,7 +19,7 @@ from streamfluence.run.decision import load_codec
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_bases, prepared_receipt, prepares
 from streamfluence.run.readouts import open_readouts
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.session import open_session
 from streamfluence.run.source import of_rows
 from streamfluence.scoring.sources._directions import make_directions
@@ -70,7 +70,7 @@ def sample(run: OpenRun, spec: Mapping[str, Any], wanted: int) -> Sample:
         raise IncompleteError(
             f"{run.url} has no row yet that a readout could prepare from; run `streamfluence collect` first"
         )
-    found = [_read(run, checkpoint, rows) for checkpoint in run.checkpoints]
+    found = [_read(stored, rows) for stored in stored_rows(run, "train")]
     good = np.all([flags == 0 for flags, _ in found], axis=0)
     for _, decoded in found:
         good &= np.isfinite(decoded).all(axis=1)
@@ -94,12 +94,12 @@ def _drawn(run: OpenRun, spec: Mapping[str, Any], wanted: int) -> np.ndarray:
     return places - (ends - lengths)[owner] + starts[owner] if count else places
 
 
-def _read(run: OpenRun, checkpoint: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _read(stored: StoredRows, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return flags and decoded rows at one checkpoint; all are decoded at once, however they are cut."""
-    owners = run.train.owners(rows)
+    run = stored.run
     pieces: dict[str, list[np.ndarray]] = {FLAGS: [], SCALE: [], ROWS: []}
-    for receipt in row_receipts(run, "train", checkpoint, np.unique(owners).tolist()):
-        mine = rows[owners == receipt.partition] - receipt.start
+    for receipt, inside in stored.holding(rows):
+        mine = rows[inside] - receipt.start
         for name in (FLAGS, SCALE):
             pieces[name].append(run.read(receipt, name)[mine])
         with run.reader(receipt, ROWS) as reader:  # a sample of a large partition is a few chunks
@@ -108,5 +108,5 @@ def _read(run: OpenRun, checkpoint: int, rows: np.ndarray) -> tuple[np.ndarray, 
                 reader.read(row, row + 1, codes[place : place + 1])
             pieces[ROWS].append(codes)
     flags, scale, codes = (np.concatenate(pieces[name]) for name in (FLAGS, SCALE, ROWS))
-    codec, _ = load_codec(run, checkpoint)
+    codec, _ = load_codec(run, stored.checkpoint)
     return flags, codec.decode(Encoded(torch.from_numpy(codes), torch.from_numpy(scale))).numpy()

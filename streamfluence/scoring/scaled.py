@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from streamfluence.registry import member
-from streamfluence.run.columns import column_of
+from streamfluence.run.columns import column
 from streamfluence.run.feature import feature_of
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import stored_rows
 from streamfluence.scales.base import Scale
 
 
@@ -40,14 +40,7 @@ def scaled_queries(
     """Return queries of every checkpoint times what the scale says, and n where it leaves out the 1/n."""
     low, high = tile or (0, len(queries[0]))
     columns = {
-        name: np.stack(
-            [
-                np.concatenate(
-                    [column_of(run, r, name) for r in row_receipts(run, example_set, checkpoint)]
-                )[low:high]
-                for checkpoint in run.checkpoints
-            ]
-        )
+        name: np.stack([column(rows, name)[low:high] for rows in stored_rows(run, example_set)])
         for name in scale.columns
     }
     found = scale.of_queries(columns)

@@ -6,17 +6,15 @@ from typing import Any
 
 from streamfluence.columns import MEASURED
 from streamfluence.errors import InputError
-from streamfluence.layout import collect_stage, score_path
+from streamfluence.layout import score_path
 from streamfluence.registry import member
 from streamfluence.run.feature import feature_of, meaning_of
-from streamfluence.run.finished import (
-    spec_bases,
-)
+from streamfluence.run.finished import spec_bases
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import PREPARED
 from streamfluence.run.readouts import needed, open_readouts, pin_readouts
-from streamfluence.run.rows import row_receipts
-from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count, refuse_missing
+from streamfluence.run.rows import StoredRows, stored_rows
+from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count
 from streamfluence.run.source import of_rows
 from streamfluence.scoring.source import refuse_unfit
 from streamfluence.store.documents import differences
@@ -51,7 +49,7 @@ def make_spec(
     refuse_unfit(run, example_set, pinned, scale)
     missing = _missing(run, example_set) if of_rows(pinned) else []
     if missing and not allow_incomplete:
-        refuse_missing(run, "train", missing)
+        StoredRows(run, "train", 0).refuse_missing(missing)
     measurement, queries = run.example_set(example_set).measurement, query_count(run, example_set)
     present = sorted(set(range(run.train.partitions)) - set(missing))
     # Where every example is run again one partition is work enough.
@@ -74,15 +72,9 @@ def make_spec(
 
 def _missing(run: OpenRun, example_set: str) -> list[int]:
     """Return the partitions without training rows; refuses missing query rows."""
-    for checkpoint in run.checkpoints if example_set != NO_QUERIES else ():
-        row_receipts(run, example_set, checkpoint)
-    return sorted(
-        {
-            partition
-            for checkpoint in run.checkpoints
-            for partition in run.missing(collect_stage("train", checkpoint), run.train.partitions)
-        }
-    )
+    for queries in stored_rows(run, example_set) if example_set != NO_QUERIES else ():
+        queries.receipts()
+    return sorted({part for rows in stored_rows(run, "train") for part in rows.missing()})
 
 
 def _refuse_scores(run: OpenRun, pinned: Mapping[str, Any], damping: float | None) -> None:

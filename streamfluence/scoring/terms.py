@@ -1,7 +1,7 @@
 """The two sides of a product: stored rows as they are read, and queries with their weight."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,3 +57,7 @@ class Term:
     codec: Codec
     queries: Tensor
     weight: float
+
+    def of_queries(self, chosen: np.ndarray) -> "Term":
+        """Return the term of some of its queries."""
+        return replace(self, queries=self.queries[chosen])

@@ -2,29 +2,27 @@
 
 import torch
 
-from streamfluence.layout import TRAINING_LOSS, sketch_stage
+from streamfluence.layout import TRAINING_LOSS
+from streamfluence.run.at_checkpoint import AtCheckpoint, checkpoint_unit
 from streamfluence.run.sample import finite_examples
-from streamfluence.run.session import Session, worker_unit
-from streamfluence.run.states import save_state
 from streamfluence.sketching.plausible import plausibility
 
 
-@worker_unit
-def coverage(session: Session, checkpoint: int) -> None:
+@checkpoint_unit
+def coverage(at: AtCheckpoint) -> None:
     """Prove on the first batch that rows are those of their examples, and commit the facts."""
-    feature, reader = session.feature(checkpoint), session.reader("train")
+    session, feature = at.session, at.feature
+    reader = session.reader("train")
     first = torch.arange(min(8, session.run.train.count))
-    ids, batch = finite_examples(
-        session, checkpoint, first, session.batch(reader.read(0, len(first)))
-    )
+    ids, batch = finite_examples(at, first, session.batch(reader.read(0, len(first))))
     facts = feature.check(batch)
     for place, row in enumerate([] if feature.gradients else ids.tolist()):
         feature.refuse_padded(batch, place, session.batch(reader.take([row])), TRAINING_LOSS)
     facts |= {
-        "plausibility": plausibility(session, checkpoint),
+        "plausibility": plausibility(at),
         "blocks": [
             {"name": b.name, "parameters": list(b.parameters), "size": b.size}
             for b in feature.blocks
         ],
     }
-    save_state(session.run, sketch_stage(checkpoint, "coverage"), 0, {}, facts)
+    at.save("coverage", {}, facts)

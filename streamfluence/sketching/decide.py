@@ -5,56 +5,56 @@ from typing import Any
 from torch import Tensor
 
 from streamfluence.curvature.base import Curvature
-from streamfluence.layout import decision_stage, scales_stage, sketch_stage
 from streamfluence.linalg import State
 from streamfluence.options import make
 from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.projections.base import Projection
 from streamfluence.registry import member
+from streamfluence.run.at_checkpoint import AtCheckpoint, checkpoint_unit
 from streamfluence.run.rests_on import scales_digest
-from streamfluence.run.session import Session, worker_unit
-from streamfluence.run.states import load_state, save_state, select
+from streamfluence.run.session import Session
+from streamfluence.run.states import select
 from streamfluence.sketching.damping import resolve
 from streamfluence.sketching.fitted import block_widths, projection_arrays, ready_projection
 from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import merged
 
 
-@worker_unit
-def decide(session: Session, checkpoint: int) -> None:
+@checkpoint_unit
+def decide(at: AtCheckpoint) -> None:
     """Settle damping, preconditioner and codec of a checkpoint, and commit what collect needs."""
-    projection = ready_projection(session, checkpoint).to("cpu")
-    curvature = session.curvature()
+    session = at.session
+    projection, curvature = ready_projection(at).to("cpu"), session.curvature()
     sums = Sums(curvature, projection, block_widths(session, projection))
-    state, examples = merged(session, checkpoint, "gram", sums.merge)
-    damping, damping_facts = _damping(session, checkpoint, curvature, projection)
+    state, examples = merged(at, "gram", sums.merge)
+    damping, damping_facts = _damping(at, curvature, projection)
     preconditioner, energies = _preconditioner(
         sums, state, examples, damping, _sizes(session, projection)
     )
     codec, codec_facts = _codec(session, energies)
     arrays = {
         **_under("codec", codec),
-        **_under("projection", projection_arrays(session, checkpoint)),
+        **_under("projection", projection_arrays(at)),
         **_under("preconditioner", preconditioner.state()),
         "energies": energies,
     }
     facts = {
         **damping_facts,
-        **_sample_facts(session, checkpoint, examples),
+        **_sample_facts(at, examples),
         **_curvature_facts(session, projection, preconditioner),
         "projection": projection.facts(),
         "codec": codec_facts,
     }
-    rests_on = {"scales": scales_digest(session.run, checkpoint)}
-    save_state(session.run, decision_stage(checkpoint), 0, arrays, facts, rests_on)
+    rests_on = {"scales": scales_digest(session.run, at.number)}
+    at.save("decision", arrays, facts, rests_on=rests_on)
 
 
 def _damping(
-    session: Session, checkpoint: int, curvature: Curvature, projection: Projection
+    at: AtCheckpoint, curvature: Curvature, projection: Projection
 ) -> tuple[float | None, dict[str, Any]]:
     """Return the damping of every block, None for that of each block's own spectrum, and its rule."""
-    told = session.run.method.curvature
-    scales = load_state(session.run, scales_stage(checkpoint), 0)[1] if told.by_weight else {}
+    session, told = at.session, at.session.run.method.curvature
+    scales = at.load("scales")[1] if told.by_weight else {}
     mean_square = scales.get("mean_square", 0.0)
     damping, rule = resolve(told, session.used_curvature.name, curvature, mean_square)
     energy = projection.facts().get("energy")
@@ -96,9 +96,9 @@ def _sizes(session: Session, projection: Projection) -> list[int]:
     return [sizes.get(part.name, everything) for part in projection.parts]
 
 
-def _sample_facts(session: Session, checkpoint: int, examples: int) -> dict[str, Any]:
+def _sample_facts(at: AtCheckpoint, examples: int) -> dict[str, Any]:
     """Return what the curvature was made from."""
-    sampled = load_state(session.run, sketch_stage(checkpoint, "gram"), 0)[1]
+    sampled = at.load("gram")[1]
     made = {key: sampled[key] for key in ("vectors", "vectors_an_example")}
     return {"sample_examples": examples, **made}
 

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from streamfluence.batches import in_company
 from streamfluence.likelihoods.base import Likelihood
 from streamfluence.likelihoods.gaussian import Gaussian
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.sample import sample_of
-from streamfluence.run.session import Session
 
 EXAMPLES = 256
 MEAN_OFF = 1.0  # of a channel, in its running standard deviations
@@ -27,7 +27,7 @@ VARIANCE_OFF = 4.0  # of a channel, either way
 _OUTPUTS = 1024  # of an example, whose targets are kept
 
 
-def plausibility(session: Session, checkpoint: int) -> dict[str, Any]:
+def plausibility(at: AtCheckpoint) -> dict[str, Any]:
     """Return facts on a sample of the training set, JSON-able.
 
     Returns:
@@ -35,8 +35,9 @@ def plausibility(session: Session, checkpoint: int) -> dict[str, Any]:
         ``mean`` loss and that of the ``guess``; None without a likelihood. ``batch_norm``: the ``layer``
         with the largest ``share`` of channels that are far from its statistics; None without one.
     """
+    session = at.session
     rows, size = sample_of(session, EXAMPLES), session.run.method.batches.batch_size
-    model, reader = session.model(checkpoint), session.reader("train")
+    model, reader = at.model, session.reader("train")
     losses = _Losses(session.task.likelihood)
     with _watched(model) as watched:
         for part in np.split(rows, range(size, len(rows), size)):

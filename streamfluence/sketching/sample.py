@@ -13,6 +13,7 @@ from torch import Tensor
 
 from streamfluence.data._batches import select_batch
 from streamfluence.data._prefetch import prefetch
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.sample import finite_examples, sample_rows
 from streamfluence.run.session import Session
 
@@ -27,7 +28,7 @@ def sample_tasks(session: Session) -> int:
 
 
 def sample_batches(
-    session: Session, checkpoint: int, task: int, at_most: int | None = None
+    at: AtCheckpoint, task: int, at_most: int | None = None
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield ``(rows, batch)`` of one task on the device, examples of non-finite loss left out.
 
@@ -37,6 +38,7 @@ def sample_batches(
     Raises:
         NonFiniteError: If a whole batch is NaN or infinite.
     """
+    session = at.session
     rows, size = sample_rows(session), session.run.method.batches.batch_size
     batches = np.split(rows, range(size, len(rows), size))
     chosen = torch.from_numpy(_evenly(rows, at_most or len(rows)))
@@ -46,7 +48,7 @@ def sample_batches(
         mine, prefetch(reader.take(batches[i]) for i in mine), strict=True
     ):
         ids = torch.from_numpy(batches[number])
-        ids, batch = finite_examples(session, checkpoint, ids, session.batch(host_batch))
+        ids, batch = finite_examples(at, ids, session.batch(host_batch))
         wanted = torch.isin(ids, chosen)
         if bool(wanted.all()):
             yield ids, batch

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from streamfluence.execution import Execution, Progress, Silent, run_all
 from streamfluence.executors.base import Executor
-from streamfluence.layout import decision_stage, sketch_stage
 from streamfluence.registry import member
+from streamfluence.run.at_checkpoint import AtCheckpoint, at_checkpoints
 from streamfluence.run.manifest import Method
 from streamfluence.run.session import Session
 from streamfluence.sketching import units as work
@@ -51,13 +51,13 @@ def steps_of(method: Method) -> list[Step]:
     return [*steps, Step("gram", work.gram, True), Step("decision", decide, False)]
 
 
-def steps_left(session: Session, checkpoint: int) -> list[Step]:
+def steps_left(at: AtCheckpoint) -> list[Step]:
     """Return the steps that are not known to be done: all, or after the decision what it does not hold."""
-    steps, receipts = steps_of(session.run.method), session.run.receipts
-    if not receipts(decision_stage(checkpoint)):
+    steps, receipts = steps_of(at.session.run.method), at.session.run.receipts
+    if not receipts(at.stage("decision")):
         return steps
     lost = {s.stage for s in steps if s.stage in LASTING}
-    lost = {stage for stage in lost if not receipts(sketch_stage(checkpoint, stage))}
+    lost = {stage for stage in lost if not receipts(at.stage(stage))}
     if "scales" in lost:
         lost.add("squares")
     return [step for step in steps if step.stage in lost]
@@ -68,26 +68,22 @@ def sketch_missing(
 ) -> None:
     """Do what is missing of the sketch of every checkpoint."""
     progress = progress or Silent()
-    left = [
-        (checkpoint, step)
-        for checkpoint in session.run.checkpoints
-        for step in steps_left(session, checkpoint)
-    ]
+    left = [(at, step) for at in at_checkpoints(session) for step in steps_left(at)]
     if not left:
         return
     parts = sample_tasks(session)
     with execution.open(parts, session.run.method.batches.threads) as executor:
         progress.start("sketch", len(left), "steps")
-        for checkpoint, step in left:
-            do_step(executor, session, checkpoint, step, parts)
+        for at, step in left:
+            do_step(executor, at, step, parts)
             progress.advance(1)
         progress.finish()
 
 
-def do_step(executor: Executor, session: Session, checkpoint: int, step: Step, parts: int) -> None:
+def do_step(executor: Executor, at: AtCheckpoint, step: Step, parts: int) -> None:
     """Do the work units of one step that are missing; ``parts`` is how many the sample is cut into."""
-    run = session.run
-    missing = run.missing(sketch_stage(checkpoint, step.stage), parts if step.split else 1)
-    common = (session.run.url, str(session.device), checkpoint, *step.arguments)
+    session, run = at.session, at.session.run
+    missing = run.missing(at.stage(step.stage), parts if step.split else 1)
+    common = (run.url, str(session.device), at.number, *step.arguments)
     tasks = [(*common, *([part] if step.split else [])) for part in missing]
     run_all(executor, step.function, tasks)

@@ -9,13 +9,12 @@ import torch
 
 from streamfluence.capture import Scales, Uses
 from streamfluence.errors import DamageError, NonFiniteError
-from streamfluence.layout import scales_stage, sketch_stage
 from streamfluence.linalg import State
 from streamfluence.registry import member
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.rests_on import only_receipt
 from streamfluence.run.sample import sample_rows
 from streamfluence.run.session import Session
-from streamfluence.run.states import load_state, save_state
 from streamfluence.sketching.sample import sample_batches, sample_tasks
 from streamfluence.store.digests import content_digest
 
@@ -25,8 +24,7 @@ MOST_PROBES = 16
 
 
 def accumulate(
-    session: Session,
-    checkpoint: int,
+    at: AtCheckpoint,
     task: int,
     stage: str,
     state: State,
@@ -41,14 +39,14 @@ def accumulate(
         loss: Of the loss gradients beside them.
         at_most: Examples of the whole sample that are looked at.
     """
+    session, feature = at.session, at.feature
     source = session.curvature().source or "loss"
-    scales = Scales() if stage == "squares" else session.scales(checkpoint)
-    feature = session.feature(checkpoint)
+    scales = Scales() if stage == "squares" else at.scales()
     examples = number = 0
     vectors = "loss gradients" if feature.gradients else "rows of training examples"
-    base = pass_base(session, checkpoint, stage)
+    base = pass_base(at, stage)
     session.refresh("train")
-    for ids, batch in sample_batches(session, checkpoint, task, at_most):
+    for ids, batch in sample_batches(at, task, at_most):
         examples += len(ids)
         number = 0
         asked: list[int | None] = []
@@ -68,18 +66,12 @@ def accumulate(
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
-                f"the sketch of checkpoint {checkpoint} met NaN or infinite gradients ({key}) in part "
+                f"the sketch of checkpoint {at.number} met NaN or infinite gradients ({key}) in part "
                 f"{task} of its sample, though the losses are finite; check the model's precision"
             )
     session.refuse_touched("train")
-    save_state(
-        session.run,
-        sketch_stage(checkpoint, stage),
-        task,
-        state,
-        {"examples": examples, "vectors": vectors, "vectors_an_example": number},
-        {"states": base},
-    )
+    facts = {"examples": examples, "vectors": vectors, "vectors_an_example": number}
+    at.save(stage, state, facts, task, {"states": base})
 
 
 def _probes(session: Session, asked: list[int | None], columns: int) -> int | None:
@@ -99,42 +91,42 @@ def probe_count(session: Session, columns: int) -> int | None:
     return min(math.ceil(needed), MOST_PROBES)
 
 
-def merged(
-    session: Session, checkpoint: int, stage: str, merge: Callable[..., Any]
-) -> tuple[State, int]:
+def merged(at: AtCheckpoint, stage: str, merge: Callable[..., Any]) -> tuple[State, int]:
     """Return the parts of one pass merged in their fixed order, and the examples they hold.
 
     The state is on the device, where eigenvectors are found faster.
     """
-    _refuse_other_base(session, checkpoint, stage)
-    state, facts = load_state(session.run, sketch_stage(checkpoint, stage), 0)
+    _refuse_other_base(at, stage)
+    state, facts = at.load(stage)
     examples = facts["examples"]
+    session = at.session
     for task in range(1, sample_tasks(session)):
-        part, facts = load_state(session.run, sketch_stage(checkpoint, stage), task)
+        part, facts = at.load(stage, task)
         state, examples = merge(state, part), examples + facts["examples"]
     return {key: value.to(session.device) for key, value in state.items()}, examples
 
 
-def pass_base(session: Session, checkpoint: int, stage: str) -> str:
+def pass_base(at: AtCheckpoint, stage: str) -> str:
     """Return a digest of the states that a pass over the sample was given: coordinates and directions."""
-    kind = member("projections", session.run.method.projection.name)
+    run = at.session.run
+    kind = member("projections", run.method.projection.name)
     given = []
-    if stage != "squares" and session.run.method.curvature.by_weight:
-        given.append(scales_stage(checkpoint))
-    fitted = sketch_stage(checkpoint, "fitted")
+    if stage != "squares" and run.method.curvature.by_weight:
+        given.append(at.stage("scales"))
+    fitted = at.stage("fitted")
     if stage.startswith("refine-"):
         given.append(f"{fitted}-{int(stage.removeprefix('refine-')) - 1}")
     elif stage == "gram" and kind.fitted:
         given.append(f"{fitted}-{len(kind.passes) - 1}")
-    return content_digest(only_receipt(session.run, each) for each in given)
+    return content_digest(only_receipt(run, each) for each in given)
 
 
-def _refuse_other_base(session: Session, checkpoint: int, stage: str) -> None:
+def _refuse_other_base(at: AtCheckpoint, stage: str) -> None:
     """Raise DamageError unless every part of a pass was given the states that are there now."""
-    base = pass_base(session, checkpoint, stage)
-    for task, receipt in session.run.receipts(sketch_stage(checkpoint, stage)).items():
+    base, run = pass_base(at, stage), at.session.run
+    for task, receipt in run.receipts(at.stage(stage)).items():
         if receipt.facts.get("states") != base:
             raise DamageError(
-                f"part {task} of stage {receipt.stage} of {session.run.url} was made with other states of "
+                f"part {task} of stage {receipt.stage} of {run.url} was made with other states of "
                 f"the sketch than are there now; put back what was there, or use a new run folder"
             )

@@ -5,79 +5,77 @@
 """
 
 from streamfluence.features._mean_squares import MeanSquares
-from streamfluence.layout import scales_stage, sketch_stage
 from streamfluence.linalg import State
-from streamfluence.run.session import Session, worker_unit
-from streamfluence.run.states import save_state
+from streamfluence.run.at_checkpoint import AtCheckpoint, checkpoint_unit
 from streamfluence.sketching.damping import share_by_weight
 from streamfluence.sketching.fitted import block_widths, fitted, projection_after, ready_projection
 from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import accumulate, merged
 
 
-@worker_unit
-def squares(session: Session, checkpoint: int, task: int) -> None:
+@checkpoint_unit
+def squares(at: AtCheckpoint, task: int) -> None:
     """Sum the squares of loss gradients over one part of the sample."""
-    sums = MeanSquares(session.feature(checkpoint).blocks)
-    accumulate(session, checkpoint, task, "squares", sums.empty(), None, sums.update)
+    sums = MeanSquares(at.feature.blocks)
+    accumulate(at, task, "squares", sums.empty(), None, sums.update)
 
 
-@worker_unit
-def scales(session: Session, checkpoint: int) -> None:
+@checkpoint_unit
+def scales(at: AtCheckpoint) -> None:
     """Merge the squares and commit the coordinates in which the damping is the same for every weight."""
-    sums = MeanSquares(session.feature(checkpoint).blocks)
-    state, examples = merged(session, checkpoint, "squares", sums.merge)
+    sums = MeanSquares(at.feature.blocks)
+    state, examples = merged(at, "squares", sums.merge)
     mean_square = sums.mean_square(state, examples)
-    share = share_by_weight(session.run.method.curvature, mean_square)
+    share = share_by_weight(at.session.run.method.curvature, mean_square)
     facts = {"mean_square": mean_square, "share_by_weight": share}
-    save_state(session.run, scales_stage(checkpoint), 0, sums.scales(state, share), facts)
+    at.save("scales", sums.scales(state, share), facts)
 
 
-@worker_unit
-def fit(session: Session, checkpoint: int, task: int) -> None:
+@checkpoint_unit
+def fit(at: AtCheckpoint, task: int) -> None:
     """Feed one part of the sample to the projection's fit."""
-    projection = session.projection(checkpoint)
-    accumulate(session, checkpoint, task, "fit", projection.empty(), projection.update)
+    projection = at.projection()
+    accumulate(at, task, "fit", projection.empty(), projection.update)
 
 
-@worker_unit
-def basis(session: Session, checkpoint: int) -> None:
+@checkpoint_unit
+def basis(at: AtCheckpoint) -> None:
     """Merge the parts of the first pass and commit the projection."""
-    projection = session.projection(checkpoint)
-    state, examples = merged(session, checkpoint, "fit", projection.merge)
-    _save_fitted(session, checkpoint, 0, projection.fit(state, examples))
+    projection = at.projection()
+    state, examples = merged(at, "fit", projection.merge)
+    _save_fitted(at, 0, projection.fit(state, examples))
 
 
-@worker_unit
-def refine(session: Session, checkpoint: int, number: int, task: int) -> None:
+@checkpoint_unit
+def refine(at: AtCheckpoint, number: int, task: int) -> None:
     """Feed one part of the sample to a later pass of the projection's fit."""
-    projection = projection_after(session, checkpoint, number - 1)
+    projection = projection_after(at, number - 1)
     shown = projection.passes[number]
-    probes = session.curvature().source == "probes"
+    probes = at.session.curvature().source == "probes"
     update = None if shown == "rows" else projection.refine_update
     # Loss gradients are shown once, also where they are the curvature's vectors.
     loss = projection.refine_rows if probes or update is None else None
     at_most = projection.most_rows if update is None else None
     stage, state = f"refine-{number}", projection.refine_empty()
-    accumulate(session, checkpoint, task, stage, state, update, loss, at_most)
+    accumulate(at, task, stage, state, update, loss, at_most)
 
 
-@worker_unit
-def choose(session: Session, checkpoint: int, number: int) -> None:
+@checkpoint_unit
+def choose(at: AtCheckpoint, number: int) -> None:
     """Merge the parts of a later pass and commit the projection."""
-    projection = projection_after(session, checkpoint, number - 1)
-    state, examples = merged(session, checkpoint, f"refine-{number}", projection.merge)
-    _save_fitted(session, checkpoint, number, projection.refine(state, examples))
+    projection = projection_after(at, number - 1)
+    state, examples = merged(at, f"refine-{number}", projection.merge)
+    _save_fitted(at, number, projection.refine(state, examples))
 
 
-def _save_fitted(session: Session, checkpoint: int, number: int, arrays: State) -> None:
-    save_state(session.run, sketch_stage(checkpoint, fitted(number)), 0, arrays, {})
+def _save_fitted(at: AtCheckpoint, number: int, arrays: State) -> None:
+    at.save(fitted(number), arrays, {})
 
 
-@worker_unit
-def gram(session: Session, checkpoint: int, task: int) -> None:
+@checkpoint_unit
+def gram(at: AtCheckpoint, task: int) -> None:
     """Accumulate the curvature, and what rows are, in feature space over one part of the sample."""
-    projection = ready_projection(session, checkpoint)
-    sums = Sums(session.curvature(), projection, block_widths(session, projection))
+    projection = ready_projection(at)
+    sums = Sums(at.session.curvature(), projection, block_widths(at.session, projection))
     loss = sums.update_rows if sums.moments else None
-    accumulate(session, checkpoint, task, "gram", sums.empty(), sums.update, loss=loss)
+    accumulate(at, task, "gram", sums.empty(), sums.update, loss=loss)

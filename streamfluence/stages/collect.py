@@ -6,9 +6,9 @@ from typing import Any
 from streamfluence.collecting import units as work
 from streamfluence.errors import IncompleteError, InputError, NonFiniteError
 from streamfluence.execution import Execution, Progress, Silent, run_all
-from streamfluence.layout import collect_stage, decision_stage
+from streamfluence.layout import decision_stage
 from streamfluence.run.rests_on import refuse_other_scales
-from streamfluence.run.rows import refuse_strangers
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.session import Session, open_session
 
 GROUP = 4  # partitions a task: the next is computed while the last is written
@@ -44,13 +44,13 @@ def collect(
             f"--partition {partition}: {', '.join(chosen)} have partitions 0 to {last}"
         )
     for example_set in chosen:
-        for checkpoint in session.run.checkpoints:
-            refuse_strangers(session.run, example_set, checkpoint)
+        for rows in stored_rows(session.run, example_set):
+            rows.refuse_strangers()
     missing = [
-        (example_set, checkpoint, number)
+        (example_set, rows.checkpoint, number)
         for example_set in chosen
-        for checkpoint in session.run.checkpoints
-        for number in _mine(session, example_set, checkpoint, worker, partition)
+        for rows in stored_rows(session.run, example_set)
+        for number in _mine(rows, worker, partition)
     ]
     if missing:
         spans = {name: session.run.example_set(name).spans for name in chosen}
@@ -68,15 +68,8 @@ def collect(
     return {"collected": len(missing), "sets": {s: _check(session, s) for s in chosen}}
 
 
-def _mine(
-    session: Session,
-    example_set: str,
-    checkpoint: int,
-    worker: tuple[int, int] | None,
-    partition: int | None,
-) -> list[int]:
-    count = session.run.example_set(example_set).partitions
-    missing = session.run.missing(collect_stage(example_set, checkpoint), count)
+def _mine(rows: StoredRows, worker: tuple[int, int] | None, partition: int | None) -> list[int]:
+    missing = rows.missing()
     if partition is not None:
         return [number for number in missing if number == partition]
     if worker is not None:
@@ -119,8 +112,8 @@ def _check(session: Session, example_set: str) -> dict[str, Any]:
         session.run.method.rows.max_non_finite,
     )
     total, bad, present, where = 0, 0, 0, []
-    for checkpoint in session.run.checkpoints:
-        for number, receipt in session.run.receipts(collect_stage(example_set, checkpoint)).items():
+    for rows in stored_rows(session.run, example_set):
+        for number, receipt in rows.present().items():
             facts = receipt.facts
             present += 1
             total += len(receipt.span)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import stored_rows
 
 
 def finalise(run_path: str, example_set: str = "train") -> dict[str, Any]:
@@ -14,8 +14,7 @@ def finalise(run_path: str, example_set: str = "train") -> dict[str, Any]:
         DamageError: If bytes differ from their receipts, or rows do not belong together.
     """
     run = OpenRun.open(run_path)
-    checkpoints = len(run.checkpoints)
-    for checkpoint in range(checkpoints):
-        row_receipts(run, example_set, checkpoint)
+    for rows in stored_rows(run, example_set):
+        rows.receipts()
     count = len(run.example_set(example_set).spans)
-    return {"path": str(run.finalise(example_set, checkpoints, count))}
+    return {"path": str(run.finalise(example_set, len(run.checkpoints), count))}

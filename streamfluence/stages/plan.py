@@ -22,13 +22,15 @@ from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.data import open_reader
 from streamfluence.errors import InputError
 from streamfluence.job import Job
-from streamfluence.layout import PARTS, RECEIPTS, Span, collect_stage, sketch_stage
+from streamfluence.layout import PARTS, RECEIPTS, Span, sketch_stage
 from streamfluence.readouts.base import Readout
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.example_set import ExampleSet
 from streamfluence.run.manifest import Method
 from streamfluence.run.readouts import open_readouts, pin_readouts
 from streamfluence.run.resolve import open_run
-from streamfluence.run.session import Session, open_session
+from streamfluence.run.rows import StoredRows
+from streamfluence.run.session import open_session
 from streamfluence.run.source import ROWS_SOURCE
 from streamfluence.scoring.spec import TASK_ROWS
 from streamfluence.short_forms import readout_options
@@ -111,16 +113,17 @@ def _probe(job: Job) -> dict[str, Any]:
         sketch(path, execution)
         sketch_seconds = time.monotonic() - started
         session = open_session(path, device)
-        decision = decision_of(session, 0)
+        at = AtCheckpoint(session, 0)
+        decision = decision_of(at)
         rows = min(train.count, size * PROBE_BATCHES)
-        rate = _time_collect(session, decision, rows)
+        rate = _time_collect(decision, rows)
         fixed = _fixed(sketch_seconds, rate, rows)
         queries = {
             name: open_reader(dict(table), job.root).count() for name, table in job.queries.items()
         }
-        most_rows = session.projection(0).most_rows
+        most_rows = at.projection().most_rows
         sketched = _sketch_stored(Path(path), run.method, job, train.count, most_rows)
-        stored = _stored(Path(path), session, decision, job, queries, sketched)
+        stored = _stored(Path(path), decision, job, queries, sketched)
         return {
             "examples": train.count,
             "queries": queries,
@@ -164,16 +167,17 @@ def _sketch_stored(
 
 def _stored(
     path: Path,
-    session: Session,
     decision: Decision,
     job: Job,
     queries: Mapping[str, int],
     sketched: Stored,
 ) -> Stored:
     """Return what the whole run takes, from one partition of rows that is committed for real."""
+    session = decision.at.session
     rows = min(session.run.train.count, job.compute.batch_size)
-    arrays, notes = _collect_tasks.partition_arrays(session, decision, "train", 0, Span(0, rows))
-    _collect_tasks.commit(session, collect_stage("train", 0), 0, Span(0, rows), arrays, notes)
+    arrays, notes = _collect_tasks.partition_arrays(decision, "train", Span(0, rows))
+    of_train = StoredRows(session.run, "train", 0)
+    _collect_tasks.commit(of_train, 0, Span(0, rows), arrays, notes)
     own = Stored()
     for top in (PARTS, RECEIPTS):
         own += budget.stored_below(path / top / "collect")
@@ -208,12 +212,12 @@ def opened_width(made: Any) -> int:
     return sum(part.width for part in made.projection.parts)
 
 
-def _time_collect(session: Any, decision: Any, rows: int) -> float:
+def _time_collect(decision: Decision, rows: int) -> float:
     """Return seconds an example of the real collect code takes, after one warm-up."""
     times = []
     for _ in range(3):
         started = time.monotonic()
-        _collect_tasks.partition_arrays(session, decision, "train", 0, Span(0, rows))
+        _collect_tasks.partition_arrays(decision, "train", Span(0, rows))
         times.append((time.monotonic() - started) / rows)
     return sorted(times)[1]
 

@@ -19,6 +19,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.readouts import needed
 from streamfluence.run.record import row_warnings, sketch_warnings
 from streamfluence.run.resolve import open_run
+from streamfluence.run.rows import StoredRows
 from streamfluence.run.sets import NO_QUERIES
 from streamfluence.run.source import ROWS_SOURCE
 from streamfluence.scoring.asked import Asked
@@ -128,15 +129,16 @@ def _refuse_full_disk(run: OpenRun) -> None:
     for part in status(run.url)["sets"]:
         size = run.example_set(part["set"]).partition_examples
         rows = min(len(part["missing"]) * size, part["examples"])
-        total += disk_bytes(rows, _row_bytes(run, part["set"], part["checkpoint"]), 1)
+        total += disk_bytes(rows, _row_bytes(StoredRows(run, part["set"], part["checkpoint"])), 1)
     refuse_what_does_not_fit(Cost(total, 0, 0, 0, 0.0), run.url, None)
 
 
-def _row_bytes(run: OpenRun, example_set: str, checkpoint: int) -> int:
-    if run.receipt(decision_stage(checkpoint), 0) is None:
-        return run.method.rows.bytes if example_set == "train" else 0
-    codec, preconditioner = load_codec(run, checkpoint)
-    return codec.stored_bytes if example_set == "train" else 4 * preconditioner.width
+def _row_bytes(rows: StoredRows) -> int:
+    run, of_train = rows.run, rows.example_set == "train"
+    if run.receipt(decision_stage(rows.checkpoint), 0) is None:
+        return run.method.rows.bytes if of_train else 0
+    codec, preconditioner = load_codec(run, rows.checkpoint)
+    return codec.stored_bytes if of_train else 4 * preconditioner.width
 
 
 def _say(progress: Progress, doubts: list[str]) -> None:

@@ -3,13 +3,13 @@
 from typing import Any
 
 from streamfluence.layout import (
-    collect_stage,
     decision_stage,
     result_stage,
     score_path,
     score_stage,
 )
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.sets import score_names
 from streamfluence.run.source import ROWS_SOURCE, source_name
 
@@ -26,9 +26,9 @@ def status(run_path: str) -> dict[str, Any]:
     checkpoints = len(run.checkpoints)
     sketched = sum(bool(run.receipts(decision_stage(c))) for c in range(checkpoints))
     sets = [
-        _set(run, example_set, checkpoint)
+        _set(rows)
         for example_set in ["train", *run.query_sets()]
-        for checkpoint in range(checkpoints)
+        for rows in stored_rows(run, example_set)
     ]
     scores = [_score(run, label) for label in score_names(run)]
     streamed = any(score["source"] != ROWS_SOURCE for score in scores)
@@ -44,13 +44,12 @@ def status(run_path: str) -> dict[str, Any]:
     }
 
 
-def _set(run: OpenRun, example_set: str, checkpoint: int) -> dict[str, Any]:
-    receipts = run.receipts(collect_stage(example_set, checkpoint))
-    wanted = run.example_set(example_set).partitions
+def _set(rows: StoredRows) -> dict[str, Any]:
+    receipts, wanted = rows.present(), rows.examples.partitions
     return {
-        "set": example_set,
-        "checkpoint": checkpoint,
-        "examples": run.example_set(example_set).count,
+        "set": rows.example_set,
+        "checkpoint": rows.checkpoint,
+        "examples": rows.examples.count,
         "done": len(receipts),
         "of": wanted,
         "missing": sorted(set(range(wanted)) - set(receipts)),

@@ -31,6 +31,7 @@ from streamfluence.collecting.units import PROVED, partition_arrays
 from streamfluence.data._prefetch import prefetch
 from streamfluence.job_parser import load_job
 from streamfluence.layout import Span, cut
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import open_session
 from streamfluence.stages.run import execution_of
@@ -174,7 +175,7 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         sketching = seconds(lambda: sketch(path, execution_of(job)), options.device)
         torch.set_num_threads(options.threads)
         session = open_session(path, options.device)
-        decision = decision_of(session, 0)
+        decision = decision_of(AtCheckpoint(session, 0))
         net = session.task.model(folder / "model.pt").to(options.device)
         half = options.precision == "bf16"
         pairs = []
@@ -184,13 +185,11 @@ def measure(model: str, options: argparse.Namespace) -> dict:
         )
         # The first batches of a process are looked at closely.
         for _ in range(-(-_judge._FIRST_LOOKED // options.batches)):
-            partition_arrays(session, decision, "train", 0, span)
+            partition_arrays(decision, "train", span)
         timed = watches(options.device)
         for _ in range(options.repeats + 1):
             spent = timed["proof"].seconds + timed["look"].seconds
-            ours = seconds(
-                lambda: partition_arrays(session, decision, "train", 0, span), options.device
-            )
+            ours = seconds(lambda: partition_arrays(decision, "train", span), options.device)
             ours -= timed["proof"].seconds + timed["look"].seconds - spent
             theirs = seconds(lambda: plain(session, net, span, batch, half), options.device)
             pairs.append((ours, theirs))

@@ -40,6 +40,7 @@ from streamfluence.job import Job
 from streamfluence.job_parser import load_job
 from streamfluence.layout import Span
 from streamfluence.projections import _directions
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.resolve import open_run
 from streamfluence.run.session import open_session
 from streamfluence.sketching import steps as sketching
@@ -80,12 +81,12 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         sketch_peak = peak_gib(device)
         torch.set_num_threads(options.threads)
         session = open_session(path, device)
-        decision = decision_of(session, 0)
+        at = AtCheckpoint(session, 0)
+        decision, model = decision_of(at), at.model
         span = Span(0, batch * options.batches)
-        model = session.model(0)
 
         def ours() -> None:
-            partition_arrays(session, decision, "train", 0, span)
+            partition_arrays(decision, "train", span)
 
         def theirs() -> None:
             plain(session, model, span, batch, half)
@@ -186,9 +187,9 @@ def same(options: argparse.Namespace) -> dict[str, Any]:
 def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
     """Return the rows of the first batch before they are coded, and what is stored beside them."""
     session = open_session(path, device)
-    decision = decision_of(session, 0)
+    decision = decision_of(AtCheckpoint(session, 0))
     batch = session.batch(session.reader("train").read(0, examples))
-    whitened, facts = measured_rows(decision, session.feature(0), batch, "loss")
+    whitened, facts = measured_rows(decision, decision.at.feature, batch, "loss")
     found = {"rows": decision.preconditioner.for_rows(whitened), **facts}
     return {
         key: found[key].double().cpu() for key in ("rows", "loss", "grad_norm", "self_influence")
@@ -198,9 +199,9 @@ def rows_of(path: str, device: str, examples: int) -> dict[str, Tensor]:
 def half_error(path: str, device: str, examples: int) -> float:
     """Return how far features of bfloat16 sides are from products of the same sides in float32."""
     session = open_session(path, device)
-    decision = decision_of(session, 0)
+    decision = decision_of(AtCheckpoint(session, 0))
     batch = session.batch(session.reader("train").read(0, examples))
-    uses = decision.scales.apply(session.feature(0).measure(batch).uses)
+    uses = decision.scales.apply(decision.at.feature.measure(batch).uses)
     floats = {
         name: [Outer(use.left, use.right) if isinstance(use, Outer) else use for use in some]
         for name, some in uses.items()
@@ -240,9 +241,9 @@ def timed_steps(steps: dict[str, float], device: str) -> Iterator[None]:
     """Put the seconds of every step of the sketch into ``steps``."""
     untimed = sketching.do_step
 
-    def timed(executor, opened, checkpoint, step, parts):
+    def timed(executor, at, step, parts):
         def do() -> None:
-            untimed(executor, opened, checkpoint, step, parts)
+            untimed(executor, at, step, parts)
 
         steps[step.stage] = round(seconds(do, device), 2)
 

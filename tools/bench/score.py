@@ -32,7 +32,7 @@ from streamfluence.registry import member
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring.product import rows_per_block, score_blocks
 from streamfluence.scoring.reading import Reading, read_out
-from streamfluence.scoring.stored import StoredRows
+from streamfluence.scoring.stored import PartitionRows
 from streamfluence.scoring.terms import Term
 from streamfluence.store import RunStore
 from streamfluence.store.grid import Grid
@@ -69,7 +69,7 @@ def make_run(path: str, codec: Codec, rows: int, partition_rows: int, row_bytes:
 def score(path: str, codec: Codec, queries: torch.Tensor, top: int) -> Reading:
     """Score every partition in one task, top-k included, and return what was read out."""
     store = OpenRun.open(path)
-    source = StoredRows(store, [r for _, r in sorted(store.receipts(STAGE).items())], NEEDS)
+    source = PartitionRows(store, [r for _, r in sorted(store.receipts(STAGE).items())], NEEDS)
     block_rows = rows_per_block(len(queries), queries.device)
     blocks = score_blocks([Term(source, codec, queries, 1e-6)], block_rows)
     reading = read_out(blocks, {"top_k": TopK(k=top)}, lambda *_: None)

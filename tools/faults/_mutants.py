@@ -136,9 +136,9 @@ MUTANTS = (
     ),
     Mutant(
         "rows of one checkpoint meet queries of another",
-        "scoring/stored.py",
-        "queries = query_rows(run, example_set, checkpoint, tile)",
-        "queries = query_rows(run, example_set, 0, tile)",
+        "scoring/queries.py",
+        "found, damping = query_rows(rows, tile), queries.damping",
+        "found, damping = query_rows(StoredRows(run, rows.example_set, 0), tile), queries.damping",
         "test_end_to_end.py",
     ),
     Mutant(
@@ -150,7 +150,7 @@ MUTANTS = (
     ),
     Mutant(
         "a tile of queries begins one too early",
-        "scoring/stored.py",
+        "scoring/queries.py",
         "slice(max(low - receipt.start, 0), high - receipt.start)",
         "slice(max(low - receipt.start - 1, 0), high - receipt.start - 1)",
         "test_rows_and_queries.py",
@@ -226,15 +226,15 @@ MUTANTS = (
     Mutant(
         "the disk check counts no rows before the sketch",
         "stages/run.py",
-        'return run.method.rows.bytes if example_set == "train" else 0',
+        "return run.method.rows.bytes if of_train else 0",
         "return 0",
         "test_budget.py",
     ),
     Mutant(
         "a lost partition is not missed",
         "run/rows.py",
-        "missing = [partition for partition in wanted if partition not in found]",
-        "missing = []",
+        "self.refuse_missing([partition for partition in wanted if partition not in there])",
+        "self.refuse_missing([])",
         "test_results_chain.py",
     ),
     Mutant(

@@ -22,14 +22,15 @@ from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.data import open_reader
 from streamfluence.execution import Execution
 from streamfluence.layout import TRAINING_LOSS
+from streamfluence.run.at_checkpoint import at_checkpoints
 from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.identity import identity
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.sample import sample_of
 from streamfluence.run.session import Session, open_session
-from streamfluence.run.sets import named_query_set, require_complete
-from streamfluence.scoring.stored import score_sides
+from streamfluence.run.sets import named_query_set
+from streamfluence.scoring.queries import Queries
 from streamfluence.sketching.reuse import reuse_sketch
 from streamfluence.sketching.steps import sketch_missing
 
@@ -89,11 +90,13 @@ def choose_pilot(
     for read in ("train", name):
         session.refresh(read)
     good = []
-    for checkpoint in session.run.checkpoints:
-        require_complete(session.run, "train", checkpoint)
-        require_complete(session.run, name, checkpoint)
-        rows = sample_of(session, n_examples)
-        good.append(stored_values(session.run, FLAGS, checkpoint, rows) == 0)
+    rows = sample_of(session, n_examples)
+    for of_train, of_queries in zip(
+        stored_rows(session.run, "train"), stored_rows(session.run, name), strict=True
+    ):
+        of_train.require_complete()
+        of_queries.require_complete()
+        good.append(stored_values(of_train, FLAGS, rows) == 0)
     rows = rows[np.all(good, axis=0)]
     facts = session.run.example_set(name)
     queries = np.unique(np.linspace(0, facts.count - 1, n_queries).astype(np.int64))
@@ -158,11 +161,12 @@ def pilot_scores(pilot: Pilot, path: str) -> PilotScores:
     session = open_session(path, pilot.device)
     count = session.run.train.count
     total = PilotScores(np.zeros((len(pilot.rows), len(pilot.queries))))
-    for checkpoint, factor in enumerate(checkpoint_factors(session.run.method, count)):
-        decision = Decision(session, checkpoint)
-        queries = torch.cat(list(whitened(session, checkpoint, decision, pilot, of_queries=True)))
+    factors = checkpoint_factors(session.run.method, count)
+    for at, factor in zip(at_checkpoints(session), factors, strict=True):
+        decision = Decision(at)
+        queries = torch.cat(list(whitened(decision, pilot, of_queries=True)))
         asked, pieces = decision.codec.query(decision.preconditioner.for_queries(queries)), []
-        for plain in whitened(session, checkpoint, decision, pilot):
+        for plain in whitened(decision, pilot):
             rows = decision.preconditioner.for_rows(plain)
             encoded = decision.codec.encode(rows)
             total.add(torch.zeros(()), shares(decision.codec, rows, encoded))
@@ -174,19 +178,17 @@ def pilot_scores(pilot: Pilot, path: str) -> PilotScores:
 def stored_scores(pilot: Pilot) -> PilotScores:
     """Return the scores of the pilot from the rows that the run itself has stored."""
     run, total = pilot.session.run, PilotScores(np.zeros((len(pilot.rows), len(pilot.queries))))
-    sides = score_sides(pilot.session.run, pilot.device, pilot.example_set, None)
-    for checkpoint, (codec, queries, weight) in enumerate(sides):
-        arrays = [stored_values(run, name, checkpoint, pilot.rows) for name in (ROWS, SCALE)]
+    sides = Queries(run, pilot.example_set, device=pilot.device).sides()
+    for rows, (codec, queries, weight) in zip(stored_rows(run, "train"), sides, strict=True):
+        arrays = [stored_values(rows, name, pilot.rows) for name in (ROWS, SCALE)]
         encoded = Encoded(*(torch.from_numpy(array).to(queries.device) for array in arrays))
         total.add(codec.product(queries[pilot.queries], encoded) * weight, {})
-        for receipt in row_receipts(run, "train", checkpoint):
+        for receipt in rows.receipts():
             total.add(torch.zeros(()), receipt.facts["stored"])
     return total
 
 
 def whitened(
-    session: Session,
-    checkpoint: int,
     decision: Decision,
     pilot: Pilot,
     of_queries: bool = False,
@@ -197,19 +199,19 @@ def whitened(
     Args:
         batches: Others, in place of the pilot's.
     """
-    feature = session.feature(checkpoint)
+    feature = decision.at.feature
     chosen = batches or (pilot.query_batches if of_queries else pilot.batches)
     for batch in chosen:
         measurement = pilot.measurement if of_queries else TRAINING_LOSS
         yield measured_rows(decision, feature, batch, measurement)[0]
 
 
-def stored_values(run: OpenRun, name: str, checkpoint: int, rows: np.ndarray) -> np.ndarray:
-    """Return an array of training examples at sorted global rows, reading no partition twice."""
-    owners, pieces = run.train.owners(rows), []
-    for receipt in row_receipts(run, "train", checkpoint, np.unique(owners).tolist()):
-        mine = rows[owners == receipt.partition] - receipt.start
-        part = run.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
+def stored_values(stored: StoredRows, name: str, rows: np.ndarray) -> np.ndarray:
+    """Return an array of examples at sorted global rows, reading no partition twice."""
+    pieces = []
+    for receipt, inside in stored.holding(rows):
+        mine = rows[inside] - receipt.start
+        part = stored.run.read(receipt, name, rows=slice(int(mine[0]), int(mine[-1]) + 1))
         pieces.append(part[mine - mine[0]])
     return np.concatenate(pieces)
 

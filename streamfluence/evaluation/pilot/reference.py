@@ -19,9 +19,9 @@ from streamfluence.errors import InputError
 from streamfluence.evaluation.pilot.examples import Pilot
 from streamfluence.linearised import Linearised
 from streamfluence.options import make
+from streamfluence.run.at_checkpoint import AtCheckpoint, at_checkpoints
 from streamfluence.run.unprojected import by_weight
 from streamfluence.solvers.base import Solved, Solver
-from streamfluence.task import Task
 
 _GROUP_ENTRIES = 1 << 26  # of one vector of each query: 512 MiB of float64, and a few times that
 
@@ -71,12 +71,11 @@ def reference_scores(
     solver = solver or make("solvers", "conjugate_gradients", {})
     total = np.zeros((len(pilot.rows), len(pilot.queries)))
     precision = "float64"
-    for checkpoint, weight in enumerate(session.run.method.weights):
-        net = _Net(pilot, checkpoint, double)
-        precision = net.precision
-        capture = session.capture(checkpoint)
+    for at, weight in zip(at_checkpoints(session), session.run.method.weights, strict=True):
+        net = _Net(pilot, at, double)
+        precision, capture = net.precision, at.capture
         blocks = {b.name: list(b.parameters) for b in capture.blocks}
-        values = by_weight(capture, damping, scales[checkpoint] if scales else Scales())
+        values = by_weight(capture, damping, scales[at.number] if scales else Scales())
         groups = [[name] for name in blocks] if by_layer else [list(blocks)]
         for group in groups:
             part, solved = net.scores({name: blocks[name] for name in group}, values, solver)
@@ -94,9 +93,9 @@ def reference_scores(
 class _Net:
     """One checkpoint's model, in float64 where it can be, and the pilot's batches to match."""
 
-    def __init__(self, pilot: Pilot, checkpoint: int, double: bool) -> None:
+    def __init__(self, pilot: Pilot, at: AtCheckpoint, double: bool) -> None:
         self._task, self._pilot = pilot.session.task, pilot
-        self._model, self.dtype = _precise(self._task, pilot, checkpoint, double)
+        self._model, self.dtype = _precise(at, pilot.batches[0], double)
         self._batches, self._queries = (
             [_cast(batch, self.dtype) for batch in batches]
             for batches in (pilot.batches, pilot.query_batches)
@@ -141,15 +140,13 @@ class _Net:
         return total / len(self._pilot.rows)
 
 
-def _precise(
-    task: Task, pilot: Pilot, checkpoint: int, double: bool
-) -> tuple[nn.Module, torch.dtype]:
-    """Return a copy of the model in float64 if that is wanted and works, else in float32."""
-    model = deepcopy(pilot.session.model(checkpoint))
+def _precise(at: AtCheckpoint, batch: Any, double: bool) -> tuple[nn.Module, torch.dtype]:
+    """Return a copy of the model in float64 if that is wanted and works on a batch, else in float32."""
+    model = deepcopy(at.model)
     if double:
         model = model.double()
         with torch.no_grad(), suppress(InputError):
-            outputs, *_ = task.forward(model, _cast(pilot.batches[0], torch.float64))
+            outputs, *_ = at.session.task.forward(model, _cast(batch, torch.float64))
             if outputs.dtype == torch.float64:
                 return model, torch.float64
     return model.float(), torch.float32

@@ -14,7 +14,7 @@ from streamfluence.layout import Span, cut
 from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.finished import finished, read_spec
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.rows import row_receipts
+from streamfluence.run.rows import stored_rows
 from streamfluence.run.sets import pinned_query_sets, pinned_score_names
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
@@ -136,14 +136,11 @@ class JudgedScores:
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return ``loss`` (mean over checkpoints) or ``self_influence`` (in the unit of scores) of rows."""
         total = np.zeros(len(rows))
-        owners = self.run.train.owners(rows)
         factors = np.asarray(checkpoint_factors(self.run.method, self.count))
         mean = np.full(len(factors), 1 / len(factors))
         scale = factors if name == SELF_INFLUENCE else mean
-        for checkpoint, factor in enumerate(scale):
-            receipts = row_receipts(self.run, "train", checkpoint)
-            for partition in np.unique(owners):
-                receipt, inside = receipts[int(partition)], owners == partition
+        for stored, factor in zip(stored_rows(self.run, "train"), scale, strict=True):
+            for receipt, inside in stored.holding(rows):
                 values = self.run.read(receipt, name)
                 total[inside] += factor * values[rows[inside] - receipt.start]
         return total

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from streamfluence.errors import InputError, NonFiniteError
 from streamfluence.execution import Progress
-from streamfluence.layout import decision_stage
 from streamfluence.options import make
 from streamfluence.readouts.base import Arrays
-from streamfluence.run.session import PLANNING, Session
+from streamfluence.run.at_checkpoint import PLANNING, AtCheckpoint, at_checkpoints
+from streamfluence.run.session import Session
 from streamfluence.run.source import DIRECTIONS, SOURCE
-from streamfluence.run.states import load_state
 from streamfluence.run.unprojected import Unprojected, dampings
 from streamfluence.solvers.base import Operator, Solved
 
@@ -52,12 +51,12 @@ def make_directions(
     for read in ("train", queries):
         session.refresh(read)
     progress.start("directions", len(session.run.checkpoints), "checkpoints")
-    for checkpoint in session.run.checkpoints:
-        net, solves = Unprojected(session, checkpoint), _Solves()
+    for at in at_checkpoints(session):
+        net, solves = Unprojected(at), _Solves()
         gradients, values = net.gradients(queries)
-        _refuse_non_finite(queries, checkpoint, gradients, values)
-        found = _solved(session, checkpoint, net, gradients, spec, solves)
-        arrays[f"{DIRECTIONS}.{checkpoint}"] = found.cpu().numpy()
+        _refuse_non_finite(queries, at, gradients, values)
+        found = _solved(at, net, gradients, spec, solves)
+        arrays[f"{DIRECTIONS}.{at.number}"] = found.cpu().numpy()
         arrays.setdefault(f"{DIRECTIONS}.value", values.detach().float().cpu().numpy())
         facts["residual"].append(solves.residual)
         facts["steps"].append(solves.steps)
@@ -70,21 +69,20 @@ def make_directions(
 
 
 def _solved(
-    session: Session,
-    checkpoint: int,
+    at: AtCheckpoint,
     net: Unprojected,
     gradients: Tensor,
     spec: Mapping[str, Any],
     solves: _Solves,
 ) -> Tensor:
     """Return the gradients times the inverse of the damped curvature, by layer where the run's is."""
-    name = session.used_curvature.name
+    session, name = at.session, at.session.used_curvature.name
     if name == "identity":
         return gradients
-    decision = load_state(session.run, decision_stage(checkpoint), 0)[1]
+    decision = at.load("decision")[1]
     given = spec["damping"]
     values = {"all": given} if given is not None else dampings(decision)
-    damping = net.damping(values, session.scales(checkpoint))
+    damping = net.damping(values, at.scales())
     solver = make("solvers", spec[SOURCE]["solver"], spec[SOURCE]["options"])
     parts = [slice(0, net.width)] if session.run.method.joint else list(net.parts.values())
     found = torch.zeros_like(gradients)
@@ -129,11 +127,11 @@ def _refuse_unsolved(done: Solved) -> None:
         )
 
 
-def _refuse_non_finite(queries: str, checkpoint: int, gradients: Tensor, values: Tensor) -> None:
+def _refuse_non_finite(queries: str, at: AtCheckpoint, gradients: Tensor, values: Tensor) -> None:
     bad = ~(torch.isfinite(gradients).all(1) & torch.isfinite(values))
     if bool(bad.any()):
         rows = bad.nonzero().flatten().tolist()
         raise NonFiniteError(
-            f"queries {rows[:8]} of {queries!r} gave NaN or infinite gradients at checkpoint {checkpoint}; "
+            f"queries {rows[:8]} of {queries!r} gave NaN or infinite gradients at checkpoint {at.number}; "
             "remove them from the query set"
         )

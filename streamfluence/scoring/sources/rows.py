@@ -3,13 +3,11 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from streamfluence.readouts.base import NEEDS, ScoreBlock
-from streamfluence.run.rows import row_receipts
 from streamfluence.run.sets import named_query_set
 from streamfluence.scoring import product as _product
+from streamfluence.scoring.queries import Queries
 from streamfluence.scoring.scaled import scale_of
 from streamfluence.scoring.sources.base import Source, Tile
-from streamfluence.scoring.stored import StoredRows, query_tiles, score_sides
-from streamfluence.scoring.terms import Term
 
 
 class Rows(Source):
@@ -18,7 +16,7 @@ class Rows(Source):
     gives = NEEDS
 
     def tiles(self) -> list[Tile]:
-        return query_tiles(self.run, named_query_set(self.run, self.spec["queries"]))
+        return self._queries(named_query_set(self.run, self.spec["queries"])).tiles()
 
     def blocks(
         self,
@@ -27,17 +25,9 @@ class Rows(Source):
         tile: Tile,
         block_rows: int | None = None,
     ) -> Iterator[ScoreBlock]:
-        run, spec = self.run, self.spec
-        scale = scale_of(spec["scale"]) if "scores" in needs else None
-        columns = scale.columns if scale else ()
-        sides = score_sides(run, self.device, spec["queries"], spec["damping"], tile, spec["scale"])
-        terms = [
-            Term(
-                StoredRows(run, row_receipts(run, "train", checkpoint, partitions), needs, columns),
-                codec,
-                queries,
-                weight,
-            )
-            for checkpoint, (codec, queries, weight) in enumerate(sides)
-        ]
+        terms = self._queries(self.spec["queries"]).terms(partitions, tile, needs)
+        scale = scale_of(self.spec["scale"]) if "scores" in needs else None
         return _product.blocks_of(terms, needs, scale, block_rows)
+
+    def _queries(self, name: str) -> Queries:
+        return Queries(self.run, name, self.spec["damping"], self.spec["scale"], self.device)

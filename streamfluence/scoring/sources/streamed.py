@@ -11,6 +11,7 @@ from streamfluence.data._prefetch import prefetch
 from streamfluence.errors import CoverageError
 from streamfluence.layout import Span, cut
 from streamfluence.readouts.base import ScoreBlock
+from streamfluence.run.at_checkpoint import at_checkpoints
 from streamfluence.run.feature import checkpoint_factors
 from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.session import Session, open_session
@@ -72,9 +73,9 @@ class Streamed(Source):
         losses = np.zeros(len(span), np.float32)
         receipt = prepared_receipt(self.run, self.label)
         factors = checkpoint_factors(self.run.method, self.run.train.count)
-        for checkpoint, factor in enumerate(factors):
-            net, alone = Unprojected(session, checkpoint), receipt.facts["alone"][checkpoint]
-            kept = self.run.read(receipt, f"{DIRECTIONS}.{checkpoint}", rows=slice(*tile))
+        for at, factor in zip(at_checkpoints(session), factors, strict=True):
+            net, alone = Unprojected(at), receipt.facts["alone"][at.number]
+            kept = self.run.read(receipt, f"{DIRECTIONS}.{at.number}", rows=slice(*tile))
             directions = torch.from_numpy(kept).to(session.device) * factor
             for part, batch in _batches(session, span):
                 own = slice(part.start - span.start, part.stop - span.start)

@@ -30,6 +30,7 @@ from streamfluence.execution import Execution, Progress, Silent
 from streamfluence.layout import decision_stage
 from streamfluence.options import make
 from streamfluence.registry import member
+from streamfluence.run.at_checkpoint import AtCheckpoint, at_checkpoints
 from streamfluence.run.doubts import energy_kept
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.record import decision_facts, sketch_warnings
@@ -107,7 +108,7 @@ class _Comparison:
     def __init__(self, pilot: Pilot, compared: Compared) -> None:
         self._pilot, self._k, self._double = pilot, compared.k, compared.double
         self._solver = make("solvers", compared.solver, {})
-        blocks = pilot.session.feature(0).blocks
+        blocks = AtCheckpoint(pilot.session, 0).feature.blocks
         layered = pilot.session.run.method.curvature.blocks == "layer"
         few = layered and 1 < len(blocks) <= FEW_LAYERS
         self._kinds = (
@@ -130,7 +131,7 @@ class _Comparison:
             "codec_error": (facts["error"] / facts["rows"]) ** 0.5 if facts.get("rows") else 0.0,
             "codec_energy_kept": facts["kept"] / facts["rows"] if facts.get("rows") else 1.0,
         }
-        found, scales = [], [session.scales(n) for n in session.run.checkpoints]
+        found, scales = [], [at.scales() for at in at_checkpoints(session)]
         for by_layer in self._kinds:
             solution = self._solve(damping, scales, by_layer)
             measured = agreement(scored.scores, solution.scores, self._k)
@@ -210,7 +211,7 @@ def _settings(
 
 def _refuse(session: Session, sample: int, k: int) -> None:
     """Refuse what cannot be compared, before any work."""
-    session.capture(0)
+    _ = AtCheckpoint(session, 0).capture  # refuses what is no gradient
     if session.task.likelihood is None:
         raise InputError(
             f"{session.task.name} gives only loss(), which has no output Hessian, so there is no "

@@ -16,6 +16,7 @@ from streamfluence.evaluation.truth.kept import Truth, open_truth
 from streamfluence.evaluation.truth.result import keep_result
 from streamfluence.evaluation.truth.scores import JudgedScores, judged_query_set, judged_scores
 from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.finished import finished
 from streamfluence.run.record import predicts, record
 from streamfluence.run.session import Session, open_session
@@ -160,7 +161,7 @@ def _outputs(session: Session) -> int | None:
         return None
     batch = session.batch(session.reader("train").read(0, 2))
     with torch.no_grad():
-        outputs, targets, *more = session.forward_at(False, session.model(0), batch)
+        outputs, targets, *more = session.forward_at(False, AtCheckpoint(session, 0).model, batch)
     if more or session.task.has_training_loss:  # then leverage is not a function of the loss
         return None
     several = targets[0].numel() > 1 and type(session.task.likelihood).__name__ == "Categorical"

@@ -17,7 +17,7 @@ from streamfluence.evaluation.mislabel import SHARES, Ranking
 from streamfluence.run.columns import Columns, columns
 from streamfluence.run.feature import feature_of
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.sets import require_complete
+from streamfluence.run.rows import stored_rows
 
 Rankings = dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]]
 
@@ -42,9 +42,8 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
         IncompleteError: If rows are missing.
     """
     run = OpenRun.open(run_path)
-    checkpoints = len(run.checkpoints)
-    for checkpoint in range(checkpoints):
-        require_complete(run, "train", checkpoint)
+    for of_train in stored_rows(run, "train"):
+        of_train.require_complete()
     rows, count = listed_rows(run, flags, by_id), run.train.count
     if len(rows) in (0, count):
         raise InputError(
@@ -65,7 +64,7 @@ def evaluate_mislabel(run_path: str, flags: str, by_id: bool = False) -> dict[st
     return {
         "examples": count,
         "flagged": len(rows),
-        "checkpoints": checkpoints,
+        "checkpoints": len(run.checkpoints),
         "not_ranked": count - ranked,
         "rankings": [_row(name, ranking) for name, ranking in judged.items()],
         "chance": "auc 0.5, and as large a share found as is inspected",

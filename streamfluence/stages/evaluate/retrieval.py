@@ -23,8 +23,9 @@ from streamfluence.evaluation.retrieval import FirstPass, SecondPass, chance_rec
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.run.columns import column, has_column
 from streamfluence.run.opened import OpenRun
-from streamfluence.run.sets import named_query_set, require_complete
-from streamfluence.scoring.stored import query_tiles, tile_blocks
+from streamfluence.run.rows import StoredRows, stored_rows
+from streamfluence.run.sets import named_query_set
+from streamfluence.scoring.queries import Queries
 
 DEFAULT_KS = (1, 10, 100)
 # Whether each example of a block is relevant for some of the queries, (query, example).
@@ -63,19 +64,17 @@ def evaluate_retrieval(
         raise InputError(f"k = {list(ks)}; recall is taken over lists of at least one example")
     run = OpenRun.open(run_path)
     example_set = named_query_set(run, queries)
-    for checkpoint in run.checkpoints:
-        require_complete(run, "train", checkpoint)
-        require_complete(run, example_set, checkpoint)
+    for name in ("train", example_set):
+        for rows in stored_rows(run, name):
+            rows.require_complete()
     if relevant is None:
         chosen, relevance = _by_group(run, example_set)
     else:
         chosen, relevance = _by_list(run, example_set, Path(relevant), by_id)
     count = run.train.count
     lengths = sorted({min(k, count) for k in ks})
-    found = [
-        _judge(run, example_set, tile, chosen, relevance, lengths)
-        for tile in query_tiles(run, example_set)
-    ]
+    against = Queries(run, example_set)
+    found = [_judge(against, tile, chosen, relevance, lengths) for tile in against.tiles()]
     n_relevant, recalls, ranks = (
         np.concatenate(part, axis=-1) for part in zip(*found, strict=True)
     )
@@ -115,8 +114,7 @@ def _recall(k: int, count: int, recall: np.ndarray, relevant: np.ndarray) -> dic
 
 
 def _judge(
-    run: OpenRun,
-    example_set: str,
+    queries: Queries,
     tile: tuple[int, int],
     chosen: np.ndarray,
     relevance: Relevance,
@@ -129,10 +127,10 @@ def _judge(
     mine = np.flatnonzero((chosen >= tile[0]) & (chosen < tile[1]))
     if not len(mine):
         return np.zeros(0, np.int64), np.zeros((len(lengths), 0)), np.zeros(0)
-    partitions = list(range(run.train.partitions))
+    partitions = list(range(queries.run.train.partitions))
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for block in tile_blocks(run, example_set, None, partitions, tile, chosen[mine] - tile[0]):
+        for block in queries.blocks(partitions, tile, chosen[mine] - tile[0]):
             scores = np.where(block.valid[:, None], block.scores, -np.inf).T
             yield scores, relevance(block, mine)
 
@@ -148,12 +146,12 @@ def _judge(
 
 def _by_group(run: OpenRun, example_set: str) -> tuple[np.ndarray, Relevance]:
     for name in ("train", example_set):
-        if not has_column(run, name, GROUP):
+        if not has_column(StoredRows(run, name, 0), GROUP):
             raise InputError(
                 f"no group is stored with {name!r}; name one by group_field in its table, in a new "
                 f"run, or give --relevant FILE"
             )
-    groups = column(run, example_set, GROUP)
+    groups = column(StoredRows(run, example_set, 0), GROUP)
 
     def relevance(block: ScoreBlock, mine: np.ndarray) -> np.ndarray:
         assert block.group is not None

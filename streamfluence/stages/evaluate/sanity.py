@@ -30,7 +30,9 @@ from streamfluence.evaluation.pilot.examples import (
     whitened,
 )
 from streamfluence.execution import Execution, Progress, Silent
+from streamfluence.run.at_checkpoint import AtCheckpoint
 from streamfluence.run.columns import columns
+from streamfluence.run.rows import StoredRows
 from streamfluence.run.session import open_session
 
 SAME_ROWS = {"float32": 1e-3, "bf16": 0.1}  # rounding of rows in other batches, relative
@@ -114,9 +116,11 @@ def _self_influence(pilot: Pilot) -> list[Check]:
     lowest = min(
         float(part.values[SELF_INFLUENCE].min()) for part in columns(run, [SELF_INFLUENCE])
     )
-    decision = Decision(pilot.session, 0)
-    rows = torch.cat(list(whitened(pilot.session, 0, decision, pilot)))
-    stored = torch.from_numpy(stored_values(run, SELF_INFLUENCE, 0, pilot.rows)).to(rows)
+    decision = Decision(AtCheckpoint(pilot.session, 0))
+    rows = torch.cat(list(whitened(decision, pilot)))
+    stored = torch.from_numpy(
+        stored_values(StoredRows(run, "train", 0), SELF_INFLUENCE, pilot.rows)
+    ).to(rows)
     own, energy = own_scores(pilot, decision, rows)
     return [
         Check(
@@ -151,8 +155,8 @@ def own_scores(pilot: Pilot, decision: Decision, rows: Tensor) -> tuple[Tensor, 
         From the run's stored rows and from ``rows``, shape ``(example,)``; both over the
         directions that are stored.
     """
-    run = pilot.session.run
-    arrays = (stored_values(run, name, 0, pilot.rows) for name in (ROWS, SCALE))
+    stored = StoredRows(pilot.session.run, "train", 0)
+    arrays = (stored_values(stored, name, pilot.rows) for name in (ROWS, SCALE))
     kept = decision.codec.decode(Encoded(*(torch.from_numpy(a).to(rows.device) for a in arrays)))
     wanted = decision.codec.query(decision.preconditioner.for_rows(rows))
     return (wanted * kept).sum(1), wanted.square().sum(1)
@@ -160,9 +164,9 @@ def own_scores(pilot: Pilot, decision: Decision, rows: Tensor) -> tuple[Tensor, 
 
 def _other_batches(pilot: Pilot) -> list[Check]:
     """Rows of the same examples in another order and next to copies of themselves."""
-    decision = Decision(pilot.session, 0)
-    queries = torch.cat(list(whitened(pilot.session, 0, decision, pilot, of_queries=True)))
-    scores = torch.cat(list(whitened(pilot.session, 0, decision, pilot))) @ queries.T
+    decision = Decision(AtCheckpoint(pilot.session, 0))
+    queries = torch.cat(list(whitened(decision, pilot, of_queries=True)))
+    scores = torch.cat(list(whitened(decision, pilot))) @ queries.T
     order = np.random.default_rng(0).permutation(len(pilot.rows))
     shuffled = _scores_of(pilot, decision, queries, _reordered(pilot, order))
     once = order[::2]
@@ -186,20 +190,20 @@ def _other_batches(pilot: Pilot) -> list[Check]:
 
 def _sums(pilot: Pilot) -> list[Check]:
     """Sums over examples, against autograd's gradient of the summed loss; only gradients add up so."""
-    opened, decision = pilot.session, Decision(pilot.session, 0)
-    if not opened.feature(0).gradients:
+    session, at = pilot.session, AtCheckpoint(pilot.session, 0)
+    if not at.feature.gradients:
         return []
-    model, capture = opened.model(0), opened.capture(0)
+    decision, model, capture = Decision(at), at.model, at.capture
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     for batch in pilot.batches:
-        loss = opened.measured(opened.task.training_loss, model, batch).sum()
+        loss = session.measured(session.task.training_loss, model, batch).sum()
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for name, part in zip(weights, found, strict=True):
             if part is not None:
                 total[name] += part
-    queries = torch.cat(list(whitened(opened, 0, decision, pilot, of_queries=True)))
-    rows = torch.cat(list(whitened(opened, 0, decision, pilot)))
+    queries = torch.cat(list(whitened(decision, pilot, of_queries=True)))
+    rows = torch.cat(list(whitened(decision, pilot)))
     summed = decision.preconditioner.whiten(decision.features(capture.whole(total)))
     # Sums cancel where training has converged, so rounding is measured against what cancels.
     scale = (rows.norm(dim=1).sum() * queries.norm(dim=1)).clamp_min(1e-30)
@@ -212,7 +216,7 @@ def _sums(pilot: Pilot) -> list[Check]:
             "per-example gradients add up to autograd's, through projection and whitening",
         )
     ]
-    decay = opened.run.method.curvature.weight_decay
+    decay = session.run.method.curvature.weight_decay
     if decay is not None:
         pull = decision.preconditioner.whiten(
             decision.features(capture.whole(dict(weights)))
@@ -237,7 +241,7 @@ def _randomised(pilot: Pilot) -> list[Check]:
     Source:
         Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292.
     """
-    if not any(True for _ in pilot.session.model(0).parameters()):
+    if not any(True for _ in AtCheckpoint(pilot.session, 0).model.parameters()):
         return []  # as where all weights are quantised
     scores = []
     with tempfile.TemporaryDirectory() as folder:
@@ -267,7 +271,7 @@ def _reordered(pilot: Pilot, order: np.ndarray) -> list[Any]:
 
 
 def _scores_of(pilot: Pilot, decision: Decision, queries: Tensor, batches: list[Any]) -> Tensor:
-    return torch.cat(list(whitened(pilot.session, 0, decision, pilot, batches=batches))) @ queries.T
+    return torch.cat(list(whitened(decision, pilot, batches=batches))) @ queries.T
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
