@@ -373,11 +373,6 @@ def test_a_job_that_cannot_be_streamed_is_refused(tmp_path, changes, words):
     assert words in str(caught.value)
 
 
-def test_the_cost_of_streamed_scores_is_not_told_as_that_of_rows(folder):
-    found = refused("plan", folder / "job.toml", folder / "none", "--set", "score.source=streamed")
-    assert "plan knows the cost of rows only" in found
-
-
 def test_rows_are_still_scored_where_they_are(tmp_path):
     """A run that has rows may be streamed as well: the scores lie beside each other."""
     exact = {"rows.codec": "float32", "rows.bytes": 0, "projection.name": "identity"}

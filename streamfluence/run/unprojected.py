@@ -64,15 +64,18 @@ class Unprojected:
             values.append(self._linear.measured(batch, of)[0])
         return torch.stack(rows), torch.stack(values)
 
+    def loss_gradients(self, batch: Any) -> Tensor:
+        """Return the gradient of the training loss of each example, ``(example, weight)``."""
+        return self._linear.gradients(batch, self._session.task.training_loss)
+
     def slopes(self, batch: Any, directions: Tensor) -> Tensor:
         """Return gradients of the training loss times directions, ``(direction, example)``."""
         return self._linear.slopes(batch, directions, self._session.task.training_loss)
 
     def slopes_alone(self, batch: Any, directions: Tensor) -> Tensor:
         """Return the same by plain autograd of one example at a time."""
-        loss = self._session.task.training_loss
         ones = (select_batch(batch, [place]) for place in range(batch_length(batch)))
-        return torch.stack([directions @ self._linear.gradients(one, loss)[0] for one in ones], 1)
+        return torch.stack([directions @ self.loss_gradients(one)[0] for one in ones], 1)
 
     def losses(self, batch: Any) -> Tensor:
         """Return the training loss of each example."""
@@ -82,10 +85,9 @@ class Unprojected:
         self, batch: Any, directions: Tensor, slopes: Tensor, places: Sequence[int]
     ) -> bool:
         """Return whether slopes of examples at some places of a batch are not what they are alone."""
-        loss = self._session.task.training_loss
         same = _SAME_ON_GPU if directions.is_cuda else _SAME[self.dtype]
         for place in places:
-            gradient = self._linear.gradients(select_batch(batch, [place]), loss)[0]
+            gradient = self.loss_gradients(select_batch(batch, [place]))[0]
             bound = same * gradient.norm() * directions.norm(dim=1)
             off = (directions @ gradient - slopes[:, place]).abs()
             if bool((off > bound + torch.finfo(self.dtype).tiny).any()):

@@ -31,7 +31,13 @@ class Solved:
 
 
 class Solver:
-    """Base of every solver; made of options alone."""
+    """Base of every solver; made of options alone.
+
+    Attributes:
+        steps: Most products with H that it takes before it gives up; one more tells the residual.
+    """
+
+    steps: int
 
     def solve(self, operator: Operator, right: Tensor, damping: Tensor | float) -> Solved:
         """Return x with ``operator(x) + damping * x = right``.

@@ -21,13 +21,13 @@ class ConjugateGradients(Solver):
 
     def __init__(self, *, tolerance: float = 1e-3, steps: int = 500) -> None:
         refuse_options(tolerance, steps)
-        self._tolerance, self._steps = tolerance, steps
+        self._tolerance, self.steps = tolerance, steps
 
     def solve(self, operator: Operator, right: Tensor, damping: Tensor | float) -> Solved:
         system = System(operator, right, damping)
         solution, residual = torch.zeros_like(right), right.clone()
         direction = residual.clone()
-        while system.steps < self._steps:
+        while system.steps < self.steps:
             todo = system.unsolved(residual, self._tolerance)
             if not bool(todo.any()):
                 break

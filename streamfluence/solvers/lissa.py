@@ -27,13 +27,13 @@ class Lissa(Solver):
 
     def __init__(self, *, tolerance: float = 1e-3, steps: int = 10_000) -> None:
         refuse_options(tolerance, steps)
-        self._tolerance, self._steps = tolerance, steps
+        self._tolerance, self.steps = tolerance, steps
 
     def solve(self, operator: Operator, right: Tensor, damping: Tensor | float) -> Solved:
         system = System(operator, right, damping)
         rate = 1 / _largest(system)
         solution, residual, before = torch.zeros_like(right), right.clone(), right.norm(dim=1)
-        while system.steps < self._steps:
+        while system.steps < self.steps:
             todo = system.unsolved(residual, self._tolerance)
             if not bool(todo.any()):
                 break

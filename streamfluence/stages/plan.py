@@ -20,7 +20,6 @@ from streamfluence.budget import Stored
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.data import open_reader
-from streamfluence.errors import InputError
 from streamfluence.job import Job
 from streamfluence.layout import PARTS, RECEIPTS, Span, sketch_stage
 from streamfluence.readouts.base import Readout
@@ -32,16 +31,20 @@ from streamfluence.run.resolve import open_run
 from streamfluence.run.rows import StoredRows
 from streamfluence.run.session import open_session
 from streamfluence.run.source import ROWS_SOURCE
+from streamfluence.scoring.source import check_source, pinned_source, refuse_unfit
 from streamfluence.scoring.spec import TASK_ROWS
+from streamfluence.scoring.streamed_cost import Streaming, probed
 from streamfluence.short_forms import readout_options
 from streamfluence.sketching.sample import BATCHES_PER_TASK, TASKS
 from streamfluence.sketching.steps import steps_of
 from streamfluence.sketching.sweep import MOST_PROBES
-from streamfluence.stages.run import execution_of, job_here
+from streamfluence.stages.run import asked_of, execution_of, job_here
 from streamfluence.stages.sketch import sketch
 
 PROBE_BATCHES = 4
 STARTS = 3  # sketch, collect and score each start their workers
+_DOCUMENTS = Stored(5)  # the manifest, the place, and what pins the training set
+_DOCUMENTS_A_SET = Stored(3)  # what pins a query set and its score
 _FILES_PER_READOUT = 13  # arrays of a state, each with its metadata; measured on top_k
 
 
@@ -52,46 +55,55 @@ def plan(
 
     Returns:
         ``disk_bytes``, ``files``, ``peak_bytes`` (of one worker), ``passes``, ``seconds``, with what
-        they were computed from: ``examples``, ``checkpoints``, ``row_bytes``, ``workers``, ...
+        they were computed from: ``examples``, ``checkpoints``, ``workers``, ..., and ``row_bytes`` or,
+        of a job that stores no rows, what ``Streaming.table`` says.
 
     Raises:
-        InputError: If the job stores no rows.
         BudgetError: If that exceeds the free disk space or ``compute.memory``.
         StreamfluenceError: Whatever the first batches of the job itself would raise.
     """
     job = job_here(job_path, overrides)
-    if job.score.source != ROWS_SOURCE:
-        raise InputError(
-            f"score.source = {job.score.source!r} stores no rows, and plan knows the cost of rows only; plan "
-            "the job with score.source = 'rows', or run it: its first messages say how far it is"
-        )
     execution = execution_of(job)
     execution.check()
+    check_source(job.score)
     started = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         probe = pool.submit(_probe, job).result()
     start_seconds = time.monotonic() - started - probe.pop("probe_seconds")
     partitions = -(-probe["examples"] // probe["partition_examples"])
     workers = execution.worker_count(partitions, job.compute.threads)
-    checkpoints = probe["checkpoints"]
+    streaming: Streaming | None = probe.pop("streaming")
     sketched = min(job.sketch.examples, probe["examples"])
-    collected = probe["examples"] + sum(probe["queries"].values())
-    seconds = STARTS * start_seconds + checkpoints * (
+    seconds = STARTS * start_seconds + probe["checkpoints"] * (
         probe["sketch_fixed_seconds"]
         + sketched * probe["sketch_seconds_per_example"] / min(workers, TASKS)
-        + collected * probe["collect_seconds_per_example"] / workers
     )
+    if streaming is None:
+        passes = probe["checkpoints"]
+        seconds += passes * _collect_seconds(probe) / workers
+        found: dict[str, Any] = {}
+    else:
+        found = streaming.table(probe["examples"], sketched, workers)
+        passes, after = found.pop("passes"), found.pop("seconds")
+        found["seconds_at_most"] = round(seconds + found["seconds_at_most"], 1)
+        seconds += after
     stored = Stored(probe.pop("stored_files"), probe.pop("stored_bytes"))
     cost = budget.Cost(
         disk_bytes=stored.nbytes,
         files=stored.files,
         peak_bytes=probe["peak_bytes"],
-        passes=checkpoints,
+        passes=passes,
         seconds=round(seconds, 1),
     )
     budget.refuse_what_does_not_fit(cost, run_path, execution.memory)
     probe["queries"] = sum(probe["queries"].values())
-    return {**cost.table(), "partitions": partitions, "workers": workers, **probe}
+    return {**cost.table(), "partitions": partitions, "workers": workers, **probe, **found}
+
+
+def _collect_seconds(probe: Mapping[str, Any]) -> float:
+    """Return the time of all rows at one checkpoint, on one worker."""
+    rows = probe["examples"] + sum(probe["queries"].values())
+    return float(rows * probe["collect_seconds_per_example"])
 
 
 def _probe(job: Job) -> dict[str, Any]:
@@ -123,24 +135,62 @@ def _probe(job: Job) -> dict[str, Any]:
         }
         most_rows = at.projection().most_rows
         sketched = _sketch_stored(Path(path), run.method, job, train.count, most_rows)
-        stored = _stored(Path(path), decision, job, queries, sketched)
-        return {
+        common = {
             "examples": train.count,
             "queries": queries,
             "checkpoints": len(session.run.checkpoints),
             "partition_examples": train.partition_examples,
-            "row_bytes": decision.codec.stored_bytes,
-            "directions": opened_width(decision),
-            "stored_files": stored.files,
-            "stored_bytes": stored.nbytes,
             "sketch_bytes": sketched.nbytes,
             "sketch_fixed_seconds": round(fixed, 3),
             "sketch_seconds_per_example": (sketch_seconds - fixed) / rows,
-            "collect_seconds_per_example": rate,
-            "peak_bytes": _peak_bytes() + _partition_bytes(train, decision.codec.stored_bytes),
             "device": device,
-            "probe_seconds": time.monotonic() - begun,
         }
+        if job.score.source == ROWS_SOURCE:
+            own = _of_rows(Path(path), decision, job, queries, sketched)
+            own |= {"collect_seconds_per_example": rate, "streaming": None}
+        else:
+            own = _of_streamed(at, job, queries, sketched)
+        return {**common, **own, "probe_seconds": time.monotonic() - begun}
+
+
+def _of_rows(
+    path: Path, decision: Decision, job: Job, queries: Mapping[str, int], sketched: Stored
+) -> dict[str, Any]:
+    """Return what of the cost is that of rows."""
+    stored = _stored(path, decision, job, queries, sketched)
+    train, row_bytes = decision.at.session.run.train, decision.codec.stored_bytes
+    return {
+        "row_bytes": row_bytes,
+        "directions": opened_width(decision),
+        "stored_files": stored.files,
+        "stored_bytes": stored.nbytes,
+        "peak_bytes": _peak_bytes() + _partition_bytes(train, row_bytes),
+    }
+
+
+def _of_streamed(
+    at: AtCheckpoint, job: Job, queries: Mapping[str, int], sketched: Stored
+) -> dict[str, Any]:
+    """Return what of the cost is that of gradients that stream by."""
+    run = at.session.run
+    asked = _pinned(job, run.train.count)
+    spec = {"readouts": asked, **pinned_source(run, asked_of(job), {})}
+    for name in queries:
+        refuse_unfit(run, name, spec, job.score.scale)
+    readouts = open_readouts(asked, job.root)
+    streaming = probed(at, job, readouts, queries)
+    total = sketched * len(run.checkpoints)
+    for n in queries.values():
+        nbytes = streaming.direction_bytes(n) * len(run.checkpoints)
+        total += Stored(_FILES_PER_READOUT, nbytes)
+        total += _score_stored(readouts, run.train.count, n) * (run.train.partitions + 1)
+    total += _DOCUMENTS + _DOCUMENTS_A_SET * len(queries)
+    return {
+        "stored_files": total.files,
+        "stored_bytes": total.nbytes,
+        "peak_bytes": _peak_bytes() + streaming.peak_bytes(),
+        "streaming": streaming,
+    }
 
 
 def _sketch_stored(
@@ -188,15 +238,16 @@ def _stored(
     for n in queries.values():
         total += budget.rows_stored(n, -(-n // size), 4 * opened_width(decision), partition)
     total = total * len(session.run.checkpoints)
-    tasks = -(-count // TASK_ROWS)
-    asked = pin_readouts(readout_options(job.score, job.readouts), job.root, count)
-    readouts = open_readouts(asked, job.root)
+    tasks, readouts = -(-count // TASK_ROWS), open_readouts(_pinned(job, count), job.root)
     prepared = sum(readout.prepared_bytes() for readout in readouts.values())
     for n in queries.values():
         total += _score_stored(readouts, count, n) * (tasks + 1)
         total += Stored(_FILES_PER_READOUT if prepared else 0, prepared)
-    # The manifest and the place, and what pins every set and score.
-    return total + Stored(5 + 3 * len(queries), 0)
+    return total + _DOCUMENTS + _DOCUMENTS_A_SET * len(queries)
+
+
+def _pinned(job: Job, count: int) -> dict[str, dict[str, Any]]:
+    return pin_readouts(readout_options(job.score, job.readouts), job.root, count)
 
 
 def _score_stored(readouts: Mapping[str, Readout], examples: int, queries: int) -> Stored:

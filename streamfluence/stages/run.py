@@ -83,7 +83,7 @@ def _do(
         _say(progress, found)
     scores: list[dict[str, Any]] = []
     if job.queries or _needs_no_queries(job):
-        asked = _asked(job)
+        asked = asked_of(job)
         results = [
             score_set(run, name, asked, None, name, execution, progress)
             for name in sorted(job.queries) or [NO_QUERIES]
@@ -102,7 +102,7 @@ def _do(
     }
 
 
-def _asked(job: Job) -> Asked:
+def asked_of(job: Job) -> Asked:
     """Return what scores a job asks for."""
     told = job.score
     asked = Asked(

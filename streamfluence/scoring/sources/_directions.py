@@ -1,6 +1,6 @@
 """The directions that training gradients are multiplied with: queries' gradients, solved by the curvature."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class _Solves:
     steps: int = 0
 
     def add(self, solved: Solved) -> None:
+        """Take note of a system; refuse one that is not solved."""
+        _refuse_unsolved(solved)
         self.residual = max(self.residual, solved.residual)
         self.steps = max(self.steps, solved.steps)
 
@@ -55,12 +57,12 @@ def make_directions(
         net, solves = Unprojected(at), _Solves()
         gradients, values = net.gradients(queries)
         _refuse_non_finite(queries, at, gradients, values)
-        found = _solved(at, net, gradients, spec, solves)
+        found = solved(at, net, gradients, spec, solves.add)
         arrays[f"{DIRECTIONS}.{at.number}"] = found.cpu().numpy()
         arrays.setdefault(f"{DIRECTIONS}.value", values.detach().float().cpu().numpy())
         facts["residual"].append(solves.residual)
         facts["steps"].append(solves.steps)
-        facts["alone"].append(_one_by_one(session, net, found))
+        facts["alone"].append(one_by_one(session, net, found))
         progress.advance(1)
     progress.finish()
     for read in ("train", queries):
@@ -68,15 +70,19 @@ def make_directions(
     return arrays, facts
 
 
-def _solved(
+def solved(
     at: AtCheckpoint,
     net: Unprojected,
     gradients: Tensor,
     spec: Mapping[str, Any],
-    solves: _Solves,
+    told: Callable[[Solved], None],
 ) -> Tensor:
-    """Return the gradients times the inverse of the damped curvature, by layer where the run's is."""
-    session, name = at.session, at.session.used_curvature.name
+    """Return the gradients times the inverse of the damped curvature, by layer where the run's is.
+
+    Args:
+        told: Is told of every system that was solved.
+    """
+    name = at.session.used_curvature.name
     if name == "identity":
         return gradients
     decision = at.load("decision")[1]
@@ -84,18 +90,27 @@ def _solved(
     values = {"all": given} if given is not None else dampings(decision)
     damping = net.damping(values, at.scales())
     solver = make("solvers", spec[SOURCE]["solver"], spec[SOURCE]["options"])
-    parts = [slice(0, net.width)] if session.run.method.joint else list(net.parts.values())
     found = torch.zeros_like(gradients)
-    at_once = max(1, _GROUP_ENTRIES // net.width)
-    for part in parts:
+    at_once = solved_at_once(net.width)
+    for part in systems(at, net):
         for rows, solution in zip(
             gradients[:, part].split(at_once), found[:, part].split(at_once), strict=True
         ):
             done = solver.solve(_inside(net, name, part), rows, damping[part])
-            _refuse_unsolved(done)
-            solves.add(done)
+            told(done)
             solution.copy_(done.solution)
     return found
+
+
+def solved_at_once(weights: int) -> int:
+    """Return how many directions are solved together, by their length."""
+    return max(1, _GROUP_ENTRIES // weights)
+
+
+def systems(at: AtCheckpoint, net: Unprojected) -> list[slice]:
+    """Return the weights of each system that is solved: all, or where the curvature is by layer a layer's."""
+    joint = at.session.run.method.joint
+    return [slice(0, net.width)] if joint else list(net.parts.values())
 
 
 def _inside(net: Unprojected, curvature: str, part: slice) -> Operator:
@@ -109,7 +124,7 @@ def _inside(net: Unprojected, curvature: str, part: slice) -> Operator:
     return product
 
 
-def _one_by_one(session: Session, net: Unprojected, directions: Tensor) -> bool:
+def one_by_one(session: Session, net: Unprojected, directions: Tensor) -> bool:
     """Return whether examples have to be run one at a time, as a look at the first of them says."""
     if session.run.method.model.one_by_one:
         return True

@@ -25,6 +25,11 @@ BLOCK_ROWS = 8192
 PROVED = 256  # one example in so many of a partition, and its first two, are run alone as well
 
 
+def tile_size(weights: int) -> int:
+    """Return how many queries are scored at a time, by the length of a direction."""
+    return min(MOST_QUERIES, max(1, QUERY_BYTES // (4 * weights)))
+
+
 class Streamed(Source):
     """Unprojected gradients of training examples times a direction a query, by forward mode.
 
@@ -45,7 +50,7 @@ class Streamed(Source):
         count = self.run.example_set(self.spec["queries"]).count
         with self.run.reader(prepared_receipt(self.run, self.label), f"{DIRECTIONS}.0") as reader:
             width = reader.shape[1]
-        size = min(MOST_QUERIES, max(1, QUERY_BYTES // (4 * width)))
+        size = tile_size(width)
         return [(start, min(start + size, count)) for start in range(0, count, size)]
 
     def blocks(
