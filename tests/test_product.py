@@ -20,7 +20,7 @@ from streamfluence.scoring.product import (
     rows_per_block,
     score_blocks,
 )
-from streamfluence.scoring.reading import Reading, merge, read_out
+from streamfluence.scoring.read_out import ReadOut, merge, read_out
 from streamfluence.scoring.terms import RowBlock, Term
 
 N_EXAMPLES, N_QUERIES, FEATURES = 700, 9, 96
@@ -172,20 +172,20 @@ READOUTS = {"top_k": TopK(k=20), "self_influence": SelfInfluence(k=5), "dense": 
 
 def read(terms, block_rows=128):
     kept = []
-    reading = read_out(score_blocks(terms, block_rows), READOUTS, lambda *args: kept.append(args))
-    return reading, kept
+    result = read_out(score_blocks(terms, block_rows), READOUTS, lambda *args: kept.append(args))
+    return result, kept
 
 
 def test_what_is_read_out_agrees_with_sorting_the_dense_answer(terms):
-    reading, _ = read(terms)
+    result, _ = read(terms)
     wanted = dense_answer(terms)
     for query in range(N_QUERIES):
         good = np.flatnonzero(~np.isnan(wanted[:, query]))
         best = good[np.argsort(-wanted[good, query], kind="stable")][:20]
-        listed = reading.states["top_k"]["positive_rows"][query]
+        listed = result.states["top_k"]["positive_rows"][query]
         np.testing.assert_allclose(wanted[listed, query], wanted[best, query], rtol=1e-4)
-    assert reading.examples == N_EXAMPLES
-    assert reading.invalid == np.isnan(wanted[:, 0]).sum() > 0
+    assert result.examples == N_EXAMPLES
+    assert result.invalid == np.isnan(wanted[:, 0]).sum() > 0
 
 
 def test_what_readouts_keep_of_examples_comes_in_order_and_is_no_view(terms):
@@ -214,7 +214,7 @@ def test_merging_readings_of_parts_gives_the_reading_of_the_whole(terms):
 
 
 def test_merging_nothing_is_a_reading_of_nothing():
-    assert merge(READOUTS, []) == Reading()
+    assert merge(READOUTS, []) == ReadOut()
 
 
 def test_a_row_whose_scores_overflow_is_taken_out_and_counted():
@@ -222,10 +222,10 @@ def test_a_row_whose_scores_overflow_is_taken_out_and_counted():
     good = int(np.flatnonzero(term.source.flags == 0)[5])
     before = read([term])[0]
     term.source.encoded.codes[good, 0] = float("inf")
-    reading, kept = read([term])
-    assert reading.invalid == before.invalid + 1
-    assert not np.isnan(reading.states["top_k"]["positive_scores"]).any()
-    assert good not in reading.states["top_k"]["positive_rows"]
+    result, kept = read([term])
+    assert result.invalid == before.invalid + 1
+    assert not np.isnan(result.states["top_k"]["positive_scores"]).any()
+    assert good not in result.states["top_k"]["positive_rows"]
     scores = np.concatenate([arrays["scores"] for _, _, arrays in kept])
     assert np.isnan(scores[good]).all()
 

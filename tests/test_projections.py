@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from streamfluence.capture import Block, Capture, Dense, Indexed, Outer, dense_gradient
+from streamfluence.capture import Block, Capture, Explicit, Indexed, Outer, dense_gradient
 from streamfluence.registry import member, names
 
 BLOCKS = (
@@ -46,7 +46,7 @@ def random_uses(examples, seed, dtype=torch.float32):
         "linear": [outer(linear, 3)],
         "conv": [outer(conv, 4)],
         "embedding": [indexed(embedding, 5)],
-        "norm": [Dense(normal(examples, norm.groups, norm.left, norm.right))],
+        "norm": [Explicit(normal(examples, norm.groups, norm.left, norm.right))],
         "tied": [indexed(tied, 4), outer(tied, 4)],
         "twice": [outer(twice, 2), outer(twice, 3)],
     }
@@ -56,7 +56,7 @@ def gradients(block, uses):
     """Return one block's gradients by looping over examples, groups and positions, float64."""
     total = 0.0
     for use in uses:
-        if isinstance(use, Dense):
+        if isinstance(use, Explicit):
             total = total + use.gradient.double()
             continue
         examples, positions = use.right.shape[0], use.right.shape[-2]
@@ -83,7 +83,7 @@ def flat(uses):
 
 def as_dense(uses):
     return {
-        block.name: [Dense(gradients(block, uses[block.name]).float())]
+        block.name: [Explicit(gradients(block, uses[block.name]).float())]
         for block in BLOCKS
         if block.name in uses
     }
@@ -93,8 +93,8 @@ def map_uses(function, uses):
     """Return uses with ``function`` applied to the left side of each product, or to the gradient."""
 
     def one(use):
-        if isinstance(use, Dense):
-            return Dense(function(use.gradient))
+        if isinstance(use, Explicit):
+            return Explicit(function(use.gradient))
         if isinstance(use, Indexed):
             return Indexed(use.index, function(use.right))
         return Outer(function(use.left), use.right)
@@ -104,8 +104,8 @@ def map_uses(function, uses):
 
 def examples_of(uses, part):
     def one(use):
-        if isinstance(use, Dense):
-            return Dense(use.gradient[part])
+        if isinstance(use, Explicit):
+            return Explicit(use.gradient[part])
         if isinstance(use, Indexed):
             return Indexed(use.index[part], use.right[part])
         return Outer(use.left[part], use.right[part])
@@ -311,7 +311,7 @@ def test_layers_that_make_their_sides_on_demand_give_the_features_of_their_gradi
     capture = Capture(net, lambda model, batch: model(batch), batch)
     with capture.record(batch) as tape:
         uses = tape.gradients(tape.returned, torch.randn_like(tape.returned), last=True)
-    dense = {b.name: [Dense(dense_gradient(b, uses[b.name]))] for b in capture.blocks}
+    dense = {b.name: [Explicit(dense_gradient(b, uses[b.name]))] for b in capture.blocks}
     for options in ({}, {"dense_limit": 1}) if name == "spectral" else ({},):
         projection = member("projections", name)(capture.blocks, 40, 0, **options)
         fitted(projection, uses, uses, 30)

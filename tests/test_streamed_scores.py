@@ -22,6 +22,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.session import open_session
 from streamfluence.run.unprojected import Unprojected
 from streamfluence.scoring.source import label_scores, open_source
+from streamfluence.scoring.sources.base import Wanted
 from streamfluence.stages.run import run
 from streamfluence.stages.score import score
 
@@ -232,7 +233,7 @@ def test_a_planted_copy_of_each_of_50_queries_is_found_first(tmp_path, curvature
 @pytest.mark.parametrize("block_rows", [7, 64, 1000])
 def test_scores_are_the_same_for_any_cut_into_blocks(opened, block_rows):
     source = open_source(opened, "cpu", "test", opened.read_document("scores/test/score.json"))
-    blocks = list(source.blocks(range(3), ("scores", "columns"), (0, 7), block_rows))
+    blocks = list(source.blocks(Wanted(range(3), ("scores", "columns"), (0, 7), block_rows)))
     assert [b.start for b in blocks][:3] == [0, min(block_rows, 64), min(2 * block_rows, 128)]
     assert max(len(b.scores) for b in blocks) <= block_rows
     assert np.array_equal(np.concatenate([b.scores for b in blocks]), dense(opened))
@@ -253,7 +254,7 @@ def test_scores_are_the_same_for_any_cut_into_partitions_and_on_any_executor(fol
 
 def test_a_tile_of_queries_has_the_scores_of_all(opened):
     source = open_source(opened, "cpu", "test", opened.read_document("scores/test/score.json"))
-    tile = np.concatenate([b.scores for b in source.blocks([0], ("scores",), (3, 5))])
+    tile = np.concatenate([b.scores for b in source.blocks(Wanted([0], ("scores",), (3, 5)))])
     close(tile, dense(opened)[:64, 3:5], 1e-6)
 
 

@@ -1,7 +1,7 @@
 """Per-example gradients of a model, as sums of outer products."""
 
-from streamfluence.capture._dense import Dense
 from streamfluence.capture._engine import Capture, refuse_training
+from streamfluence.capture._explicit import Explicit
 from streamfluence.capture._indexed import Indexed
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._outer import Outer
@@ -14,7 +14,7 @@ from streamfluence.capture.base import Block, Use, Uses, dense_gradient
 __all__ = [
     "Block",
     "Capture",
-    "Dense",
+    "Explicit",
     "Indexed",
     "Outer",
     "Precision",

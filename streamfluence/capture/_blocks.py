@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamfluence.capture._dense import Dense
+from streamfluence.capture._explicit import Explicit
 from streamfluence.capture._recorder import SharedParameter
 from streamfluence.capture._sites import Site, Weight
 from streamfluence.capture.base import Block, Use
@@ -37,17 +37,17 @@ class Filled:
     bias: Weight | None
     transposed: bool
 
-    def dense(self, weight: Weight, gradient: Tensor) -> Dense:
+    def dense(self, weight: Weight, gradient: Tensor) -> Explicit:
         """Return per-example gradients of one of the two weights, ``(example, *its shape)``, as a use."""
         if self.bias is None:
-            return Dense(_arranged(gradient, self.block, self.transposed))
+            return Explicit(_arranged(gradient, self.block, self.transposed))
         block = self.block
         whole = gradient.new_zeros(len(gradient), block.groups, block.left, block.right)
         if weight is self.bias:
             whole[..., -1] = gradient.reshape(len(gradient), block.groups, block.left)
         else:
             whole[..., :-1] = _arranged(gradient, block, self.transposed)
-        return Dense(whole)
+        return Explicit(whole)
 
     def gathered(self, gradients: Mapping[str, Tensor | None]) -> Tensor | None:
         """Return whole-batch gradients by parameter name as this block's matrices, or None."""

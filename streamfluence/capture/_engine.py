@@ -1,4 +1,4 @@
-"""Capture per-example gradients of a model: plan once, record batch by batch, prove where in doubt.
+"""Capture per-example gradients of a model: keep examples apart, record by batch, prove where in doubt.
 
 The model is left as it was: hooks live inside `record` only, no parameter's
 ``requires_grad`` or ``grad`` is touched, and weight gradients are never computed
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from streamfluence.batches import in_company
 from streamfluence.capture._alone import rows_alone
 from streamfluence.capture._blocks import find_blocks
-from streamfluence.capture._dense import Dense
+from streamfluence.capture._explicit import Explicit
 from streamfluence.capture._graph import Graph
 from streamfluence.capture._judge import Judge
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._moves import moves, origins
 from streamfluence.capture._nested import example_count, leaves, rebuild, resize
-from streamfluence.capture._plan import Plan
 from streamfluence.capture._proof import Proof
 from streamfluence.capture._recorder import apart
 from streamfluence.capture._rehearsal import rehearse
+from streamfluence.capture._separation import Separation
 from streamfluence.capture._sites import shortened
 from streamfluence.capture._tape import Passed, Tape
 from streamfluence.capture._trial import refuse_random
@@ -42,13 +42,13 @@ class Capture:
         model: In eval mode, on the device of the batches.
         forward: ``forward(model, batch)`` returns the outputs, or a tuple that starts with them.
         batch: One example batch: nested mappings, tuples and lists of tensors with the example
-            axis first. It is cut or repeated to two and three examples to plan.
+            axis first. It is cut or repeated to two and three examples to decide how.
         exclude: Patterns (``fnmatch``) of parameter names to leave out on purpose.
         alone: Run all of forward for one example at a time, whatever the model's layers are.
 
     Attributes:
         blocks: The blocks, in the order of the model's parameters.
-        one_by_one: Number of batches so far that were run one example at a time although the plan
+        one_by_one: Number of batches so far that were run one example at a time although the separation
             was another; nothing announced it.
 
     Raises:
@@ -68,27 +68,29 @@ class Capture:
         refuse_training(model)
         batch = resize(batch, max(2, example_count(batch)))  # one may be squeezed
         self._model, self._forward = model, forward
-        self._plan = Plan(model, forward, batch, exclude, alone)
-        rehearse(self._plan)
+        self._separation = Separation(model, forward, batch, exclude, alone)
+        rehearse(self._separation)
         self._filled = find_blocks(
-            self._plan.weights, list(self._plan.sites.values()), self._plan.shared
+            self._separation.weights, list(self._separation.sites.values()), self._separation.shared
         )
         self.blocks: tuple[Block, ...] = tuple(filled.block for filled in self._filled)
         if not self.blocks:
             raise CoverageError(
                 "forward called no module with a trainable parameter; check that it uses the model"
             )
-        self._proof = Proof(model, forward, self._plan.weights, self._filled)
+        self._proof = Proof(model, forward, self._separation.weights, self._filled)
         self._judge = Judge(self._proof, self._filled, self._run)
-        tensors = [tensor for weight in self._plan.weights for tensor in weight.tensors.values()]
+        tensors = [
+            tensor for weight in self._separation.weights for tensor in weight.tensors.values()
+        ]
         self._labels = {id(tensor): number for number, tensor in enumerate(tensors)}
-        self._variants: dict[tuple[Any, ...], Plan] = {}
+        self._variants: dict[tuple[Any, ...], Separation] = {}
         self.one_by_one = 0
 
     @property
     def announcements(self) -> tuple[str, ...]:
         """What a record should say: what is left out, tied, copied, or takes a slower path."""
-        return tuple(self._plan.announcements())
+        return tuple(self._separation.announcements())
 
     @contextmanager
     def record(
@@ -129,10 +131,10 @@ class Capture:
 
         Any vectors of the parameters' shapes will do; None is zero, and so is what is not there.
         """
-        names = {n for weight in self._plan.weights for n in weight.tensors}
+        names = {n for weight in self._separation.weights for n in weight.tensors}
         given = {name: gradients.get(name) for name in names}
         found = {f.block.name: f.gathered(given) for f in self._filled}
-        return {name: [Dense(one[None])] for name, one in found.items() if one is not None}
+        return {name: [Explicit(one[None])] for name, one in found.items() if one is not None}
 
     def by_parameter(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a number for every weight, by parameter name and in its shape; ``whole`` undone.
@@ -141,7 +143,9 @@ class Capture:
             entries: Of each block, shape ``(group, left, right)``; all of one dtype.
         """
         dtype = next(iter(entries.values())).dtype
-        shapes = {n: t.shape for weight in self._plan.weights for n, t in weight.tensors.items()}
+        shapes = {
+            n: t.shape for weight in self._separation.weights for n, t in weight.tensors.items()
+        }
         zeros = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in shapes.items()}
         total = torch.zeros((), dtype=dtype)
         for filled in self._filled:
@@ -177,22 +181,22 @@ class Capture:
             tape.gradients(losses, torch.ones_like(losses), last=True)
 
     def _passed(self, batch: Any, stack: ExitStack) -> Passed:
-        """Run forward under the first plan that this batch fits."""
-        plan = self._plan
+        """Run forward under the first separation that this batch fits."""
+        separation = self._separation
         while True:
             with ExitStack() as attempt:
                 try:
-                    passed = self._run(plan, batch, attempt)
+                    passed = self._run(separation, batch, attempt)
                 except UnevenCall as uneven:
-                    plan = self._variant(plan, uneven)
+                    separation = self._variant(separation, uneven)
                     continue
                 stack.push(attempt.pop_all())
                 return passed
 
-    def _run(self, plan: Plan, batch: Any, stack: ExitStack) -> Passed:
-        layouts = {} if plan.whole else plan.layouts(batch)
-        recorder = plan.recorder(example_count(batch))
-        if not plan.whole:
+    def _run(self, separation: Separation, batch: Any, stack: ExitStack) -> Passed:
+        layouts = {} if separation.whole else separation.layouts(batch)
+        recorder = separation.recorder(example_count(batch))
+        if not separation.whole:
             stack.enter_context(recorder.installed())
         # A place of its own in the graph for each tensor: one may be computed from another.
         returned = rebuild(recorder.run(self._forward, self._model, batch), _apart)
@@ -202,19 +206,23 @@ class Capture:
         read = [t for call in recorder.calls for t in call.inputs if not t.requires_grad]
         given = [tensor for tensor in leaves(returned) if not tensor.requires_grad]
         entered = origins(batch, [*read, *given])
-        structure = (plan.lifted, graph.structure(self._labels, recorder.calls), entered)
+        structure = (separation.lifted, graph.structure(self._labels, recorder.calls), entered)
         precision = graph.precision()
-        if plan.whole:
-            return Passed(batch, plan, recorder, layouts, returned, roots, structure, precision)
-        plan.refuse_unfit(recorder, layouts, None if self._judge.knows(structure) else graph)
+        if separation.whole:
+            return Passed(
+                batch, separation, recorder, layouts, returned, roots, structure, precision
+            )
+        separation.refuse_unfit(recorder, layouts, None if self._judge.knows(structure) else graph)
         moved = moves(graph, recorder.calls, recorder.examples)
-        return Passed(batch, plan, recorder, layouts, returned, roots, structure, precision, moved)
+        return Passed(
+            batch, separation, recorder, layouts, returned, roots, structure, precision, moved
+        )
 
-    def _variant(self, plan: Plan, uneven: UnevenCall) -> Plan:
-        """Return the plan that runs the modules around some layers again, made once."""
-        key = (plan.lifted, tuple(site.name for site in uneven.sites), uneven.neighbours)
+    def _variant(self, separation: Separation, uneven: UnevenCall) -> Separation:
+        """Return the separation that runs the modules around some layers again, made once."""
+        key = (separation.lifted, tuple(site.name for site in uneven.sites), uneven.neighbours)
         if key not in self._variants:
-            self._variants[key] = plan.without(uneven)
+            self._variants[key] = separation.without(uneven)
         return self._variants[key]
 
     def _judged(
@@ -230,17 +238,19 @@ class Capture:
             passed, passed.claim(roots, uses), prove, seed
         ):
             return uses
-        self.one_by_one += not self._plan.whole
+        self.one_by_one += not self._separation.whole
         return self._one_by_one(passed, roots)
 
     def _one_by_one(self, passed: Passed, roots: Sequence[Tensor | None]) -> dict[str, list[Use]]:
-        weights = [weight for weight in self._plan.weights if weight not in self._plan.absent]
+        weights = [
+            weight for weight in self._separation.weights if weight not in self._separation.absent
+        ]
         rows = rows_alone(self._model, self._forward, passed.claim(roots, {}), weights)
         return dense_uses(self._filled, rows, example_count(passed.batch))
 
     def _refuse_absent(self, graph: Graph) -> None:
-        """Refuse a batch that uses a weight which the examples planned with did not use."""
-        absent = {id(t): w for w in self._plan.absent for t in w.tensors.values()}
+        """Refuse a batch that uses a weight which the examples it was decided with did not use."""
+        absent = {id(t): w for w in self._separation.absent for t in w.tensors.values()}
         used = [absent[id(t)].names[0] for _, t in graph.leaves() if id(t) in absent]
         if used:
             raise CoverageError(

@@ -17,8 +17,8 @@ from streamfluence.capture._claim import Claim, Fault
 from streamfluence.capture._layouts import UnevenCall
 from streamfluence.capture._meeting import examples_meet
 from streamfluence.capture._nested import example_count, select, signature
-from streamfluence.capture._plan import Plan
 from streamfluence.capture._proof import Proof, turned
+from streamfluence.capture._separation import Separation
 from streamfluence.capture._spot import out_of_place
 from streamfluence.capture._tape import Passed
 from streamfluence.errors import CoverageError
@@ -36,14 +36,14 @@ class Judge:
     Args:
         proof: Compares with plain autograd.
         blocks: The captured blocks.
-        run: ``run(plan, batch, stack)`` runs forward under a plan.
+        run: ``run(separation, batch, stack)`` runs forward under a separation.
     """
 
     def __init__(
         self,
         proof: Proof,
         blocks: Sequence[Filled],
-        run: Callable[[Plan, Any, ExitStack], Passed],
+        run: Callable[[Separation, Any, ExitStack], Passed],
     ) -> None:
         self._proof, self._blocks, self._run = proof, blocks, run
         self._proved: dict[Key, list[Key]] = {}  # by structure: the moves proved with it
@@ -123,7 +123,7 @@ class Judge:
         """Run some examples of a batch in another order and compare what every call sees of each."""
         with ExitStack() as stack:
             try:
-                other = self._run(passed.plan, select(passed.batch, order), stack)
+                other = self._run(passed.separation, select(passed.batch, order), stack)
             except UnevenCall:  # these go another way: only what is returned can be compared
                 return None
             return out_of_place(passed, other, order)
@@ -152,7 +152,7 @@ class Judge:
         given = [None if c is None else c[order] for c in claim.roots]
         with ExitStack() as stack:
             try:
-                again = self._run(passed.plan, select(passed.batch, order), stack)
+                again = self._run(passed.separation, select(passed.batch, order), stack)
                 wanted = zip(again.roots, given, strict=True)
                 pairs = [(root, c) for root, c in wanted if c is not None]
                 roots, cotangents = [root for root, _ in pairs], [c for _, c in pairs]

@@ -55,7 +55,7 @@ def find_layouts(two: Sequence[Call], three: Sequence[Call]) -> Layouts:
     return layouts
 
 
-def find_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> UnevenCall | None:
+def find_unforeseen(calls: Sequence[Call], layouts: Layouts, examples: int) -> UnevenCall | None:
     """Return what is wrong with the first call that the layouts do not describe, if there is one."""
     for call in calls:
         layout = layouts.get(call.key)
@@ -63,7 +63,7 @@ def find_unplanned(calls: Sequence[Call], layouts: Layouts, examples: int) -> Un
             return UnevenCall(
                 (call.site,),
                 f"call {call.number + 1} of {call.site.label} was not there when the capture was "
-                "planned, or had other shapes, although the batch looks the same: its work depends "
+                "foreseen, or had other shapes, although the batch looks the same: its work depends "
                 "on the values, as in routed experts",
                 neighbours=True,
             )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamfluence.capture._dense import Dense
+from streamfluence.capture._explicit import Explicit
 from streamfluence.capture.base import Use
 
 # A module that the rule accepts: torch declares every attribute of a module as Tensor | Module.
@@ -63,9 +63,9 @@ def with_ones(tensor: Tensor, wanted: bool) -> Tensor:
     return torch.cat([tensor, tensor.new_ones(*tensor.shape[:-1], 1)], -1) if wanted else tensor
 
 
-def columns(parts: Sequence[Tensor]) -> Dense:
+def columns(parts: Sequence[Tensor]) -> Explicit:
     """Return vectors ``(example, left)`` as the columns of a dense gradient."""
-    return Dense(torch.stack(list(parts), -1).unsqueeze(1))
+    return Explicit(torch.stack(list(parts), -1).unsqueeze(1))
 
 
 def own_forward(module: nn.Module, *kinds: type[nn.Module]) -> bool:

@@ -21,7 +21,7 @@ def out_of_place(passed: Passed, other: Passed, order: Sequence[int]) -> str | N
 
     Args:
         passed: The batch.
-        other: Some of its examples under the same plan.
+        other: Some of its examples under the same separation.
         order: Their places in the batch.
     """
     count, others = example_count(passed.batch), {call.key: call for call in other.recorder.calls}

@@ -14,8 +14,8 @@ from streamfluence.capture._layouts import Layouts, UnevenCall
 from streamfluence.capture._nested import example_count, select
 from streamfluence.capture._numbers import Precision
 from streamfluence.capture._plain import eager, plain_gradients, run_plainly
-from streamfluence.capture._plan import Plan
 from streamfluence.capture._recorder import Recorder
+from streamfluence.capture._separation import Separation
 from streamfluence.capture._uses import find_uses
 from streamfluence.capture.base import Use
 from streamfluence.errors import CoverageError
@@ -23,21 +23,21 @@ from streamfluence.errors import CoverageError
 
 @dataclass
 class Passed:
-    """One forward pass under one plan.
+    """One forward pass under one separation.
 
     Attributes:
         batch: What was run.
-        plan, recorder, layouts: How it was recorded.
+        separation, recorder, layouts: How it was recorded.
         returned: What forward returned, each tensor with a place of its own in the graph.
         roots: The tensors with a gradient in it.
-        structure: Hash of plan and graph.
+        structure: Hash of separation and graph.
         precision: Of the whole forward.
         moves: What moved examples between the calls. Passes that agree in both were computed alike.
         measure: From what forward returns to the losses.
     """
 
     batch: Any
-    plan: Plan
+    separation: Separation
     recorder: Recorder
     layouts: Layouts
     returned: Any
@@ -129,7 +129,7 @@ class Tape:
         self._spent = last
         roots = self._roots(outputs, cotangent)
         uses = None
-        if not self._passed.plan.whole:
+        if not self._passed.separation.whole:
             arrived = self._passed.gradients([outputs], [cotangent], last)
             with suppress(UnevenCall):
                 uses = self._passed.uses(self._blocks, arrived)
@@ -141,9 +141,11 @@ class Tape:
 
     def again(self, examples: Sequence[int]) -> Any:
         """Return what forward returns of the given ones of ``examples`` examples, run plainly."""
-        plan = self._passed.plan
+        separation = self._passed.separation
         with self._passed.recorder.pause():
-            return run_plainly(plan.forward, plan.model, select(self._passed.batch, list(examples)))
+            return run_plainly(
+                separation.forward, separation.model, select(self._passed.batch, list(examples))
+            )
 
     def close(self) -> None:
         """Forget the graph and the recorded inputs."""

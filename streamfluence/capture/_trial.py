@@ -1,4 +1,4 @@
-"""Try a plan's copies: the model must return the same, and each copy reach its own example only."""
+"""Try a separation's copies: the model must return the same, and each copy reach its own example only."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

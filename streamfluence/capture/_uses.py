@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from streamfluence.capture._blocks import Filled
-from streamfluence.capture._dense import Dense
+from streamfluence.capture._explicit import Explicit
 from streamfluence.capture._layouts import Layout, Layouts, UnevenCall
 from streamfluence.capture._recorder import Call, Recorder
 from streamfluence.capture._rule import in_gradient_precision
@@ -147,8 +147,8 @@ def _single(
     return axis.singles(gradient, examples)
 
 
-def _zero(filled: Filled, examples: int) -> Dense:
+def _zero(filled: Filled, examples: int) -> Explicit:
     """Return the gradient of a block that nothing depends on; it takes no memory."""
     block, tensor = filled.block, next(iter(filled.matrix.tensors.values()))
     zero = in_gradient_precision(tensor.detach().new_zeros(()))
-    return Dense(zero.expand(examples, block.groups, block.left, block.right))
+    return Explicit(zero.expand(examples, block.groups, block.left, block.right))

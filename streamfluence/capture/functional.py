@@ -35,7 +35,7 @@ class Functional:
         tensors: Every parameter and buffer of the module, by path.
 
     Attributes:
-        vmap_failure: Why vmap is not tried any more, found while planning.
+        vmap_failure: Why vmap is not tried any more, found while deciding.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ def call_watched(stage: str, *arguments: Any, **options: Any) -> dict[str, Any]:
         return call(stage, *arguments, progress=shown, **options)
 
 
-def made(place: str, given: dict[str, Any], *names: str) -> Any:
+def grouped(place: str, given: dict[str, Any], *names: str) -> Any:
     """Return the library's class at ``module.Class``, made of what the user gave under these names."""
     module, _, kind = place.rpartition(".")
     found = {name: given.pop(name) for name in names}

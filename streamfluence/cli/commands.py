@@ -8,7 +8,7 @@ import click
 
 import streamfluence
 from streamfluence.cli import _options as options
-from streamfluence.cli._call import call, call_watched, execution, made
+from streamfluence.cli._call import call, call_watched, execution, grouped
 from streamfluence.cli._clean import put
 from streamfluence.cli._program import Program
 from streamfluence.cli._show import show, warn
@@ -149,7 +149,7 @@ def score(
     **given: Any,
 ) -> None:
     """Score every training example of RUN against its queries."""
-    asked = made("scoring.asked.Asked", given, *_ASKED)
+    asked = grouped("scoring.asked.Asked", given, *_ASKED)
     chosen = list(queries) or None
     result = call_watched("score", run_path, chosen, asked=asked, execution=execution(how), **given)
     warn(result)

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from streamfluence.cli import _options as options
-from streamfluence.cli._call import call, call_watched, execution, made
+from streamfluence.cli._call import call, call_watched, execution, grouped
 from streamfluence.cli._program import Commands
 from streamfluence.cli._show import show, warn
 
@@ -110,8 +110,8 @@ def fidelity(run_path: str, as_json: bool, **how: Any) -> None:
     On N training examples the reference is solved at the run's damping. Other bytes,
     widths, curvatures and dampings are tried on the same examples.
     """
-    others = made(_OTHERS, how, "row_bytes", "widths", "curvatures", "damping")
-    compared = made("evaluation.asked.Compared", how, *how)
+    others = grouped(_OTHERS, how, "row_bytes", "widths", "curvatures", "damping")
+    compared = grouped("evaluation.asked.Compared", how, *how)
     result = call_watched("evaluate.fidelity", run_path, compared, others)
     warn(result)
     show(result, as_json)
@@ -167,8 +167,8 @@ def _judged_by(given: dict[str, Any]) -> dict[str, Any]:
     """Take out of what was given which scores are judged, and by which trainings."""
     trainings = ("truth", "seeds", "draw_seed", "train", "worker")
     return {
-        "judged": made("evaluation.asked.Judged", given, "queries", "scores", "damping"),
-        "trainings": made("evaluation.asked.Trainings", given, *trainings),
+        "judged": grouped("evaluation.asked.Judged", given, "queries", "scores", "damping"),
+        "trainings": grouped("evaluation.asked.Trainings", given, *trainings),
     }
 
 
@@ -251,6 +251,6 @@ def loo(run_path: str, how: dict[str, Any], as_json: bool, **given: Any) -> None
     is left out; slope is actual per predicted change, and 1 is calibrated.
     """
     given |= _judged_by(given)
-    chosen = made(_CHOSEN, given, "examples", "top", "random", "leave")
+    chosen = grouped(_CHOSEN, given, "examples", "top", "random", "leave")
     found = call_watched("evaluate.loo", run_path, chosen, execution=execution(how), **given)
     show(found, as_json)

@@ -1,9 +1,9 @@
 """Empirical Fisher matrix: the second moment of the loss gradients themselves."""
 
-from streamfluence.curvature._dense import Dense
+from streamfluence.curvature._outer_products import OuterProducts
 
 
-class Fisher(Dense):
+class Fisher(OuterProducts):
     """H = (1/n) sum_i g_i g_i^T with g_i the gradient of example i's loss."""
 
     source = "loss"

@@ -6,11 +6,11 @@ outer products average to J^T S J. Signs take the place of sampled labels, whose
 outer products have the same mean.
 """
 
-from streamfluence.curvature._dense import Dense
 from streamfluence.curvature._moments import Gram
+from streamfluence.curvature._outer_products import OuterProducts
 
 
-class GaussNewton(Dense):
+class GaussNewton(OuterProducts):
     """H = (1/n) sum_i J_i^T S_i J_i.
 
     Source:

@@ -60,10 +60,10 @@ class Ranking:
         wins = ((below + self._level / 2) * self._here).sum()
         return Detection(
             auc=float(wins / (others * flagged)),
-            found=tuple(self._found(round(share * (others + flagged))) for share in shares),
+            found=tuple(self._share_found(round(share * (others + flagged))) for share in shares),
         )
 
-    def _found(self, inspected: int) -> float:
+    def _share_found(self, inspected: int) -> float:
         """Return the expected share of flagged examples among the first ``inspected``."""
         tied = self._level + self._here
         # Examples above each level: those of higher levels, flagged or not, and those between.

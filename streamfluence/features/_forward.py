@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamfluence.batches import example_count, in_company, join, select
-from streamfluence.capture import Block, Dense, Precision, refuse_random, refuse_training
+from streamfluence.capture import Block, Explicit, Precision, refuse_random, refuse_training
 from streamfluence.errors import CoverageError, InputError
 from streamfluence.features._value import Values
 from streamfluence.features.base import Feature, Forward, Ground, Measured
@@ -48,7 +48,7 @@ class OfForward(Feature):
         self._refuse_mixed(self._ground.forward, batch, measurement, rows, sorted(places))
         if prove:
             self._refuse_places(self._ground.forward, batch, measurement, rows)
-        return Measured({self.block: [Dense(rows[:, None, None, :])]}, value)
+        return Measured({self.block: [Explicit(rows[:, None, None, :])]}, value)
 
     def check(self, batch: Any) -> dict[str, Any]:
         ground = self._ground

@@ -72,7 +72,7 @@ class OwnValues:
         returned, count = tape.returned, tape.examples
         look = _Look(of, returned, count)
         try:
-            whole = look.found()
+            whole = look.measured()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -132,7 +132,9 @@ class _Look:
         self._arrays = _arrays(returned)
         self._shared: set[int] = set()  # numbers of the arrays that have no example axis
 
-    def found(self, part: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> _Found:
+    def measured(
+        self, part: Sequence[int] | None = None, dtype: torch.dtype | None = None
+    ) -> _Found:
         """Measure some examples, or all, floating point numbers as ``dtype`` if one is given."""
         roots: list[Tensor] = []
         rows: list[bool] = []  # whether a root has the example axis
@@ -166,7 +168,7 @@ class _Look:
     def differs(self, part: Sequence[int], whole: _Found) -> bool:
         """Return whether a part of the batch seems to be measured otherwise on its own."""
         try:
-            return _first_off(self.found(part), whole.at(part), _CLOSE) is not None
+            return _first_off(self.measured(part), whole.at(part), _CLOSE) is not None
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the task's code may raise anything
@@ -189,11 +191,11 @@ class _Look:
         """Return what is wrong with a part, as a sentence."""
         for dtype in (torch.float64, None):
             try:
-                whole, again = (self.found(None, dtype).at(part) for _ in range(2))
+                whole, again = (self.measured(None, dtype).at(part) for _ in range(2))
                 limit = _LIMITS.get(whole.values.dtype, _HALF)
                 if _first_off(again, whole, limit) is not None:
                     return _RANDOM
-                here = self.found(part, dtype)
+                here = self.measured(part, dtype)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # it may not take double precision

@@ -53,7 +53,7 @@ class Measured:
 
     Attributes:
         uses: Of every block, from which a projection makes rows; a plain vector of an example is one
-            ``Dense`` use, shape ``(example, 1, 1, width)``.
+            ``Explicit`` use, shape ``(example, 1, 1, width)``.
         value: Loss (or the query's measurement) of each example, ``(example,)``, float32.
     """
 

@@ -11,9 +11,9 @@ _PART = re.compile(r"(<!-- (\w+): ([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def filled(text: str) -> str:
     """Return a page with every generated part made anew."""
-    return _PART.sub(_made, text)
+    return _PART.sub(_generated, text)
 
 
-def _made(found: re.Match[str]) -> str:
-    head, generator, subject, end = found.groups()
+def _generated(placeholder: re.Match[str]) -> str:
+    head, generator, subject, end = placeholder.groups()
     return f"{head}\n{_GENERATORS[generator](subject)}\n\n{end}"

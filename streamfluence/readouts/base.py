@@ -113,7 +113,7 @@ class Readout:
         return dict(options)
 
     @classmethod
-    def opened(cls, pinned: Mapping[str, Any], root: Path) -> Self:
+    def from_pinned(cls, pinned: Mapping[str, Any], root: Path) -> Self:
         """Return the readout of what ``pinned`` returned.
 
         Raises:

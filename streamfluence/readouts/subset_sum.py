@@ -43,7 +43,7 @@ class SubsetSum(Readout):
         return {**options, "sha256": file_sha256(root / _path(options))}
 
     @classmethod
-    def opened(cls, pinned: Mapping[str, Any], root: Path) -> Self:
+    def from_pinned(cls, pinned: Mapping[str, Any], root: Path) -> Self:
         path = root / _path(pinned)
         if pinned["sha256"] != file_sha256(path):
             raise InputError(

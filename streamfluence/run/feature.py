@@ -16,7 +16,7 @@ _OF_TRAINING = ("weight_decay", "learning_rate", "steps", "momentum", "optimizer
 
 def feature_of(method: Method) -> Feature:
     """Return what a run measures of an example; not ready to measure."""
-    return _made(method.feature.name, method.feature.options)
+    return _feature(method.feature.name, method.feature.options)
 
 
 def checkpoint_factors(method: Method, examples: int) -> list[float]:
@@ -48,7 +48,7 @@ def checked_feature(job: Job) -> Feature:
     Raises:
         InputError: If there is no such member, or it has no such options.
     """
-    return _made(job.feature.name, job.feature.options)
+    return _feature(job.feature.name, job.feature.options)
 
 
 def refuse_what_needs_gradients(job: Job, curvature: BaseCurvature) -> None:
@@ -106,6 +106,6 @@ def _refuse_centred(job: Job, curvature: BaseCurvature) -> None:
         )
 
 
-def _made(name: str, options: Mapping[str, Any]) -> Feature:
-    made: Feature = make("features", name, options)
-    return made
+def _feature(name: str, options: Mapping[str, Any]) -> Feature:
+    feature: Feature = make("features", name, options)
+    return feature

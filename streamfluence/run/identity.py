@@ -96,16 +96,16 @@ def _named(table: Mapping[str, Any]) -> str:
     return json.dumps({key: table[key] for key in table if key in ("path", "dataset")} or table)
 
 
-def _difference(pinned: Any, found: Any) -> str:
+def _difference(pinned: Any, now: Any) -> str:
     """Return one short line on the first thing that differs between two identities."""
-    if isinstance(pinned, dict) and isinstance(found, dict):
-        for key in sorted({*pinned, *found}):
-            if pinned.get(key) != found.get(key):
-                inner = _difference(pinned.get(key), found.get(key))
+    if isinstance(pinned, dict) and isinstance(now, dict):
+        for key in sorted({*pinned, *now}):
+            if pinned.get(key) != now.get(key):
+                inner = _difference(pinned.get(key), now.get(key))
                 return inner if isinstance(pinned.get(key), (dict, list)) else f"{key}: {inner}"
-    if isinstance(pinned, list) and isinstance(found, list):
-        for one, other in zip(pinned, found, strict=False):
+    if isinstance(pinned, list) and isinstance(now, list):
+        for one, other in zip(pinned, now, strict=False):
             if one != other:
                 return _difference(one, other)
-        return f"{len(pinned)} entries then, {len(found)} now"
-    return f"{pinned!r} then, {found!r} now"
+        return f"{len(pinned)} entries then, {len(now)} now"
+    return f"{pinned!r} then, {now!r} now"

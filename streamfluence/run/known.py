@@ -21,7 +21,7 @@ from streamfluence.store import Problem, Receipt
 
 
 @dataclass
-class Survey:
+class Findings:
     """What was found.
 
     Attributes:
@@ -64,7 +64,7 @@ class Known:
         doubts = {name: self._doubt(name) for name in self.sets}
         self.doubtful = {name: doubt for name, doubt in doubts.items() if doubt is not None}
 
-    def _made_of(self, name: str) -> list[Receipt]:
+    def _receipts_of(self, name: str) -> list[Receipt]:
         """Return the receipts of what was made of a set: its rows, and of the training set the sketch."""
         stages = [rows.stage for rows in stored_rows(self.run, name)]
         if name == "train":
@@ -73,7 +73,7 @@ class Known:
 
     def _doubt(self, name: str) -> tuple[str, str] | None:
         """Return the path of a generation that is lost or replaced, and what is wrong with it, if one is."""
-        seals, made = self.run.example_set(name).seals, self._made_of(name)
+        seals, made = self.run.example_set(name).seals, self._receipts_of(name)
         beyond = [r for r in made if holds_rows(r.stage) and r.partition >= self.sets[name]]
         if any(receipt.facts.get("set") not in seals for receipt in beyond):
             lost = generation_path(name, len(seals))

@@ -33,7 +33,7 @@ def pin_readouts(
 
 def open_readouts(pinned: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, Readout]:
     """Return readouts of their pinned options, by name."""
-    found = {name: _opened(name, options, root) for name, options in pinned.items()}
+    found = {name: _readout(name, options, root) for name, options in pinned.items()}
     for name, readout in found.items():
         unknown = set(_needs(readout)) - set(NEEDS)
         if unknown:
@@ -43,11 +43,11 @@ def open_readouts(pinned: Mapping[str, Mapping[str, Any]], root: Path) -> dict[s
     return found
 
 
-def _opened(name: str, options: Mapping[str, Any], root: Path) -> Readout:
+def _readout(name: str, options: Mapping[str, Any], root: Path) -> Readout:
     """Return one readout; what is pinned may be a document of somebody else's."""
     try:
-        opened: Readout = member("readouts", name).opened(options, root)
-        return opened
+        readout: Readout = member("readouts", name).from_pinned(options, root)
+        return readout
     except (TypeError, KeyError) as error:
         raise InputError(
             f"the readout {name!r} cannot be made of the options {dict(options)}: {error}"

@@ -75,6 +75,6 @@ def only_receipt(run: OpenRun, stage: str) -> Receipt:
     return receipt
 
 
-def differing(promised: Mapping[str, Any], found: Mapping[str, str]) -> list[str]:
+def differing(promised: Mapping[str, Any], there: Mapping[str, str]) -> list[str]:
     """Return the names of what is no longer what it was."""
-    return [name for name, digest in found.items() if promised.get(name) != digest]
+    return [name for name, digest in there.items() if promised.get(name) != digest]

@@ -175,11 +175,11 @@ def _group_names(reader: Reader, groups: np.ndarray | None) -> np.ndarray | None
     return np.array(names, np.str_)[place]
 
 
-def _as_text(found: Arrays) -> Arrays:
+def _as_text(columns: Arrays) -> Arrays:
     """Return the columns as they are stored: a group always by name, strings as bytes."""
-    if "group" in found:
-        found["group"] = found["group"].astype(np.str_)
+    if "group" in columns:
+        columns["group"] = columns["group"].astype(np.str_)
     return {
         key: encode_text(array) if array.dtype.kind == "U" else array
-        for key, array in found.items()
+        for key, array in columns.items()
     }

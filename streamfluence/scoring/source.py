@@ -17,7 +17,7 @@ from streamfluence.run.sets import NO_QUERIES
 from streamfluence.run.source import DIRECTIONS, ROWS_SOURCE, SOURCE, source_name
 from streamfluence.run.unprojected import CURVATURES
 from streamfluence.scoring.asked import Asked
-from streamfluence.scoring.sources.base import Source
+from streamfluence.scoring.sources.base import Source, Wanted
 
 FAMILY = "scoring.sources"
 
@@ -59,7 +59,7 @@ def label_scores(run: OpenRun, label: str, spec: Mapping[str, Any], partition: i
     """Return named scores of one partition, made again, ``(example, query)``; NaN where there is none."""
     source, tiles = open_source(run, "cpu", label, spec), []
     for tile in source.tiles():
-        blocks = source.blocks([partition], ("scores", "columns"), tile)
+        blocks = source.blocks(Wanted([partition], ("scores", "columns"), tile))
         tiles.append([np.where(b.valid[:, None], b.scores, np.float32(np.nan)) for b in blocks])
     return np.concatenate([np.concatenate(pieces) for pieces in tiles], axis=1)
 

@@ -12,11 +12,11 @@ from streamfluence.run.finished import Bases, read_spec, refuse_changed, task_re
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.readouts import needed, open_readouts
 from streamfluence.run.source import of_rows
-from streamfluence.scoring import reading as _reading
+from streamfluence.scoring import read_out as _read_out
 from streamfluence.scoring.named import compressed, name_examples
 from streamfluence.scoring.prepare import load_prepared
 from streamfluence.scoring.source import open_source
-from streamfluence.scoring.sources.base import Source
+from streamfluence.scoring.sources.base import Source, Wanted
 from streamfluence.store import Receipt, array_names
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -60,17 +60,16 @@ def _read_tile(
     task: int,
     readouts: Mapping[str, Readout],
     tile: tuple[int, int],
-) -> tuple[dict[str, Arrays], dict[str, Arrays], _reading.Reading]:
+) -> tuple[dict[str, Arrays], dict[str, Arrays], _read_out.ReadOut]:
     """Return the states of one task for some queries, what is stored per example, and the counts."""
-    needs = needed(readouts.values())
-    blocks = source.blocks(spec["tasks"][task], needs, tile)
+    wanted = Wanted(spec["tasks"][task], needed(readouts.values()), tile)
     kept: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def keep(readout: str, start: int, arrays: Arrays) -> None:
         for key, array in arrays.items():
             kept.setdefault(readout, {}).setdefault(key, []).append(array.copy())
 
-    reading = _reading.read_out(blocks, readouts, keep)
+    reading = _read_out.read_out(source.blocks(wanted), readouts, keep)
     whole = {
         readout: {key: np.concatenate(pieces) for key, pieces in arrays.items()}
         for readout, arrays in kept.items()
@@ -94,7 +93,7 @@ def merge(run: OpenRun, name: str) -> None:
     readouts = open_readouts(spec["readouts"], run.place.root)
     load_prepared(run, name, spec, readouts)
     tasks = task_receipts(run, name, spec)
-    merged = _reading.merge(readouts, (_read_states(run, receipt) for receipt in tasks))
+    merged = _read_out.merge(readouts, (_read_states(run, receipt) for receipt in tasks))
     results = {key: readouts[key].finalize(state) for key, state in merged.states.items() if state}
     if not of_rows(spec):
         _refuse_many_invalid(run, merged)
@@ -110,7 +109,7 @@ def merge(run: OpenRun, name: str) -> None:
     run.commit(result_stage(name), 0, arrays, {"score": name}, facts, compressed(arrays))
 
 
-def _refuse_many_invalid(run: OpenRun, merged: _reading.Reading) -> None:
+def _refuse_many_invalid(run: OpenRun, merged: _read_out.ReadOut) -> None:
     """Refuse scores of which too many are not finite; of stored rows that was refused before."""
     limit = run.method.rows.max_non_finite
     if merged.invalid > limit * merged.examples:
@@ -121,14 +120,14 @@ def _refuse_many_invalid(run: OpenRun, merged: _reading.Reading) -> None:
         )
 
 
-def _read_states(run: OpenRun, receipt: Receipt) -> _reading.Reading:
+def _read_states(run: OpenRun, receipt: Receipt) -> _read_out.ReadOut:
     states: dict[str, Arrays] = {}
     for name in array_names(receipt):
         kind, _, rest = name.partition(".")
         if kind == "state":
             readout, _, key = rest.partition(".")
             states.setdefault(readout, {})[key] = run.read(receipt, name)
-    return _reading.Reading(states, receipt.facts["examples"], receipt.facts["invalid"])
+    return _read_out.ReadOut(states, receipt.facts["examples"], receipt.facts["invalid"])
 
 
 def _flat(states: Mapping[str, Arrays]) -> Arrays:

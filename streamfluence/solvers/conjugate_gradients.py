@@ -16,7 +16,10 @@ class ConjugateGradients(Solver):
         steps: Most products with H; what is not within the tolerance by then says so.
 
     Source:
-        Hestenes and Stiefel (1952); here without preconditioner, as in Martens (2010).
+        Hestenes and Stiefel, Methods of Conjugate Gradients for Solving Linear Systems (1952),
+        https://doi.org/10.6028/jres.049.044; here without a preconditioner. For curvature of nets:
+        Martens, Deep Learning via Hessian-free Optimization (2010),
+        https://www.cs.toronto.edu/~jmartens/docs/Deep_HessianFree.pdf.
     """
 
     def __init__(self, *, tolerance: float = 1e-3, steps: int = 500) -> None:

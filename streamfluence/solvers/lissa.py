@@ -22,7 +22,9 @@ class Lissa(Solver):
         steps: Most products with H; what is not within the tolerance by then says so.
 
     Source:
-        Agarwal, Bullins and Hazan (2017), arXiv:1602.03943; Koh and Liang (2017), arXiv:1703.04730.
+        Agarwal, Bullins and Hazan, Second-Order Stochastic Optimization for Machine Learning in Linear
+        Time (2017), https://arxiv.org/abs/1602.03943; for influence Koh and Liang, Understanding
+        Black-box Predictions via Influence Functions (2017), https://arxiv.org/abs/1703.04730.
     """
 
     def __init__(self, *, tolerance: float = 1e-3, steps: int = 10_000) -> None:

@@ -161,7 +161,7 @@ def _of_rows(
     train, row_bytes = decision.at.session.run.train, decision.codec.stored_bytes
     return {
         "row_bytes": row_bytes,
-        "directions": opened_width(decision),
+        "directions": direction_count(decision),
         "stored_files": stored.files,
         "stored_bytes": stored.nbytes,
         "peak_bytes": _peak_bytes() + _partition_bytes(train, row_bytes),
@@ -236,7 +236,7 @@ def _stored(
     count, size = session.run.train.count, session.run.train.partition_examples
     total = sketched + budget.rows_stored(count, -(-count // size), row_bytes, partition)
     for n in queries.values():
-        total += budget.rows_stored(n, -(-n // size), 4 * opened_width(decision), partition)
+        total += budget.rows_stored(n, -(-n // size), 4 * direction_count(decision), partition)
     total = total * len(session.run.checkpoints)
     tasks, readouts = -(-count // TASK_ROWS), open_readouts(_pinned(job, count), job.root)
     prepared = sum(readout.prepared_bytes() for readout in readouts.values())
@@ -258,9 +258,9 @@ def _score_stored(readouts: Mapping[str, Readout], examples: int, queries: int) 
     return total
 
 
-def opened_width(made: Any) -> int:
+def direction_count(decision: Decision) -> int:
     """Return the number of directions rows are whitened in."""
-    return sum(part.width for part in made.projection.parts)
+    return sum(part.width for part in decision.projection.parts)
 
 
 def _time_collect(decision: Decision, rows: int) -> float:

@@ -80,9 +80,9 @@ def _query(run: OpenRun, scores: Finished, row: int) -> dict[str, Any]:
     }
 
 
-def _side(found: Arrays, examples: Named, query: int, k: int) -> list[dict[str, Any]]:
+def _side(listed: Arrays, examples: Named, query: int, k: int) -> list[dict[str, Any]]:
     """Return one ranked list of a query, as JSON-able rows."""
-    fields = {name: array[query, :k] for name, array in found.items()}
+    fields = {name: array[query, :k] for name, array in listed.items()}
     return [
         {
             "rank": rank + 1,

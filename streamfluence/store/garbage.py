@@ -126,9 +126,9 @@ def _unpublished(storage: Storage, before: float) -> Iterator[Leftover]:
             yield from _temporary(storage, f"{SETS}/{name}", before)
 
 
-def remove_leftovers(storage: Storage, found: Iterable[Leftover]) -> list[Leftover]:
+def remove_leftovers(storage: Storage, leftovers: Iterable[Leftover]) -> list[Leftover]:
     """Delete what harms nobody, and return it."""
-    gone = [leftover for leftover in found if leftover.deletable]
+    gone = [leftover for leftover in leftovers if leftover.deletable]
     for leftover in gone:
         (storage.remove_tree if leftover.is_tree else storage.remove)(leftover.path)
     return gone

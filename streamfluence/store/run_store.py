@@ -29,7 +29,7 @@ from streamfluence.store.run_documents import (
     read_manifest,
 )
 from streamfluence.store.storage import Storage
-from streamfluence.store.verify import Problem, Reading, verify_stages
+from streamfluence.store.verify import Inspection, Problem, verify_stages
 from streamfluence.store.verify_rest import refuse_doubtful_manifest, verify_rest
 
 DAY_S = 86_400.0
@@ -247,10 +247,10 @@ class RunStore:
             checked: Called with path and length after each of them.
             there: Called with path and length of every object, read or not.
         """
-        reading = Reading(fraction, seed, there, checked)
-        problems = [*verify_stages(self.storage, stages, self.fingerprint, reading)]
+        inspection = Inspection(fraction, seed, there, checked)
+        problems = [*verify_stages(self.storage, stages, self.fingerprint, inspection)]
         if stages is None:
-            problems += verify_rest(self.storage, self.manifest, reading, problems)
+            problems += verify_rest(self.storage, self.manifest, inspection, problems)
         return problems
 
     def refuse_doubtful_manifest(self) -> None:

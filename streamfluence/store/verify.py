@@ -37,7 +37,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Inspection:
     """Which share of the stored bytes is read, and who is told of it.
 
     Attributes:
@@ -63,18 +63,18 @@ class Reading:
 
 
 def verify_stages(
-    storage: Storage, chosen: Iterable[str] | None, fingerprint: str, reading: Reading
+    storage: Storage, chosen: Iterable[str] | None, fingerprint: str, inspection: Inspection
 ) -> Iterator[Problem]:
     """Yield the problems of some stages; None takes all."""
     try:
         for stage in stages(storage) if chosen is None else chosen:
-            yield from verify_stage(storage, stage, fingerprint, reading)
+            yield from verify_stage(storage, stage, fingerprint, inspection)
     except DamageError as error:  # not even a listing, as of a link in a folder's place
         yield Problem("", -1, RECEIPTS, str(error))
 
 
 def verify_stage(
-    storage: Storage, stage: str, fingerprint: str, reading: Reading
+    storage: Storage, stage: str, fingerprint: str, inspection: Inspection
 ) -> Iterator[Problem]:
     """Yield the problems of one stage."""
     good = []
@@ -83,18 +83,20 @@ def verify_stage(
             yield Problem(stage, partition, receipt_path(stage, partition), str(receipt))
             continue
         good.append(receipt)
-        yield from _verify_partition(storage, receipt, reading)
+        yield from _verify_partition(storage, receipt, inspection)
     if holds_rows(stage):
         yield from _overlaps(good)
 
 
-def _verify_partition(storage: Storage, receipt: Receipt, reading: Reading) -> Iterator[Problem]:
-    for path, what in verify_objects(storage, receipt.path, receipt.objects, reading):
+def _verify_partition(
+    storage: Storage, receipt: Receipt, inspection: Inspection
+) -> Iterator[Problem]:
+    for path, what in verify_objects(storage, receipt.path, receipt.objects, inspection):
         yield Problem(receipt.stage, receipt.partition, path, what)
 
 
 def verify_objects(
-    storage: Storage, folder: str, objects: Mapping[str, StoredObject], reading: Reading
+    storage: Storage, folder: str, objects: Mapping[str, StoredObject], inspection: Inspection
 ) -> Iterator[tuple[str, str]]:
     """Yield path and what is wrong of every object below a folder that is not as promised."""
     try:
@@ -106,11 +108,11 @@ def verify_objects(
         return
     for name, promised in objects.items():
         path = f"{folder}/{name}"
-        reading.there(path, promised.length)
+        inspection.there(path, promised.length)
         what = _structure_problem(storage, path, found.get(name), promised)
-        if what is None and reading.chooses(path):
+        if what is None and inspection.chooses(path):
             what = _content_problem(storage, path, promised)
-            reading.read(path, promised.length)
+            inspection.read(path, promised.length)
         if what is not None:
             yield path, what
 

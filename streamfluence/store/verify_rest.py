@@ -30,7 +30,7 @@ from streamfluence.store.ledger import generations
 from streamfluence.store.receipts import StoredObject, committed, stages
 from streamfluence.store.run_documents import fingerprint_of, read_document
 from streamfluence.store.storage import DOCUMENT_BYTES, Storage, checked_path
-from streamfluence.store.verify import Problem, Reading, verify_objects
+from streamfluence.store.verify import Inspection, Problem, verify_objects
 
 _FOLDERS = (RECEIPTS, PARTS, DATA, SCORES, SETS, IDENTITIES)
 
@@ -77,20 +77,20 @@ def verify_documents(storage: Storage, manifest: Mapping[str, Any]) -> Iterator[
             yield Problem("", -1, path, str(error))
 
 
-def verify_sets(storage: Storage, reading: Reading) -> Iterator[Problem]:
+def verify_sets(storage: Storage, inspection: Inspection) -> Iterator[Problem]:
     """Yield what of the published sets is not as it was published."""
     folders, files = _children(storage, SETS)
     published = {name.removesuffix(".zarr") for name in folders if name.endswith(".zarr")}
     listed = {name.removesuffix(LISTING) for name in files if name.endswith(LISTING)}
     for name in sorted(published | listed):
-        yield from _verify_set(storage, name, reading)
+        yield from _verify_set(storage, name, inspection)
 
 
 def verify_rest(
-    storage: Storage, manifest: Mapping[str, Any], reading: Reading, found: Iterable[Problem]
+    storage: Storage, manifest: Mapping[str, Any], inspection: Inspection, found: Iterable[Problem]
 ) -> list[Problem]:
     """Return what is wrong apart from stages; what ``found`` names already is not said again."""
-    problems = [*verify_documents(storage, manifest), *verify_sets(storage, reading)]
+    problems = [*verify_documents(storage, manifest), *verify_sets(storage, inspection)]
     known = {problem.object for problem in [*found, *problems]}
     return problems + [p for p in verify_kinds(storage) if p.object not in known]
 
@@ -113,7 +113,7 @@ def set_of(path: str) -> str | None:
     return name.removesuffix(ending) if top == SETS and name.endswith(ending) else None
 
 
-def _verify_set(storage: Storage, name: str, reading: Reading) -> Iterator[Problem]:
+def _verify_set(storage: Storage, name: str, inspection: Inspection) -> Iterator[Problem]:
     folder, listing = published_path(name), listing_path(name)
     try:
         content = unseal(storage.read(listing, DOCUMENT_BYTES), f"{storage.url}/{listing}")
@@ -127,7 +127,7 @@ def _verify_set(storage: Storage, name: str, reading: Reading) -> Iterator[Probl
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         yield Problem("", -1, listing, f"is no listing of objects: {error}")
         return
-    for path, what in verify_objects(storage, folder, objects, reading):
+    for path, what in verify_objects(storage, folder, objects, inspection):
         yield Problem("", -1, path, what)
     for path in _unlisted(storage, folder, objects):
         yield Problem("", -1, path, "was not published with the others")

@@ -68,7 +68,7 @@ class Code:
         Raises:
             InputError: If its file may not run.
         """
-        found = self._found(name, path)
+        found = self._spec_of(name, path)
         if found is None:
             return None
         if found.origin is None:  # a mere folder
@@ -121,7 +121,7 @@ class Code:
             return False
         return _filed(importlib.machinery.PathFinder.find_spec(name, [str(self.folder)]))
 
-    def _found(
+    def _spec_of(
         self, name: str, path: Sequence[str] | None
     ) -> importlib.machinery.ModuleSpec | None:
         beside = None
@@ -245,9 +245,9 @@ class Code:
                 sys.modules.update(theirs)
 
 
-def refuse_changed(found: Files, promised: Mapping[str, Any], prefix: str) -> None:
+def refuse_changed(files: Files, promised: Mapping[str, Any], prefix: str) -> None:
     """Raise InputError unless every digest is the promised one."""
-    for name, digest in found.items():
+    for name, digest in files.items():
         if promised.get(name) != digest:
             raise InputError(
                 f"{'' if name.startswith(MODULE) else prefix}{name} changed since the run was made, and "

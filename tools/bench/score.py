@@ -31,7 +31,7 @@ from streamfluence.readouts.top_k import TopK
 from streamfluence.registry import member
 from streamfluence.run.opened import OpenRun
 from streamfluence.scoring.product import rows_per_block, score_blocks
-from streamfluence.scoring.reading import Reading, read_out
+from streamfluence.scoring.read_out import ReadOut, read_out
 from streamfluence.scoring.stored import PartitionRows
 from streamfluence.scoring.terms import Term
 from streamfluence.store import RunStore
@@ -66,15 +66,15 @@ def make_run(path: str, codec: Codec, rows: int, partition_rows: int, row_bytes:
         store.commit(STAGE, number, arrays, facts={"start": span.start, "stop": span.stop})
 
 
-def score(path: str, codec: Codec, queries: torch.Tensor, top: int) -> Reading:
+def score(path: str, codec: Codec, queries: torch.Tensor, top: int) -> ReadOut:
     """Score every partition in one task, top-k included, and return what was read out."""
     store = OpenRun.open(path)
     source = PartitionRows(store, [r for _, r in sorted(store.receipts(STAGE).items())], NEEDS)
     block_rows = rows_per_block(len(queries), queries.device)
     blocks = score_blocks([Term(source, codec, queries, 1e-6)], block_rows)
-    reading = read_out(blocks, {"top_k": TopK(k=top)}, lambda *_: None)
-    assert (reading.states["top_k"]["positive_rows"] >= 0).all() and not reading.invalid
-    return reading
+    result = read_out(blocks, {"top_k": TopK(k=top)}, lambda *_: None)
+    assert (result.states["top_k"]["positive_rows"] >= 0).all() and not result.invalid
+    return result
 
 
 class Part(NamedTuple):

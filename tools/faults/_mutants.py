@@ -27,7 +27,7 @@ MUTANTS = (
     # --- curvature, damping, directions
     Mutant(
         "the curvature is a sum and not a mean",
-        "curvature/_dense.py",
+        "curvature/_outer_products.py",
         "symmetric_eigen(gram / examples)",
         "symmetric_eigen(gram)",
         "test_curvature.py",

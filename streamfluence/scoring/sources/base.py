@@ -4,12 +4,30 @@ Law: the scores of an example are the same however examples are cut into partiti
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from streamfluence.readouts.base import ScoreBlock
 from streamfluence.run.opened import OpenRun
 
 Tile = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which scores are wanted, and what beside them.
+
+    Attributes:
+        partitions: Of training examples, in order.
+        needs: See ``Readout.needs``.
+        tile: Queries from the first up to the second.
+        block_rows: Examples of a block at most; by default what memory has room for.
+    """
+
+    partitions: Sequence[int]
+    needs: Collection[str]
+    tile: Tile
+    block_rows: int | None = None
 
 
 class Source:
@@ -33,18 +51,6 @@ class Source:
         """Return the ranges of queries that are scored at a time; the run alone decides them."""
         raise NotImplementedError
 
-    def blocks(
-        self,
-        partitions: Sequence[int],
-        needs: Collection[str],
-        tile: Tile,
-        block_rows: int | None = None,
-    ) -> Iterator[ScoreBlock]:
-        """Yield what is needed of some partitions' examples, in order; arrays may be reused.
-
-        Args:
-            needs: See ``Readout.needs``.
-            tile: Queries from the first up to the second.
-            block_rows: Examples of a block at most; by default what memory has room for.
-        """
+    def blocks(self, wanted: Wanted) -> Iterator[ScoreBlock]:
+        """Yield what is needed of some partitions' examples, in order; arrays may be reused."""
         raise NotImplementedError

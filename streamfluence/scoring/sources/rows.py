@@ -1,13 +1,13 @@
 """Scores as products of stored rows: the data is read once, when rows are made, and never again."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 
 from streamfluence.readouts.base import NEEDS, ScoreBlock
 from streamfluence.run.sets import named_query_set
 from streamfluence.scoring import product as _product
 from streamfluence.scoring.queries import Queries
 from streamfluence.scoring.scaled import scale_of
-from streamfluence.scoring.sources.base import Source, Tile
+from streamfluence.scoring.sources.base import Source, Tile, Wanted
 
 
 class Rows(Source):
@@ -18,16 +18,12 @@ class Rows(Source):
     def tiles(self) -> list[Tile]:
         return self._queries(named_query_set(self.run, self.spec["queries"])).tiles()
 
-    def blocks(
-        self,
-        partitions: Sequence[int],
-        needs: Collection[str],
-        tile: Tile,
-        block_rows: int | None = None,
-    ) -> Iterator[ScoreBlock]:
-        terms = self._queries(self.spec["queries"]).terms(partitions, tile, needs)
-        scale = scale_of(self.spec["scale"]) if "scores" in needs else None
-        return _product.blocks_of(terms, needs, scale, block_rows)
+    def blocks(self, wanted: Wanted) -> Iterator[ScoreBlock]:
+        terms = self._queries(self.spec["queries"]).terms(
+            wanted.partitions, wanted.tile, wanted.needs
+        )
+        scale = scale_of(self.spec["scale"]) if "scores" in wanted.needs else None
+        return _product.blocks_of(terms, wanted.needs, scale, wanted.block_rows)
 
     def _queries(self, name: str) -> Queries:
         return Queries(self.run, name, self.spec["damping"], self.spec["scale"], self.device)

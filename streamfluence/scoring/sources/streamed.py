@@ -1,6 +1,6 @@
 """Scores of gradients that stream by: every training example is run again, and no row is stored."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.session import Session, open_session
 from streamfluence.run.source import DIRECTIONS
 from streamfluence.run.unprojected import Unprojected
-from streamfluence.scoring.sources.base import Source, Tile
+from streamfluence.scoring.sources.base import Source, Tile, Wanted
 
 QUERY_BYTES = 256 << 20  # of directions held at once
 MOST_QUERIES = 64  # of the scores of a partition held at once: 64 MiB of the largest there is
@@ -40,8 +40,10 @@ class Streamed(Source):
     forward-mode derivatives, gradients of each example are formed and forgotten, which is as exact.
 
     Source:
-        Ko et al. (2024), arXiv:2402.08922 (mirrored influence, there by finite differences); Koh and
-        Liang (2017), arXiv:1703.04730.
+        Ko et al., The Mirrored Influence Hypothesis: Efficient Data Influence Estimation by Harnessing
+        Forward Passes (2024), https://arxiv.org/abs/2402.08922, there by finite differences; Koh and
+        Liang, Understanding Black-box Predictions via Influence Functions (2017),
+        https://arxiv.org/abs/1703.04730.
     """
 
     gives = ("scores", "columns")
@@ -53,20 +55,14 @@ class Streamed(Source):
         size = tile_size(width)
         return [(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def blocks(
-        self,
-        partitions: Sequence[int],
-        needs: Collection[str],
-        tile: Tile,
-        block_rows: int | None = None,
-    ) -> Iterator[ScoreBlock]:
+    def blocks(self, wanted: Wanted) -> Iterator[ScoreBlock]:
         session = open_session(self.run.url, self.device)
         session.refresh("train")
-        for partition in partitions:
+        for partition in wanted.partitions:
             span = self.run.train.spans[partition]
-            scores, losses = self._scored(session, span, tile, "columns" in needs)
+            scores, losses = self._scored(session, span, wanted.tile, "columns" in wanted.needs)
             session.refuse_touched("train")
-            for part in cut(span, block_rows or BLOCK_ROWS):
+            for part in cut(span, wanted.block_rows or BLOCK_ROWS):
                 own = slice(part.start - span.start, part.stop - span.start)
                 yield _block(session, part, scores[own], losses[own])
 
@@ -103,12 +99,12 @@ def _batches(session: Session, span: Span) -> Iterator[tuple[Span, Any]]:
         yield part, session.batch(host)
 
 
-def _prove(net: Unprojected, batch: Any, directions: Tensor, found: Tensor, span: Span) -> None:
+def _prove(net: Unprojected, batch: Any, directions: Tensor, slopes: Tensor, span: Span) -> None:
     """Raise CoverageError unless products of some examples of a partition are what they are alone."""
     random = np.random.default_rng([span.start, len(span)])
     few = max(2, -(-len(span) // PROVED))
-    places = random.permutation(found.shape[1])[:few].tolist()
-    if net.differs(batch, directions, found, places):
+    places = random.permutation(slopes.shape[1])[:few].tolist()
+    if net.differs(batch, directions, slopes, places):
         raise CoverageError(
             f"scores of the training examples {span.start:,} and on are others when an example is run "
             "alone: the model mixes the examples of a batch; set model.one_by_one = true in the job, and "

@@ -11,7 +11,7 @@ from streamfluence.preconditioners.base import Preconditioner
 from streamfluence.preconditioners.eigen import Eigen
 
 
-class Dense(Summed):
+class OuterProducts(Summed):
     """H = (1/n) sum of row row^T in each block, whatever the rows are."""
 
     sums = Gram()

@@ -23,7 +23,7 @@ from streamfluence.capture._layouts import (
     Layouts,
     UnevenCall,
     find_layouts,
-    find_unplanned,
+    find_unforeseen,
 )
 from streamfluence.capture._nested import resize, signature
 from streamfluence.capture._recorder import Call, Recorder, SharedParameter
@@ -32,7 +32,7 @@ from streamfluence.capture._trial import Trial
 from streamfluence.capture.expanded import Expanded
 
 
-class Plan:
+class Separation:
     """Sites, copies and example axes of one model and forward function.
 
     Args:
@@ -64,8 +64,8 @@ class Plan:
         self.sites = find_sites(model, self.weights)
         self.shared: list[SharedParameter] = []
         self.copies: dict[tuple[str, int], Expanded] = {}
-        self.absent: list[Weight] = []  # never used in planning; a later use is refused
-        self._unseen: dict[str, Site] = {}  # whose modules were not called in planning
+        self.absent: list[Weight] = []  # never used in deciding; a later use is refused
+        self._unseen: dict[str, Site] = {}  # whose modules were not called in deciding
         self.whole = False
         self.lifted: tuple[str, ...] = ()
         self.trial = Trial(model, forward, batch)
@@ -83,14 +83,14 @@ class Plan:
         self.settle()
 
     def recorder(self, examples: int) -> Recorder:
-        """Return a recorder that makes this plan's copies."""
+        """Return a recorder that makes this separation's copies."""
         return Recorder(list(self.sites.values()), self.shared, self.copies, examples)
 
     def layouts(self, batch: Any) -> Layouts:
         """Return the layout of every call on a batch, from two small runs if its shape is new.
 
         Raises:
-            UnevenCall: If the model treats a batch of this shape in a way that was not planned.
+            UnevenCall: If the model treats a batch of this shape in a way that was not foreseen.
         """
         key = signature(batch)
         if key not in self._known:
@@ -101,8 +101,8 @@ class Plan:
             self._known[key] = layouts
         return self._known[key]
 
-    def without(self, uneven: UnevenCall) -> "Plan":
-        """Return a plan in which the modules around these layers are run again for each example."""
+    def without(self, uneven: UnevenCall) -> "Separation":
+        """Return a separation in which the modules around these layers are run again for each example."""
         other = copy(self)
         other.sites, other.copies, other.said = dict(self.sites), dict(self.copies), [*self.said]
         other._unseen = {}  # blocks are what they are: what was left out stays so
@@ -128,7 +128,7 @@ class Plan:
                 self._run_again(around, one.weights.values())
 
     def settle(self) -> None:
-        """Change sites and copies until every call of the examples planned with has a usable layout."""
+        """Change sites and copies until every call of the examples at hand has a usable layout."""
         while not self.whole:
             try:
                 recorder, layouts = self._observe(self.trial)
@@ -150,8 +150,8 @@ class Plan:
         Args:
             graph: Of what forward returned; None if its structure was looked at before.
         """
-        if unplanned := find_unplanned(recorder.calls, layouts, recorder.examples):
-            raise unplanned
+        if unforeseen := find_unforeseen(recorder.calls, layouts, recorder.examples):
+            raise unforeseen
         for call in recorder.calls:
             if changed := call.changed():
                 raise UnevenCall((call.site,), changed)

@@ -10,7 +10,7 @@ from streamfluence.capture.base import Block, Sides, Use
 
 
 @dataclass(frozen=True)
-class Dense(Use):
+class Explicit(Use):
     """The gradient itself, shape ``(example, group, left, right)``."""
 
     gradient: Tensor
@@ -23,17 +23,17 @@ class Dense(Use):
     def positions(self) -> None:
         return None
 
-    def of(self, examples: Tensor | slice) -> "Dense":
-        return Dense(self.gradient[examples])
+    def of(self, examples: Tensor | slice) -> "Explicit":
+        return Explicit(self.gradient[examples])
 
-    def float(self) -> "Dense":
-        return Dense(self.gradient.float())
+    def float(self) -> "Explicit":
+        return Explicit(self.gradient.float())
 
-    def swapped(self) -> "Dense":
-        return Dense(self.gradient.transpose(2, 3))
+    def swapped(self) -> "Explicit":
+        return Explicit(self.gradient.transpose(2, 3))
 
-    def scaled(self, left: Tensor, right: Tensor) -> "Dense":
-        return Dense(self.gradient * left[:, :, None] * right[:, None, :])
+    def scaled(self, left: Tensor, right: Tensor) -> "Explicit":
+        return Explicit(self.gradient * left[:, :, None] * right[:, None, :])
 
     def dense(self, block: Block) -> Tensor:
         return self.gradient

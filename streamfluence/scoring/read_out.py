@@ -10,7 +10,7 @@ from streamfluence.readouts.base import Arrays, Readout, ScoreBlock
 
 
 @dataclass
-class Reading:
+class ReadOut:
     """What was read out of some blocks.
 
     Attributes:
@@ -28,7 +28,7 @@ def read_out(
     blocks: Iterable[ScoreBlock],
     readouts: Mapping[str, Readout],
     keep: Callable[[str, int, Arrays], None],
-) -> Reading:
+) -> ReadOut:
     """Return the state of every readout over ``blocks``, which are in the order of examples.
 
     Args:
@@ -36,26 +36,26 @@ def read_out(
         keep: Called as ``keep(name, start, arrays)`` with what a readout stores for the examples
             from global row ``start`` on; once a block, in order, only when there is something.
     """
-    reading = Reading({name: {} for name in readouts})
+    result = ReadOut({name: {} for name in readouts})
     for block in blocks:
-        reading.examples += len(block.valid)
-        reading.invalid += len(block.valid) - int(np.count_nonzero(block.valid))
+        result.examples += len(block.valid)
+        result.invalid += len(block.valid) - int(np.count_nonzero(block.valid))
         for name, readout in readouts.items():
-            reading.states[name] = readout.fold(reading.states[name], block)
+            result.states[name] = readout.fold(result.states[name], block)
             if arrays := readout.per_example(block):
                 keep(name, block.start, arrays)
-    reading.states = {name: readouts[name].settle(s) for name, s in reading.states.items()}
-    return reading
+    result.states = {name: readouts[name].settle(s) for name, s in result.states.items()}
+    return result
 
 
-def merge(readouts: Mapping[str, Readout], readings: Iterable[Reading]) -> Reading:
-    """Return what was read out of all blocks together; ``readings`` are in the order of examples."""
-    return reduce(lambda a, b: _merge(readouts, a, b), readings, Reading())
+def merge(readouts: Mapping[str, Readout], parts: Iterable[ReadOut]) -> ReadOut:
+    """Return what was read out of all blocks together; ``parts`` are in the order of examples."""
+    return reduce(lambda a, b: _merge(readouts, a, b), parts, ReadOut())
 
 
-def _merge(readouts: Mapping[str, Readout], a: Reading, b: Reading) -> Reading:
+def _merge(readouts: Mapping[str, Readout], a: ReadOut, b: ReadOut) -> ReadOut:
     states = {}
     for name, readout in readouts.items():
         left, right = a.states.get(name, {}), b.states.get(name, {})
         states[name] = readout.combine(left, right) if left and right else left or right
-    return Reading(states, a.examples + b.examples, a.invalid + b.invalid)
+    return ReadOut(states, a.examples + b.examples, a.invalid + b.invalid)
