@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._entries import indexed_entries
+from streamfluence.capture._outer_sum import OuterSum
 from streamfluence.capture._thin import thin
 from streamfluence.capture.base import Block, Sides, Use
 
 
 @dataclass(frozen=True)
-class Indexed(Use):
+class Indexed(OuterSum):
     """An `Outer` (one group) whose left rows are one-hot: ``index`` ``(example, position)`` int64.
 
     ``right`` has shape ``(example, position, right)`` and is zero where a position does not count.
@@ -19,14 +20,6 @@ class Indexed(Use):
 
     index: Tensor
     right: Tensor
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.right
-
-    @property
-    def positions(self) -> int:
-        return self.right.shape[1]
 
     def of(self, examples: Tensor | slice) -> "Indexed":
         return Indexed(self.index[examples], self.right[examples])

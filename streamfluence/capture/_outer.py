@@ -8,24 +8,17 @@ import torch
 from torch import Tensor
 
 from streamfluence.capture._entries import outer_entries
+from streamfluence.capture._outer_sum import OuterSum
 from streamfluence.capture._thin import cheapest_order, thin
 from streamfluence.capture.base import Block, Sides, Use
 
 
 @dataclass(frozen=True)
-class Outer(Use):
+class Outer(OuterSum):
     """``G[e, k] = sum_t left[e, k, t] right[e, k, t]^T``; both ``(example, group, position, side)``."""
 
     left: Tensor
     right: Tensor
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.right
-
-    @property
-    def positions(self) -> int:
-        return self.right.shape[2]
 
     @property
     def half(self) -> bool:

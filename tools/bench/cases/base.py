@@ -54,6 +54,11 @@ class Split:
     train: Mapping[str, np.ndarray]
     queries: Mapping[str, np.ndarray]
 
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray, train: slice, queries: slice) -> "Split":
+        """Return inputs and targets of both, cut out of arrays that hold all."""
+        return cls({"x": x[train], "y": y[train]}, {"x": x[queries], "y": y[queries]})
+
     @property
     def count(self) -> int:
         return len(next(iter(self.train.values())))

@@ -14,8 +14,7 @@ def diabetes() -> Split:
     order = np.random.default_rng(0).permutation(len(x))
     x, y = ((values - values.mean(0)) / values.std(0) for values in (x[order], y[order]))
     x, y = x.astype(np.float32), y.astype(np.float32)[:, None]
-    train, queries = slice(N_QUERIES, None), slice(N_QUERIES)
-    return Split({"x": x[train], "y": y[train]}, {"x": x[queries], "y": y[queries]})
+    return Split.of(x, y, slice(N_QUERIES, None), slice(N_QUERIES))
 
 
 CASE = Case(

@@ -29,8 +29,7 @@ def letters() -> Split:
     with np.load(LETTERS_PATH) as stored:
         x, y = stored["x"].astype(np.float32), stored["y"].astype(np.int64)
     x = (x - x[:N_TRAIN].mean(0)) / x[:N_TRAIN].std(0)
-    train, queries = slice(N_TRAIN), slice(N_TRAIN, None)
-    return Split({"x": x[train], "y": y[train]}, {"x": x[queries], "y": y[queries]})
+    return Split.of(x, y, slice(N_TRAIN), slice(N_TRAIN, None))
 
 
 def write_letters(wheel: Path) -> None:
