@@ -1,4 +1,4 @@
-"""How the code is cut: lines of modules and functions, parameters, and what takes a run's path.
+"""How the code is cut: lines of modules and functions, parameters, and what is carried by hand.
 
 python tools/shape.py            the figures, and what is over its bound
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "streamfluence"
 MODULE_LINES, MEDIAN, NINETIETH, PARAMETERS = 300, 5, 15, 8
+CARRIED = ("run_path", "device", "checkpoint", "example_set")  # what a handle holds is no parameter
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -28,11 +29,16 @@ def body_lines(function: Function) -> int:
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
+def names(function: Function) -> list[str]:
+    """Return the names of the parameters that a caller may give."""
+    takes = function.args
+    given = [*takes.posonlyargs, *takes.args, *takes.kwonlyargs]
+    return [each.arg for each in given if each.arg not in ("self", "cls")]
+
+
 def parameters(function: Function) -> int:
     """Return how many parameters a caller may give."""
-    found = function.args
-    given = [*found.posonlyargs, *found.args, *found.kwonlyargs]
-    return len([each for each in given if each.arg not in ("self", "cls")])
+    return len(names(function))
 
 
 def main() -> int:
@@ -52,8 +58,8 @@ def main() -> int:
     ]
     print(f"{len(modules)} modules, median {statistics.median(modules.values()):g} lines")
     print(f"{len(lines)} functions, median {median:g} lines, ninetieth percentile {ninetieth}")
-    takes = [w for w, f in functions() if "run_path" in [a.arg for a in f.args.args]]
-    print(f"{len(takes)} functions take run_path")
+    for carried in CARRIED:
+        print(f"{sum(carried in names(f) for _, f in functions())} functions take {carried}")
     print("\n".join(f"over its bound: {each}" for each in broken))
     return len(broken)
 

@@ -1,5 +1,7 @@
 """Try a task on a few examples before its run is made, so that a mistake in it leaves nothing behind."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +26,22 @@ def rehearse(job: Job, task: Task, checkpoint: str, reader: Reader, device: str)
     Raises:
         InputError: Whatever the task or the data would be refused for, in the same words.
     """
-    feature = checked_feature(job)
+    feature, trial = checked_feature(job), _Trial(job, task, device)
     model = task.model(job.root / checkpoint, feature.gradients).to(device)
     try:
         _read_labels(reader)
-        returned = _returned(job, task, model, reader, device)
-        task.training_loss(returned)
-        if not feature.gradients:  # to plan a capture takes longer
-            feature.at(_ground(job, task, model, reader, device))
+        task.training_loss(trial.returned(model, reader))
+        if not feature.gradients:  # to decide how examples are kept apart takes longer
+            feature.at(trial.ground(model, reader))
         for table in job.queries.values():
             data = {key: value for key, value in table.items() if key != "measurement"}
             queries = open_reader(dict(data), Path(job.root))
             if queries.count():
                 _read_labels(queries)
-                asked = _returned(job, task, model, queries, device)
                 measurement = table.get("measurement", "loss")
-                task.measure(measurement, asked)
+                task.measure(measurement, trial.returned(model, queries))
                 if not feature.gradients:
-                    feature.measure(_batch(queries, device), measurement)
+                    feature.measure(trial.batch(queries), measurement)
     finally:
         del model
         if torch.device(device).type == "cuda":
@@ -54,29 +54,37 @@ def _read_labels(reader: Reader) -> None:
     reader.groups(0, count)
 
 
-def _returned(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Any:
-    return _forward(job, task, device, model, _batch(reader, device))
+@dataclass(frozen=True)
+class _Trial:
+    """A task on a device, as its run will call it."""
 
+    job: Job
+    task: Task
+    device: str
 
-def _ground(job: Job, task: Task, model: Any, reader: Reader, device: str) -> Ground:
-    def forward(model: Any, batch: Any) -> Any:
-        with eager():  # where modules are not compiled away
-            return _forward(job, task, device, model, batch)
+    def batch(self, reader: Reader) -> Any:
+        return to_tensors(reader.read(0, min(_EXAMPLES, reader.count())), self.device)
 
-    return Ground(task, model, forward, forward, _batch(reader, device), (), job.model.one_by_one)
+    def returned(self, model: Any, reader: Reader) -> Any:
+        return self._forward(model, self.batch(reader))
 
+    def ground(self, model: Any, reader: Reader) -> Ground:
+        def forward(model: Any, batch: Any) -> Any:
+            with eager():  # where modules are not compiled away
+                return self._forward(model, batch)
 
-def _batch(reader: Reader, device: str) -> Any:
-    return to_tensors(reader.read(0, min(_EXAMPLES, reader.count())), device)
+        one_by_one = self.job.model.one_by_one
+        return Ground(self.task, model, forward, forward, self.batch(reader), (), one_by_one)
 
+    def _forward(self, model: Any, batch: Any) -> Any:
+        half = self.job.compute.precision == "bf16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
+            return in_company(self._checked(model), batch, batch_length(batch))
 
-def _forward(job: Job, task: Task, device: str, model: Any, batch: Any) -> Any:
-    kind = torch.device(device).type
-    with torch.autocast(kind, torch.bfloat16, enabled=job.compute.precision == "bf16"):
-        return in_company(lambda given: _checked(task, model, given), batch, batch_length(batch))
+    def _checked(self, model: Any) -> Callable[[Any], Any]:
+        def checked(batch: Any) -> Any:
+            returned = self.task.forward(model, batch)
+            self.task.check(returned, batch_length(batch))
+            return returned
 
-
-def _checked(task: Task, model: Any, batch: Any) -> Any:
-    returned = task.forward(model, batch)
-    task.check(returned, batch_length(batch))
-    return returned
+        return checked
