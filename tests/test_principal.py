@@ -56,14 +56,17 @@ def test_orthonormal_columns_span_what_was_given_however_badly_it_is_scaled():
     torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=0, atol=1e-4)
 
 
-def whitener(uses):
-    """Return h^(1/2) / (h + m / 10) as a matrix over all weights, from loops over dense gradients."""
+def whitener(uses, damping=0.0):
+    """Return h^(1/2) / (h + floor) as a matrix over all weights, from loops over dense gradients."""
     pieces = []
+    mean = sum(flat_of(block, uses).square().sum(1).mean() for block in PAIRED)
+    least = damping / 16 - mean / sum(block.size for block in PAIRED) / 2
     for block in PAIRED:
         rows = flat_of(block, uses)
         basis = pair_bases(block, uses[block.name])
         h = (rows @ basis).square().mean(0)
-        pieces.append(basis * (h.sqrt() / (h + 0.1 * h.sum() / block.size)) @ basis.T)
+        floor = torch.maximum(0.1 * h.sum() / block.size, least)
+        pieces.append(basis * (h.sqrt() / (h + floor)) @ basis.T)
     return torch.block_diag(*pieces)
 
 
@@ -84,14 +87,16 @@ def chosen(seed):
     return {block.name: uses[block.name] for block in PAIRED}
 
 
-@pytest.mark.parametrize("width", [4, 12, N])
-def test_features_are_coordinates_in_the_span_of_whitened_principal_components(width):
+@pytest.mark.parametrize(
+    "width, damping", [(4, 0.0), (12, 30.0), (12, 800.0), (12, 2000.0), (N, 0.0)]
+)
+def test_features_are_coordinates_in_the_span_of_whitened_principal_components(width, damping):
     probes, rows, others = chosen(1), chosen(2), chosen(3)
     projection = member("projections", "principal")(
         PAIRED, width, 0, candidates_per_feature=50, **EXACT
     )
-    fitted(projection, probes, rows, N)
-    white = whitener(probes)
+    fitted(projection, probes, rows, N, damping)
+    white = whitener(probes, damping)
     gradients, sample = (
         torch.cat([flat_of(block, uses) for block in PAIRED], 1) for uses in (rows, others)
     )

@@ -119,7 +119,7 @@ def ready(name, width=24, seed=3, blocks=BLOCKS, **options):
     return fitted(projection, random_uses(40, 99), random_uses(40, 98), 40)
 
 
-def fitted(projection, probes, rows, examples):
+def fitted(projection, probes, rows, examples, damping=0.0):
     """Return a projection after every pass over probes and loss gradients that its class asks for."""
     if not projection.fitted:
         return projection
@@ -130,7 +130,7 @@ def fitted(projection, probes, rows, examples):
             state = projection.refine_update(state, probes, 1.0)
         if shown != "curvature":
             state = projection.refine_rows(state, rows)
-        projection.load(projection.refine(state, examples))
+        projection.load(projection.refine(state, examples, damping))
     return projection
 
 

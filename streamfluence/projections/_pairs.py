@@ -136,7 +136,7 @@ class Pairs(Projection):
         energy = self._features(self._tried, uses).double().square().sum(0)
         return {**state, key: state[key].to(energy.device) + weight * energy}
 
-    def refine(self, state: State, examples: float) -> State:
+    def refine(self, state: State, examples: float, damping: float = 0.0) -> State:
         """Return the arrays for ``load``, selected by the energies measured over ``examples``."""
         blocks, tried = self._blocks(), self._candidates()
         sizes = [len(arrays["energy"]) for arrays in tried.values()]
@@ -167,6 +167,12 @@ class Pairs(Projection):
         energy = torch.cat([block["energy"] for block in blocks.values()])
         means = [self._mean(n, block).expand_as(block["energy"]) for n, block in blocks.items()]
         return energy, torch.cat(means)
+
+    @property
+    def mean(self) -> float:
+        """Return the mean curvature over all weights."""
+        total = sum(float(block["total"]) for block in self._blocks().values())
+        return total / sum(block.size for block in self.blocks)
 
     def to(self, device: torch.device | str) -> "Pairs":
         """Return the projection with its arrays on ``device``."""

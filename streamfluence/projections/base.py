@@ -43,12 +43,14 @@ class Projection:
         passes: What each pass over the sample shows: the vectors of the ``curvature``, the loss
             gradients that ``rows`` are made of, or ``both``.
         most_rows: Loss gradients that a pass over ``rows`` alone is shown at most; None means all.
+        damped: Whether the last ``refine`` looks at the damping.
     """
 
     fitted = False
     unbiased = False
     passes: tuple[str, ...] = ("curvature",)
     most_rows: int | None = None
+    damped = False
 
     def __init__(self, blocks: Sequence[Block], width: int, seed: int) -> None:
         self.blocks, self.width, self.seed = tuple(blocks), width, seed
@@ -84,8 +86,13 @@ class Projection:
         """Return ``state`` plus one batch of loss gradients, which are what rows will be made of."""
         return state
 
-    def refine(self, state: State, examples: float) -> State:
-        """Return the arrays that ``load`` needs, from a later pass summed over ``examples``."""
+    def refine(self, state: State, examples: float, damping: float = 0.0) -> State:
+        """Return the arrays that ``load`` needs, from a later pass summed over ``examples``.
+
+        Args:
+            damping: What will be added to the curvature, as far as it is known before the features are; 0
+                where it is a multiple of their spectrum.
+        """
         return {}
 
     def to(self, device: torch.device | str) -> "Projection":

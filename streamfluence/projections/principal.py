@@ -30,12 +30,26 @@ from streamfluence.projections.base import Part, Projection
 # .483 .713 .788.
 _FLOOR = 0.1
 
+# Of the damping, less half the mean curvature of all weights. Where the damping is many times that mean, the
+# first floor leaves directions in which damped products hold little. LDS and correlation with exact scores
+# on an MLP of 109,386 weights and 4,500 images of digits, damping 26 times the mean, float32:
+#                                    512 components       1,024       2,048      LDS of exact scores
+#     m / 10                              .243 .66    .260 .71    .272 .75                     .266
+#     and damping / 16                    .272 .86    .289 .90    .292 .93
+#     and damping / 16 - mean / 2         .273 .84    .290 .88    .292 .91
+#     damping / 4                         .263 .92    .277 .96    .276 .98
+#     damping                             .244 .95    .257 .98    .261 1.0
+# The least half keeps every net as it is whose damping is below 9.6 times its mean curvature.
+_DAMPED_FLOOR = 1 / 16
+_UNDAMPED = 1 / 2
+
 
 class Principal(Projection):
     """Features ``D^T vec(G)``, D an orthonormal basis of the span of ``W B``.
 
     W is diagonal in the coordinates of the eigenvector pairs, ``h^(1/2) / (h + m / 10)`` with h a pair's
-    curvature and m the mean of h over all weights of its block: what whitens a gradient, times the
+    curvature and m the mean of h over all weights of its block, or in place of m / 10 a part of a large
+    damping (see ``_DAMPED_FLOOR``): what whitens a gradient, times the
     root of the energy that whitened queries have there, as the curvature is the mean of gradients
     of examples that were not trained on. B are the leading principal components of the
     loss gradients times W: if the pairs are eigenvectors, the components that lose least of the
@@ -63,6 +77,7 @@ class Principal(Projection):
 
     fitted = True
     passes = ("curvature", "both", "rows")
+    damped = True
 
     def __init__(
         self,
@@ -106,8 +121,8 @@ class Principal(Projection):
 
     def merge(self, a: State, b: State) -> State:
         """Return the state of both parts together."""
-        if "whitened" in a:
-            return {"whitened": torch.cat([a["whitened"], b["whitened"]])}
+        if "kept" in a:
+            return {"kept": torch.cat([a["kept"], b["kept"]])}
         return self._pairs.merge(a, b)
 
     def fit(self, state: State, examples: float) -> State:
@@ -125,7 +140,7 @@ class Principal(Projection):
         """Return the state of the second pass, or of the third, over no examples."""
         if not self._pairs.measured:
             return self._pairs.refine_empty()
-        return {"whitened": torch.zeros(0, self._pairs.kept)}
+        return {"kept": torch.zeros(0, self._pairs.kept)}
 
     def refine_update(self, state: State, uses: Uses, weight: float) -> State:
         """Return ``state`` plus one batch of the second pass."""
@@ -136,25 +151,28 @@ class Principal(Projection):
         if not self._pairs.measured:
             return self._pairs.refine_rows(state, uses)
         rows = self._pairs.apply(uses)
-        whitened = state["whitened"].to(rows.device)
-        return {"whitened": torch.cat([whitened, rows * self._scale().to(rows)])}
+        return {"kept": torch.cat([state["kept"].to(rows.device), rows])}
 
-    def refine(self, state: State, examples: float) -> State:
+    def refine(self, state: State, examples: float, damping: float = 0.0) -> State:
         """Return the arrays for ``load``: the best pairs, or after the third pass their mixture.
+
+        The tensors of the third pass are overwritten.
 
         Raises:
             InputError: If the loss gradients of the sample are all zero.
         """
         if not self._pairs.measured:
             return self._pairs.refine(state, examples)
+        scale = self._scale(damping).to(state["kept"].device)
+        whitened = state["kept"].mul_(scale.float())
         if self._pairs.kept <= self.width:  # nothing to choose
             mixture, shares = torch.eye(self._pairs.kept), [1.0, 1.0]
-        elif state["whitened"].any():
-            basis, *shares = components(state["whitened"], self.width)
-            span = basis.mul_(self._scale().to(basis)[:, None])
+        elif whitened.any():
+            basis, *shares = components(whitened, self.width)
+            span = basis.mul_(scale[:, None])
             span /= span.norm(dim=0)
             if lacking := self.width - span.shape[1]:
-                span = torch.cat([span, self._best(state["whitened"], lacking)], dim=1)
+                span = torch.cat([span, self._best(whitened, lacking)], dim=1)
             mixture = orthonormal(span)
         else:
             raise InputError(
@@ -164,7 +182,7 @@ class Principal(Projection):
         return {
             **self._arrays,
             "mixture": mixture.float(),
-            "shares": torch.tensor([*shares, len(state["whitened"])]),
+            "shares": torch.tensor([*shares, len(whitened)]),
         }
 
     def to(self, device: torch.device | str) -> "Principal":
@@ -202,7 +220,9 @@ class Principal(Projection):
         order = rows.square().sum(0).sort(descending=True, stable=True).indices
         return F.one_hot(order[:count], len(order)).T.double()
 
-    def _scale(self) -> Tensor:
+    def _scale(self, damping: float) -> Tensor:
         """Return the diagonal of W, shape ``(pair,)``, float64."""
         energy, mean = self._pairs.energies()
-        return torch.where(energy > 0, energy.sqrt() / (energy + _FLOOR * mean), 0.0)
+        least = _DAMPED_FLOOR * damping - _UNDAMPED * self._pairs.mean
+        floor = (_FLOOR * mean).clamp_min(least)
+        return torch.where(energy > 0, energy.sqrt() / (energy + floor), 0.0)

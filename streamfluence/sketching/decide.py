@@ -14,8 +14,8 @@ from streamfluence.run.at_checkpoint import AtCheckpoint, checkpoint_unit
 from streamfluence.run.rests_on import scales_digest
 from streamfluence.run.session import Session
 from streamfluence.run.states import select
-from streamfluence.sketching.damping import resolve
 from streamfluence.sketching.fitted import block_widths, projection_arrays, ready_projection
+from streamfluence.sketching.implied import implied_damping
 from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import merged
 
@@ -53,17 +53,16 @@ def _damping(
     at: AtCheckpoint, curvature: Curvature, projection: Projection
 ) -> tuple[float | None, dict[str, Any]]:
     """Return the damping of every block, None for that of each block's own spectrum, and its rule."""
-    session, told = at.session, at.session.run.method.curvature
-    scales = at.load("scales")[1] if told.by_weight else {}
-    mean_square = scales.get("mean_square", 0.0)
-    damping, rule = resolve(told, session.used_curvature.name, curvature, mean_square)
-    energy = projection.facts().get("energy")
+    implied = implied_damping(at)
+    damping, energy = implied.value, projection.facts().get("energy")
     n_weights = sum(block.size for block in projection.blocks)
-    if damping is None and energy and _sizes(session, projection) == [n_weights]:
+    if damping is None and energy and _sizes(at.session, projection) == [n_weights]:
         # Of all the curvature there is: mixed directions hold a part of it that says little.
         damping = curvature.default_scale * energy / n_weights
-    share = scales.get("share_by_weight", 0.0)
-    return damping, {"damping_rule": rule, "damping_share_by_weight": share}
+    return damping, {
+        "damping_rule": implied.rule,
+        "damping_share_by_weight": implied.share_by_weight,
+    }
 
 
 def _preconditioner(

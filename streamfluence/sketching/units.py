@@ -9,6 +9,7 @@ from streamfluence.linalg import State
 from streamfluence.run.at_checkpoint import AtCheckpoint, checkpoint_unit
 from streamfluence.sketching.damping import share_by_weight
 from streamfluence.sketching.fitted import block_widths, fitted, projection_after, ready_projection
+from streamfluence.sketching.implied import implied_damping
 from streamfluence.sketching.sums import Sums
 from streamfluence.sketching.sweep import accumulate, merged
 
@@ -65,7 +66,8 @@ def choose(at: AtCheckpoint, number: int) -> None:
     """Merge the parts of a later pass and commit the projection."""
     projection = projection_after(at, number - 1)
     state, examples = merged(at, f"refine-{number}", projection.merge)
-    _save_fitted(at, number, projection.refine(state, examples))
+    damping = implied_damping(at).value or 0.0
+    _save_fitted(at, number, projection.refine(state, examples, damping))
 
 
 def _save_fitted(at: AtCheckpoint, number: int, arrays: State) -> None:
