@@ -45,9 +45,9 @@ def test_runs_that_differ_after_the_sums_share_them_and_score_as_alone(
     seen = []
     accumulate = _sketch_tasks.accumulate
 
-    def watched(session, checkpoint, task, stage, *rest, **options):
+    def watched(at, task, stage, *rest, **options):
         seen.append(stage)
-        accumulate(session, checkpoint, task, stage, *rest, **options)
+        accumulate(at, task, stage, *rest, **options)
 
     monkeypatch.setattr(_sketch_tasks, "accumulate", watched)
     run(folder / "job.toml", str(folder / f"shared-{name}"), JOINT | changes)
