@@ -36,7 +36,7 @@ LAYERS = (  # the lowest first; a module imports from its own layer and from tho
     {"features"},
     {"run"},
     {"sketching", "collecting", "scoring"},
-    {"evaluation"},
+    {"evaluation", "starting"},
     {"stages"},
     {"api", "guide", "recording"},
     {"cli", "__init__", "__main__"},

@@ -11,6 +11,7 @@ from streamfluence.cli import _options as options
 from streamfluence.cli._call import call, call_watched, execution, grouped
 from streamfluence.cli._clean import put
 from streamfluence.cli._program import Program
+from streamfluence.cli._saved_model import saved_model
 from streamfluence.cli._show import show, warn
 from streamfluence.cli.evaluate import evaluate
 from streamfluence.cli.relocate import relocate
@@ -30,11 +31,17 @@ def main() -> None:
 
 @main.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--example", metavar="NAME", help="Copy a worked example: digits or code.")
+@saved_model
 @options.as_json
-def init(directory: Path, example: str | None, as_json: bool) -> None:
-    """Write a task and a job, or a worked example, into DIRECTORY."""
-    show(call("init", directory, example=example), as_json)
+def init(directory: Path, example: str | None, as_json: bool, **given: Any) -> None:
+    """Write a task and a job, or a worked example, into DIRECTORY.
+
+    With --hf and --data they are made for a model and data you have, and run as they are.
+    """
+    start = grouped("starting.start.Start", given, *given) if given["hf"] else None
+    if start is None and any(given.values()):
+        raise click.UsageError("--data, columns and --peft are for --hf MODEL_DIR")
+    show(call("init", directory, example=example, start=start), as_json)
 
 
 @main.command()
