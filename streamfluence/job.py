@@ -155,9 +155,13 @@ class Score:
             .npy, or lists of rows as .npz or .json.
         scale: Member of the family ``scales``: what the scores of each example are multiplied by.
         source: ``rows``, or ``streamed``: no row is stored, gradients are made again for every score and
-            multiplied whole. See ``streamfluence guide methods``.
+            multiplied whole; or ``recorded``: what every step of a training did. See
+            ``streamfluence guide methods``.
         solver: Member of the family ``solvers``, for a source that solves the curvature.
         solver_options: Of the member, such as ``{ tolerance = 1e-4 }``.
+        record: Folder of a training that ``streamfluence.record`` wrote, for ``recorded``.
+        scan: Member of the family ``scans``, by which ``recorded`` walks its steps.
+        scan_options: Of the member, such as ``{ curvature = "fisher" }``.
     """
 
     readouts: Auto | tuple[str, ...] = "auto"
@@ -167,6 +171,9 @@ class Score:
     source: str = "rows"
     solver: str = "conjugate_gradients"
     solver_options: Mapping[str, Any] = field(default_factory=dict)
+    record: str | None = None
+    scan: str = "value_embedding"
+    scan_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

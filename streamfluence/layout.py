@@ -13,6 +13,7 @@ PLACE = "place.json"
 TURN = "verify.json"  # whose turn it is when only a share of the bytes is verified
 RECEIPTS, PARTS, DATA = "receipts", "parts", "data"
 SKETCH, COLLECT, SCORE, PREPARED = "sketch", "collect", "score", "prepared"
+SCAN = "scan"
 SCORES, SETS, IDENTITIES = "scores", "sets", "identities"
 PUBLISHED, LISTING = (
     ".zarr",
@@ -78,6 +79,11 @@ def scales_stage(checkpoint: int) -> str:
 def prepared_stage(label: str) -> str:
     """Return the stage whose only partition is what readouts of a score prepared, if any did."""
     return f"{PREPARED}/{label}"
+
+
+def scan_stage(key: str) -> str:
+    """Return the stage of the segments of a recorded training, walked as a digest of it all says."""
+    return f"{SCAN}/{key}"
 
 
 def score_stage(label: str) -> str:

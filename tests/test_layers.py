@@ -60,6 +60,7 @@ FOLDERS = (
     "data",
     "scores",
     "score",
+    "scan",
     "sets",
     "identities",
     "sketch",

@@ -115,7 +115,7 @@ def collect(
     show(result, as_json)
 
 
-_ASKED = ("readouts", "top_k", "subsets", "options", "scale", "source", "solver")
+_ASKED = ("readouts", "top_k", "subsets", "options", "scale", "source", "solver", "record", "scan")
 
 
 @main.command()
@@ -139,10 +139,10 @@ _ASKED = ("readouts", "top_k", "subsets", "options", "scale", "source", "solver"
 @click.option(
     "--scale", metavar="NAME", help="Multiply the scores of each example: cosine, relative or none."
 )
-@click.option(
-    "--source", metavar="NAME", help="rows, or streamed: whole gradients, of which none is stored."
-)
+@click.option("--source", metavar="NAME", help="rows, streamed or recorded: what is multiplied.")
 @click.option("--solver", metavar="NAME", help="Solves the curvature for streamed scores.")
+@click.option("--record", metavar="DIR", help="The recorded training, for recorded scores.")
+@click.option("--scan", metavar="NAME", help="Walks the steps of a recorded training.")
 @options.readout_options
 @click.option("--allow-incomplete", is_flag=True, help="Go on without missing rows, and say so.")
 @options.score_name

@@ -105,16 +105,17 @@ class AtCheckpoint:
 
     def _ready_feature(self) -> Feature:
         feature = feature_of(self.session.run.method)
-        feature.at(self._ground())
+        feature.at(self.ground(self.model))
         return feature
 
-    def _ground(self) -> Ground:
+    def ground(self, model: nn.Module) -> Ground:
+        """Return what the run's feature is measured on, of a model of the task."""
         session = self.session
         rows = session.reader("train").read(0, min(PLANNING, session.run.train.count))
         chosen = session.run.method.model
         return Ground(
             task=session.task,
-            model=self.model,
+            model=model,
             forward=session.forward,
             forward_exactly=partial(session.forward_at, False),
             examples=session.batch(rows),

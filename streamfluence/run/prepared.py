@@ -14,7 +14,7 @@ from streamfluence.layout import prepared_stage
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.rests_on import differing, set_digest, sketch_digest
 from streamfluence.run.rows import stored_rows
-from streamfluence.run.source import of_rows
+from streamfluence.run.source import of_rows, scan_of
 from streamfluence.store import Receipt
 from streamfluence.store.digests import content_digest, document_digest
 
@@ -32,7 +32,18 @@ def prepared_bases(run: OpenRun, spec: Mapping[str, Any]) -> dict[str, str]:
         "score": document_digest(spec),
         "sketch": document_digest([sketch_digest(run, c) for c in run.checkpoints]),
         "train": _train_digest(run, spec) if of_rows(spec) else set_digest(run, "train"),
+        **_segments_digest(run, spec),
     }
+
+
+def _segments_digest(run: OpenRun, spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of the segments of a recorded training, where scores are made of one."""
+    stage, count = scan_of(spec)
+    if not count:
+        return {}
+    found = run.receipts(stage)
+    whole = all(number in found for number in range(count))
+    return {"segments": content_digest(found[n] for n in range(count)) if whole else "missing"}
 
 
 def _train_digest(run: OpenRun, spec: Mapping[str, Any]) -> str:

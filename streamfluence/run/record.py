@@ -27,7 +27,7 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.rests_on import only_receipt
 from streamfluence.run.rows import StoredRows, stored_rows
-from streamfluence.run.source import DIRECTIONS, SOURCE, of_rows, source_name
+from streamfluence.run.source import DIRECTIONS, SOURCE, of_rows, scan_of, source_name
 from streamfluence.store import Receipt, array_names
 
 
@@ -49,7 +49,7 @@ def record(run: OpenRun, label: str, scores: Finished | None = None) -> dict[str
         "scale": spec["scale"],
         "source": source_name(spec),
         **_method(run, spec["damping"]),
-        **(_stored(run) if of_rows(spec) else _streamed(run, label, spec)),
+        **(_stored(run) if of_rows(spec) else _without_rows(run, label, spec)),
         **_coverage(run),
         "examples": counts["examples"],
         "non_finite_examples": counts["invalid"],
@@ -64,8 +64,9 @@ def warnings(run: OpenRun, missing_partitions: list[int], results: Sequence[Fini
     """Return what makes scores of a run doubtful, one sentence each with the fix."""
     of_scores = [doubt for scores in results for doubt in score_warnings(run, scores)]
     with_rows = not results or any(of_rows(scores.spec) for scores in results)
+    damped = with_rows or not all(scan_of(scores.spec)[1] for scores in results)
     return [
-        *sketch_warnings(run, with_rows),
+        *sketch_warnings(run, with_rows, damped),
         *(row_warnings(run, missing_partitions) if with_rows else []),
         *dict.fromkeys(of_scores),
     ]
@@ -95,11 +96,12 @@ def predicts(run: OpenRun, scores: Finished) -> bool:
     return kept and feature_of(run.method).predicts
 
 
-def sketch_warnings(run: OpenRun, with_rows: bool = True) -> list[str]:
+def sketch_warnings(run: OpenRun, with_rows: bool = True, damped: bool = True) -> list[str]:
     """Return the doubts that are known once the sketch is there.
 
     Args:
         with_rows: Whether rows are made in its directions; else it gives a damping and no more.
+        damped: Whether that is used.
     """
     checkpoints = run.checkpoints
     decisions = [decision_facts(run, checkpoint) for checkpoint in checkpoints]
@@ -113,7 +115,8 @@ def sketch_warnings(run: OpenRun, with_rows: bool = True) -> list[str]:
             *vector_doubts(run.train.count, decisions),
         ]
     if not with_rows:
-        return [*model_doubts(names, facts), *curvature_doubts(decisions[0])]
+        damping = curvature_doubts(decisions[0]) if damped else []
+        return [*model_doubts(names, facts), *damping]
     return [
         *model_doubts(names, facts),
         *sketch_doubts(run.method, run.train.count, decisions, coverages),
@@ -193,9 +196,17 @@ def _stored(run: OpenRun) -> dict[str, Any]:
     return {"codec": {"name": run.method.rows.codec, **codec, **measured}}
 
 
-def _streamed(run: OpenRun, label: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what takes the place of a projection, where gradients are multiplied whole."""
-    facts, source = prepared_receipt(run, label).facts, spec[SOURCE]
+def _without_rows(run: OpenRun, label: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what takes the place of a projection, and of a curvature where the source has its own."""
+    facts = prepared_receipt(run, label).facts
+    if "record" not in facts:
+        return _streamed(run, facts, spec[SOURCE])
+    codec = {"name": "none: no row is stored"}
+    return {"projection_facts": {}, "codec": codec, "precision": "float32", **facts["record"]}
+
+
+def _streamed(run: OpenRun, facts: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is so where gradients are multiplied whole."""
     first = decision_facts(run, 0)
     solved = first["curvature"] != "identity"
     return {

@@ -12,6 +12,7 @@ from streamfluence.layout import (
     COLLECT,
     PLACE,
     PREPARED,
+    SCAN,
     SCORE,
     SCORES,
     SKETCH,
@@ -34,7 +35,7 @@ from streamfluence.run.prepared import prepares
 from streamfluence.run.rests_on import of_other_data, sketch_digest
 from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.sets import NO_QUERIES, score_names
-from streamfluence.run.source import of_rows
+from streamfluence.run.source import of_rows, scan_of
 from streamfluence.store import Problem, Receipt
 from streamfluence.store.digests import content_digest
 from streamfluence.store.ledger import set_names
@@ -95,7 +96,7 @@ def _strangers(known: Known, findings: Findings) -> None:
     for stage in known.stages:
         top, name, *rest = [*stage.split("/"), ""]
         checkpoint = {COLLECT: rest[0] if rest else "", SKETCH: name}.get(top)
-        foreign = top not in (COLLECT, SKETCH, *_OF_SCORES)
+        foreign = top not in (COLLECT, SKETCH, SCAN, *_OF_SCORES)
         most: float = float("inf")
         if top == COLLECT:
             most = most if name in known.doubtful else known.sets.get(name, most)
@@ -105,6 +106,8 @@ def _strangers(known: Known, findings: Findings) -> None:
             most = int(prepares(known.specs[name]))
         elif top == SCORES:
             most = 1
+        elif top == SCAN:
+            most = dict(map(scan_of, known.specs.values())).get(stage, most)
         for partition in sorted(known.there(stage)):
             if foreign or (checkpoint is not None and checkpoint not in checkpoints):
                 findings.wrong(stage, partition, "belongs to no stage of this run")
@@ -132,6 +135,9 @@ def _needed_rows(known: Known, findings: Findings) -> dict[str, set[int]]:
             continue
         if prepares(spec) and not known.there(prepared_stage(label)):
             findings.lost(prepared_stage(label), 0, f"scores {label!r} were made with it")
+        segments, count = scan_of(spec)
+        for lost_segment in sorted(set(range(count)) - known.there(segments)):
+            findings.lost(segments, lost_segment, f"scores {label!r} were made with it")
         queries = spec["queries"]
         if of_rows(spec):
             needed.setdefault("train", set()).update(p for task in spec["tasks"] for p in task)

@@ -2,7 +2,8 @@
 
 Steps are walked from the last to the first, since every step changes what the ones before it did.
 The state of some steps that follow each other, a segment, holds what their examples did to the
-weights at its end, and how a change of the weights at its start arrives there.
+weights at its end, under ``embeddings``, and how a change of the weights at its start arrives there:
+all that ``carry`` looks at.
 
 Laws: ``combine`` is associative, and not commutative; segments that are made apart and combined are
 what one walk over all steps is; directions that are carried back have the products with embeddings
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from streamfluence.linalg import State
+
+EMBEDDINGS = "embeddings"
 
 
 class Scan:
@@ -68,4 +71,4 @@ class Scan:
             Shape ``(example, feature)``: steps in the order of training, of each its examples as they
             were given. A product with a query's gradient is the increase of its loss.
         """
-        raise NotImplementedError
+        return state[EMBEDDINGS]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from streamfluence.linalg import State
-from streamfluence.scans.base import Scan
+from streamfluence.scans.base import EMBEDDINGS, Scan
 
-EMBEDDINGS, TRANSITION = "embeddings", "transition"
+TRANSITION = "transition"
 
 
 class ValueEmbedding(Scan):
@@ -62,9 +62,6 @@ class ValueEmbedding(Scan):
 
     def carry(self, state: State, directions: Tensor) -> Tensor:
         return directions @ state[TRANSITION]
-
-    def embeddings(self, state: State) -> Tensor:
-        return state[EMBEDDINGS]
 
 
 def _carried(vectors: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

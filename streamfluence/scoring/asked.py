@@ -19,6 +19,7 @@ class Asked:
         scale: Member of the family ``scales``: what the scores of each example are multiplied by.
         source: Member of ``scoring.sources``.
         solver, solver_options: What solves the curvature for a source that does, and its options.
+        record, scan, scan_options: Which recorded training, and by what its steps are walked.
     """
 
     readouts: Sequence[str] = ()
@@ -29,6 +30,9 @@ class Asked:
     source: str | None = None
     solver: str | None = None
     solver_options: Mapping[str, Any] = field(default_factory=dict)
+    record: str | None = None
+    scan: str | None = None
+    scan_options: Mapping[str, Any] = field(default_factory=dict)
 
     def tables(self) -> dict[str, dict[str, Any]] | None:
         """Return the options of every readout that is asked for, by name; None if none is."""

@@ -12,7 +12,7 @@ import torch
 from streamfluence.codecs.base import Encoded
 from streamfluence.columns import FLAGS, ROWS, SCALE
 from streamfluence.errors import IncompleteError
-from streamfluence.execution import Progress
+from streamfluence.execution import Execution, Progress
 from streamfluence.layout import prepared_stage
 from streamfluence.readouts.base import Arrays, Readout, Sample
 from streamfluence.run.decision import load_codec
@@ -20,24 +20,25 @@ from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_bases, prepared_receipt, prepares
 from streamfluence.run.readouts import open_readouts
 from streamfluence.run.rows import StoredRows, stored_rows
-from streamfluence.run.session import open_session
 from streamfluence.run.source import of_rows
-from streamfluence.scoring.sources._directions import make_directions
+from streamfluence.scoring.source import open_source
 
 _STREAM = 1  # beside the seed: not the sample that the curvature is sketched from
 
 
 def prepare(
-    run: OpenRun, label: str, spec: Mapping[str, Any], device: str, progress: Progress
+    run: OpenRun, label: str, spec: Mapping[str, Any], execution: Execution, progress: Progress
 ) -> None:
     """Commit what readouts or the source of a score prepare, unless there is nothing to or it is there."""
     if not prepares(spec) or run.receipt(prepared_stage(label), 0) is not None:
         return
-    bases = prepared_bases(run, spec)
     if not of_rows(spec):
-        arrays, facts = make_directions(open_session(run.url, device), spec, progress)
-        run.commit(prepared_stage(label), 0, arrays, {"score": label}, {**facts, **bases})
+        source = open_source(run, execution.resolved_device(), label, spec)
+        arrays, facts = source.prepare(execution, progress)
+        facts |= prepared_bases(run, spec)
+        run.commit(prepared_stage(label), 0, arrays, {"score": label}, facts)
         return
+    bases = prepared_bases(run, spec)
     readouts = open_readouts(spec["readouts"], run.place.root)
     arrays = {
         f"{name}.{key}": array

@@ -55,7 +55,7 @@ def score_set(
     spec = make_spec(run, example_set, pinned, damping, chosen, allow_incomplete)
     pin(run, label, spec)
     refuse_changed_preparation(run, label, spec)
-    prepare(run, label, spec, execution.resolved_device(), progress)
+    prepare(run, label, spec, execution, progress)
     _execute(run, label, spec, execution, progress)
     return _merge(run, label)
 
@@ -79,7 +79,7 @@ def rescore(
     if prepared_changed(run, label, spec):
         run.discard(prepared_stage(label), 0)
     execution, progress = execution or Execution(), progress or Silent()
-    prepare(run, label, spec, execution.resolved_device(), progress)
+    prepare(run, label, spec, execution, progress)
     _discard_stale(run, label, spec)
     _execute(run, label, spec, execution, progress)
     _discard_stale(run, label, spec)  # parts made on another machine may have other last bits

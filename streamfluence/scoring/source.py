@@ -13,9 +13,9 @@ from streamfluence.run.feature import feature_of
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import PREPARED
 from streamfluence.run.readouts import needed, open_readouts
+from streamfluence.run.session import open_session
 from streamfluence.run.sets import NO_QUERIES
 from streamfluence.run.source import DIRECTIONS, ROWS_SOURCE, SOURCE, source_name
-from streamfluence.run.unprojected import CURVATURES
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.sources.base import Source, Wanted
 
@@ -23,9 +23,10 @@ FAMILY = "scoring.sources"
 
 
 def check_source(score: Score) -> None:
-    """Raise InputError if there is no such source, or no such solver or option of it."""
+    """Raise InputError if there is no such source, or no such solver, scan or option of it."""
     _refuse_unknown(score.source)
     checked("solvers", score.solver, score.solver_options)(**score.solver_options)
+    checked("scans", score.scan, score.scan_options)(**score.scan_options)
 
 
 def pinned_source(run: OpenRun, asked: Asked, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,22 +38,27 @@ def pinned_source(run: OpenRun, asked: Asked, before: Mapping[str, Any]) -> dict
     said = before.get(SOURCE, {})
     name = asked.source or said.get("name", ROWS_SOURCE)
     _refuse_unknown(name)
-    if name == ROWS_SOURCE:
-        _refuse_solver(asked)
-        return {}
-    solver = asked.solver or said.get("solver", Score.solver)
-    options = dict(asked.solver_options or said.get("options", {}))
-    checked("solvers", solver, options)(**options)
-    return {
-        SOURCE: {"name": name, "solver": solver, "options": options},
-        PREPARED: [DIRECTIONS],
-    }
+    said = member(FAMILY, name).pinned(run, asked, said if said.get("name") == name else {})
+    return {} if name == ROWS_SOURCE else {SOURCE: {"name": name, **said}, PREPARED: [DIRECTIONS]}
+
+
+def try_source(run: OpenRun, asked: Asked, device: str) -> None:
+    """Refuse, before any long work, a source that can make no scores of a run."""
+    pinned = pinned_source(run, asked, {})
+    if SOURCE in pinned:
+        source_member(pinned).refuse(run)
+        source_member(pinned).try_out(open_session(run.url, device), pinned[SOURCE])
 
 
 def open_source(run: OpenRun, device: str, label: str, spec: Mapping[str, Any]) -> Source:
     """Return what makes the scores of a document."""
-    source: Source = member(FAMILY, source_name(spec))(run, device, label, spec)
-    return source
+    return source_member(spec)(run, device, label, spec)
+
+
+def source_member(spec: Mapping[str, Any]) -> type[Source]:
+    """Return the class of the source that a document says."""
+    found: type[Source] = member(FAMILY, source_name(spec))
+    return found
 
 
 def label_scores(run: OpenRun, label: str, spec: Mapping[str, Any], partition: int) -> np.ndarray:
@@ -64,7 +70,13 @@ def label_scores(run: OpenRun, label: str, spec: Mapping[str, Any], partition: i
     return np.concatenate([np.concatenate(pieces) for pieces in tiles], axis=1)
 
 
-def refuse_unfit(run: OpenRun, example_set: str, spec: Mapping[str, Any], scale: str) -> None:
+def refuse_unfit(
+    run: OpenRun,
+    example_set: str,
+    spec: Mapping[str, Any],
+    scale: str,
+    damping: float | None = None,
+) -> None:
     """Refuse what a source that reads no rows cannot do of a run.
 
     Args:
@@ -91,30 +103,18 @@ def refuse_unfit(run: OpenRun, example_set: str, spec: Mapping[str, Any], scale:
             f"the scale {scale!r} is made of what is stored with rows, and {where} stores none; leave "
             "it out, or use score.source = 'rows'"
         )
+    if damping is not None and not member(FAMILY, name).damps:
+        raise InputError(f"{where} solves no curvature, so nothing is damped; leave --damping out")
     if not feature_of(run.method).gradients:
         raise InputError(
             f"{where} multiplies gradients, but the feature {run.method.feature.name!r} is none; use "
             "score.source = 'rows'"
         )
-    curvature = run.method.curvature.name
-    if curvature not in CURVATURES:
-        raise InputError(
-            f"{where} needs products with the curvature, which {curvature!r} has none of; use one of "
-            f"{', '.join(CURVATURES)}, or score.source = 'rows'"
-        )
+    member(FAMILY, name).refuse(run)
 
 
 def _refuse_unknown(name: str) -> None:
     if name not in names(FAMILY):
         raise InputError(
             f"score.source = {name!r} is not known; there are: {', '.join(names(FAMILY))}"
-        )
-
-
-def _refuse_solver(asked: Asked) -> None:
-    """Refuse a solver where nothing is solved; a job always names one."""
-    if asked.solver_options:
-        raise InputError(
-            "solver_options are of score.source = 'streamed'; stored rows are whitened already, so "
-            "leave them out"
         )

@@ -16,7 +16,7 @@ from streamfluence.run.readouts import needed, open_readouts, pin_readouts
 from streamfluence.run.rows import StoredRows, stored_rows
 from streamfluence.run.sets import NO_QUERIES, named_query_set, query_count
 from streamfluence.run.source import of_rows
-from streamfluence.scoring.source import refuse_unfit
+from streamfluence.scoring.source import refuse_unfit, source_member
 from streamfluence.store.documents import differences
 
 DENSE_BYTES = 64 << 20  # scores that one task holds before it writes them
@@ -46,7 +46,7 @@ def make_spec(
         _refuse_scores(run, pinned, damping)
     else:
         named_query_set(run, example_set)
-    refuse_unfit(run, example_set, pinned, scale)
+    refuse_unfit(run, example_set, pinned, scale, damping)
     missing = _missing(run, example_set) if of_rows(pinned) else []
     if missing and not allow_incomplete:
         StoredRows(run, "train", 0).refuse_missing(missing)
@@ -65,7 +65,7 @@ def make_spec(
         **pinned,
         "tasks": [present[i : i + size] for i in range(0, len(present), size)],
         "missing_partitions": missing,
-        "meaning": by.meaning(meaning),
+        "meaning": by.meaning(source_member(pinned).meaning(meaning)),
         "unit": by.unit(unit),
     }
 

@@ -86,7 +86,7 @@ def _lines(run: OpenRun, scores: Finished) -> Iterator[dict[str, Any]]:
                 "id": examples.of(row, "id"),
                 "group": examples.of(row, "group"),
                 "score": float(arrays["scores"][query, rank]),
-                "loss": float(arrays["loss"][query, rank]),
+                "loss": known(arrays["loss"][query, rank]),
                 "self_influence": known(arrays["self_influence"][query, rank]),
             }
 

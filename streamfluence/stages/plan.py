@@ -20,6 +20,7 @@ from streamfluence.budget import Stored
 from streamfluence.collecting import units as _collect_tasks
 from streamfluence.collecting.decision import Decision, decision_of
 from streamfluence.data import open_reader
+from streamfluence.errors import InputError
 from streamfluence.job import Job
 from streamfluence.layout import PARTS, RECEIPTS, Span, sketch_stage
 from streamfluence.readouts.base import Readout
@@ -42,6 +43,7 @@ from streamfluence.stages.run import asked_of, execution_of, job_here
 from streamfluence.stages.sketch import sketch
 
 PROBE_BATCHES = 4
+_KNOWN_COSTS = (ROWS_SOURCE, "streamed")
 STARTS = 3  # sketch, collect and score each start their workers
 _DOCUMENTS = Stored(5)  # the manifest, the place, and what pins the training set
 _DOCUMENTS_A_SET = Stored(3)  # what pins a query set and its score
@@ -59,6 +61,7 @@ def plan(
         of a job that stores no rows, what ``Streaming.table`` says.
 
     Raises:
+        InputError: If it is of a source of scores whose cost is not known.
         BudgetError: If that exceeds the free disk space or ``compute.memory``.
         StreamfluenceError: Whatever the first batches of the job itself would raise.
     """
@@ -66,6 +69,11 @@ def plan(
     execution = execution_of(job)
     execution.check()
     check_source(job.score)
+    if job.score.source not in _KNOWN_COSTS:
+        raise InputError(
+            f"plan knows the cost of {' and '.join(_KNOWN_COSTS)} alone, and score.source = "
+            f"{job.score.source!r}; run the job: its first messages say how far it is"
+        )
     started = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         probe = pool.submit(_probe, job).result()

@@ -20,10 +20,12 @@ from streamfluence.layout import (
     SKETCH,
     decision_stage,
     result_stage,
+    score_path,
 )
 from streamfluence.run.finished import stale_scores, unmerged_scores
 from streamfluence.run.opened import OpenRun
 from streamfluence.run.sets import score_names
+from streamfluence.run.source import scan_of
 from streamfluence.run.survey import survey
 from streamfluence.scoring.score import rescore
 from streamfluence.sketching.steps import LASTING
@@ -138,10 +140,19 @@ def _steps(
             for stage, _ in _lacking(run, wanted)
             if stage.startswith((PREPARED, SCORE, SCORES))
         }
+        stages = {stage for stage, _ in _lacking(run, wanted)}
+        lacking |= {name for name in score_names(run) if _walked(run, name) in stages}
         labels = sorted(lacking & set(score_names(run)) | set(stale_scores(run)))
         return [partial(rescore, run, label, execution, progress) for label in labels]
 
     return [sketches, rows, scores]
+
+
+def _walked(run: OpenRun, label: str) -> str | None:
+    """Return the stage of the recorded training that scores are made of, as far as that can be known."""
+    with suppress(StreamfluenceError):
+        return scan_of(run.read_document(score_path(label)))[0]
+    return None
 
 
 def _lacking(run: OpenRun, wanted: set[Place]) -> list[Place]:

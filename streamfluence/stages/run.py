@@ -24,7 +24,7 @@ from streamfluence.run.sets import NO_QUERIES
 from streamfluence.run.source import ROWS_SOURCE
 from streamfluence.scoring.asked import Asked
 from streamfluence.scoring.score import score_set
-from streamfluence.scoring.source import check_source
+from streamfluence.scoring.source import check_source, try_source
 from streamfluence.short_forms import chosen_readouts, readout_options
 from streamfluence.stages.collect import collect
 from streamfluence.stages.score import scored
@@ -66,6 +66,7 @@ def _do(
     with_rows = job.score.source == ROWS_SOURCE
     if with_rows:
         _refuse_full_disk(run)
+    try_source(run, asked_of(job), execution.resolved_device())
     sketched = sketch(run_path, execution, progress)
     if with_rows:
         _refuse_full_disk(run)
@@ -73,7 +74,7 @@ def _do(
         for announcement in facts["coverage"]["announcements"]:
             progress.message(announcement)
     # Before the long work: a doubt that the sketch alone justifies may change the job.
-    doubts = sketch_warnings(run, with_rows)
+    doubts = sketch_warnings(run, with_rows, member("scoring.sources", job.score.source).damps)
     _say(progress, doubts)
     collected: dict[str, Any] = {"sets": {}}
     found: list[str] = []
@@ -110,7 +111,8 @@ def asked_of(job: Job) -> Asked:
     )
     if told.source == ROWS_SOURCE:
         return asked
-    return replace(asked, solver=told.solver, solver_options=told.solver_options)
+    asked = replace(asked, solver=told.solver, solver_options=told.solver_options)
+    return replace(asked, record=told.record, scan=told.scan, scan_options=told.scan_options)
 
 
 def _needs_no_queries(job: Job) -> bool:

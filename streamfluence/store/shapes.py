@@ -159,6 +159,16 @@ def _tables(value: Any) -> bool:
     return all(isinstance(each, list) and all(map(_table, each)) for each in lists)
 
 
+def _source(value: Any) -> bool:
+    """Return whether it says by what a score is made that is not made of stored rows."""
+    if not (isinstance(value, dict) and _text(value.get("name")) and _table(value.get("options"))):
+        return False
+    if "record" not in value:
+        return _text(value.get("solver"))
+    words = all(_text(value.get(key)) for key in ("record", "digest", "scan"))
+    return words and _name(value.get("key")) and _list_of(_positive, 1)(value.get("segments"))
+
+
 def _digests(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_text, value.values()))
 
@@ -214,7 +224,7 @@ _RUN: Mapping[str, Any] = {
 # Of a score, where something is prepared for it, and where it is not made of stored rows.
 _OPTIONAL = {
     "prepared": _list_of(_text),
-    "source": {"name": _text, "solver": _text, "options": _table},
+    "source": _source,
 }
 _OTHER = {"holds": _or_none(_text), "checkpoints": _list_of(lambda value: True, at_least=1)}
 _SCORES: Mapping[str, Any] = {

@@ -7,8 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamfluence.readouts.base import ScoreBlock
+from streamfluence.execution import Execution, Progress
+from streamfluence.readouts.base import Arrays, ScoreBlock
 from streamfluence.run.opened import OpenRun
+from streamfluence.run.session import Session
+from streamfluence.scoring.asked import Asked
 
 Tile = tuple[int, int]
 
@@ -40,12 +43,56 @@ class Source:
 
     Attributes:
         gives: What of a block it can fill, see ``Readout.needs``; a readout that needs more is refused.
+        damps: Whether a damping is part of it.
     """
 
     gives: Collection[str] = ()
+    damps = True
 
     def __init__(self, run: OpenRun, device: str, label: str, spec: Mapping[str, Any]) -> None:
         self.run, self.device, self.label, self.spec = run, device, label, spec
+
+    @classmethod
+    def pinned(cls, run: OpenRun, asked: Asked, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the document of a score says of its source beside the name, JSON-able.
+
+        Args:
+            before: What it said when these scores were asked for before, which holds where nothing is
+                asked.
+
+        Raises:
+            InputError: If what is asked for is not there, or means nothing to this source.
+        """
+        return {}
+
+    @classmethod
+    def meaning(cls, said: str) -> str:
+        """Return what a score of it is and its sign, in one sentence.
+
+        Args:
+            said: What it is of the run's feature.
+        """
+        return said
+
+    @classmethod
+    def refuse(cls, run: OpenRun) -> None:
+        """Raise InputError if it can make no scores of a run."""
+
+    @classmethod
+    def try_out(cls, session: Session, said: Mapping[str, Any]) -> None:
+        """Raise InputError if it can make no scores of a model; called before any long work.
+
+        Args:
+            said: As ``pinned`` returns it.
+        """
+
+    def prepare(self, execution: Execution, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
+        """Return what is prepared before any score is made, and the facts of its making.
+
+        A source that is not ``rows`` prepares ``directions.value``, the measurement of each query.
+        What it says of itself in a record is the fact ``record``, a table.
+        """
+        raise NotImplementedError
 
     def tiles(self) -> list[Tile]:
         """Return the ranges of queries that are scored at a time; the run alone decides them."""

@@ -1,6 +1,6 @@
 """Scores of gradients that stream by: every training example is run again, and no row is stored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,15 +8,22 @@ import torch
 from torch import Tensor
 
 from streamfluence.data._prefetch import prefetch
-from streamfluence.errors import CoverageError
+from streamfluence.errors import CoverageError, InputError
+from streamfluence.execution import Execution, Progress
+from streamfluence.job import Score
 from streamfluence.layout import Span, cut
-from streamfluence.readouts.base import ScoreBlock
+from streamfluence.options import checked
+from streamfluence.readouts.base import Arrays, ScoreBlock
 from streamfluence.run.at_checkpoint import at_checkpoints
 from streamfluence.run.feature import checkpoint_factors
+from streamfluence.run.opened import OpenRun
 from streamfluence.run.prepared import prepared_receipt
 from streamfluence.run.session import Session, open_session
 from streamfluence.run.source import DIRECTIONS
-from streamfluence.run.unprojected import Unprojected
+from streamfluence.run.unprojected import CURVATURES, Unprojected
+from streamfluence.scoring.asked import Asked
+from streamfluence.scoring.sources._directions import make_directions
+from streamfluence.scoring.sources._losses import block
 from streamfluence.scoring.sources.base import Source, Tile, Wanted
 
 QUERY_BYTES = 256 << 20  # of directions held at once
@@ -48,6 +55,25 @@ class Streamed(Source):
 
     gives = ("scores", "columns")
 
+    @classmethod
+    def pinned(cls, run: OpenRun, asked: Asked, before: Mapping[str, Any]) -> dict[str, Any]:
+        solver = asked.solver or before.get("solver", Score.solver)
+        options = dict(asked.solver_options or before.get("options", {}))
+        checked("solvers", solver, options)(**options)
+        return {"solver": solver, "options": options}
+
+    @classmethod
+    def refuse(cls, run: OpenRun) -> None:
+        curvature = run.method.curvature.name
+        if curvature not in CURVATURES:
+            raise InputError(
+                f"score.source = 'streamed' needs products with the curvature, which {curvature!r} has "
+                f"none of; use one of {', '.join(CURVATURES)}, or score.source = 'rows'"
+            )
+
+    def prepare(self, execution: Execution, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
+        return make_directions(open_session(self.run.url, self.device), self.spec, progress)
+
     def tiles(self) -> list[Tile]:
         count = self.run.example_set(self.spec["queries"]).count
         with self.run.reader(prepared_receipt(self.run, self.label), f"{DIRECTIONS}.0") as reader:
@@ -62,9 +88,10 @@ class Streamed(Source):
             span = self.run.train.spans[partition]
             scores, losses = self._scored(session, span, wanted.tile, "columns" in wanted.needs)
             session.refuse_touched("train")
+            valid = np.isfinite(scores).all(axis=1) & np.isfinite(losses)
             for part in cut(span, wanted.block_rows or BLOCK_ROWS):
                 own = slice(part.start - span.start, part.stop - span.start)
-                yield _block(session, part, scores[own], losses[own])
+                yield block(session, part, scores[own], losses[own], valid[own])
 
     def _scored(
         self, session: Session, span: Span, tile: Tile, with_losses: bool
@@ -110,18 +137,3 @@ def _prove(net: Unprojected, batch: Any, directions: Tensor, slopes: Tensor, spa
             "alone: the model mixes the examples of a batch; set model.one_by_one = true in the job, and "
             "make a new run"
         )
-
-
-def _block(session: Session, part: Span, scores: np.ndarray, losses: np.ndarray) -> ScoreBlock:
-    """Return a block; self-influence is not known, since no row is."""
-    valid = np.isfinite(scores).all(axis=1) & np.isfinite(losses)
-    scores = np.where(valid[:, None], scores, np.float32(0))
-    return ScoreBlock(
-        start=part.start,
-        scores=scores,
-        valid=valid,
-        self_influence=np.full(len(part), np.nan, np.float32),
-        loss=losses,
-        group=session.reader("train").groups(part.start, part.stop),
-        weights=tuple(checkpoint_factors(session.run.method, session.run.train.count)),
-    )
