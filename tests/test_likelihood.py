@@ -84,6 +84,8 @@ def test_probes_depend_on_the_example_and_not_on_its_batch():
     for i in range(4):
         alone = likelihood.probe(outputs[i : i + 1], targets[i : i + 1], 0, 2, ids[i : i + 1])
         assert torch.equal(together[i], alone[0])
+    alike = likelihood.probe(outputs[:1].expand(4, 3, 5), targets[:1].expand(4, 3), 0, 2, ids)
+    assert len(alike.flatten(1).unique(dim=0)) == 4, "examples share their signs"
     assert not torch.equal(together, likelihood.probe(outputs, targets, 1, 2, ids))
     assert not torch.equal(together, likelihood.probe(outputs, targets, 0, 3, ids))
 

@@ -184,7 +184,7 @@ MUTANTS = (
         "run/columns.py",
         "(flags == 0).all(axis=0)",
         "(flags == 0).any(axis=0)",
-        "test_evaluate_rankings.py",
+        "test_columns.py",
     ),
     # --- judgements
     Mutant(
@@ -228,7 +228,7 @@ MUTANTS = (
         "stages/run.py",
         "return run.method.rows.bytes if of_train else 0",
         "return 0",
-        "test_budget.py",
+        "test_first_run.py",
     ),
     Mutant(
         "a lost partition is not missed",
