@@ -10,7 +10,7 @@ from streamfluence.readouts.base import DeviceBlock, ScoreBlock
 from streamfluence.readouts.self_influence import SelfInfluence
 from streamfluence.readouts.top_k import TopK
 from streamfluence.scoring.product import _device_blocks, _weighted, rows_per_block
-from streamfluence.scoring.reading import read_out
+from streamfluence.scoring.read_out import read_out
 from streamfluence.scoring.terms import Term
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
