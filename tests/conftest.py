@@ -1,10 +1,11 @@
-"""What every test shares: one thread a process, and GPU tests that skip with a reason.
+"""What every test shares: one thread a process, signals, and GPU tests that skip with a reason.
 
 One thread, because two test processes share two cores, and because a sum over
 several threads may round otherwise than a sum over one.
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Dask's own patience with a worker that starts is too short for a machine that is busy.
@@ -13,6 +14,9 @@ os.environ.setdefault("DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP", "900s")
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Programs that tests interrupt would ignore it, too, where the tests run in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline and no limit of the time to draw: a shared machine stalls. In CI the same examples
 # every time.
