@@ -12,6 +12,7 @@ NAMES = {
     "e1": "digits_momentum",
     "e2": "digits_adamw",
     "f": "letters_mlp",
+    "g": "digits_large",
 }
 
 
