@@ -83,8 +83,11 @@ def test_what_was_found_of_the_training_is_in_the_job_with_its_source(causal):
     code, said = init(causal, *data, "--text-column", "a")
     assert code == 0 and "training_args.bin was not read" in said
     curvature = asked_of(causal)["curvature"]
-    assert curvature == {"steps": 10, "learning_rate": 0.0015}
-    assert "# mean of 2 in trainer_state.json" in (causal / "job" / "job.toml").read_text()
+    assert curvature == {}, "rate and steps decide a damping, which is another for each optimizer"
+    lines = (causal / "job" / "job.toml").read_text().splitlines()
+    assert any(line.startswith("# steps = 10 ") for line in lines)
+    (rate,) = [line for line in lines if line.startswith("# learning_rate = 0.0015 ")]
+    assert rate.endswith("# mean of 2 in trainer_state.json")
 
 
 def test_of_an_adapter_only_its_own_weights_are_judged(causal):

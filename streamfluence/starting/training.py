@@ -31,6 +31,8 @@ def training_of(folder: Path) -> tuple[list[Found], list[str]]:
     lacking = {"learning_rate", "steps", "weight_decay", "optimizer", "batch_size"}
     lacking -= {each.key for each in found}
     notes = [f"not found: {', '.join(sorted(lacking))}; give those of your training"]
+    if found:
+        notes.append("uncomment what was found when you give the optimizer, or it means plain SGD")
     if any(folder.glob(f"**/{_ARGUMENTS}")):
         notes.append(f"{_ARGUMENTS} was not read: it is a pickle, which may run code")
     return found, notes

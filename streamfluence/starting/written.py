@@ -65,7 +65,8 @@ def job_text(
         *_entries({**placed(asked, directory), "path": QUERIES}),
         "",
         "[curvature]                             # how it was trained decides the damping",
-        *(f"{each.key} = {each.value:<22} # {each.source}" for each in found),
+        # Comments, as no file tells the optimizer: without it they would mean plain SGD.
+        *(f"# {each.key} = {each.value:<20} # {each.source}" for each in found),
         *(f"# {note}" for note in notes),
         "",
         "[compute]",
